@@ -1,0 +1,1 @@
+"""HTTP in, operations out: stateless, and knows no driver and no lock."""

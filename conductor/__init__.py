@@ -1,0 +1,1 @@
+"""The work that spans nodes, done from durable operations."""

@@ -1,0 +1,1 @@
+"""One per storage node: takes exports, serves their paths, gives them up."""

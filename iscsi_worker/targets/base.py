@@ -1,0 +1,83 @@
+"""The seam to what speaks iSCSI: one target process for one export, with a gate and a lease in memory it shares with us.
+
+The lease is the permission to do I/O: a CLOCK_MONOTONIC deadline that the process reads before every operation on its
+image; once it has passed, or the image store says that the client is fenced, the process exits at once and answers nothing.
+The gate holds operations back while it is closed, and counts those in flight. tests/contract/test_targets.py is the
+definition; it runs on every backend.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sanderling.images.base import BackingStore
+from sanderling.model.exports import Connection, ExportId
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """What a target process presents. Equal on every node for one disk, so that initiators see one disk."""
+
+    export: ExportId
+    iqn: str
+    tid: int
+    scsi_serial: str
+    backing_store: BackingStore
+    initiators: tuple[str, ...]
+    allow_any: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A target process that runs. `client` is what the image store would fence; `epoch` is the caller's own, kept for it."""
+
+    export: ExportId
+    epoch: tuple[int, int]
+    revision: int
+    client: str
+    portals: tuple[str, ...]
+    gate_open: bool
+    lease_left_s: float
+
+
+class Targets(Protocol):
+    def start(self, spec: TargetSpec, *, epoch: tuple[int, int], revision: int, lease_s: float) -> Running:
+        """Start the export's process: gate closed, no portal, its client connected and its LUN open.
+
+        The client connects after this call began, so a fence acknowledged before it is in force for every write of it.
+        `TargetFailed` when it is not ready within the bound; nothing is left running then.
+        """
+        ...
+
+    def open_portal(self, export: ExportId, address: str) -> None:
+        """Answer on this address, which must already be on the node. Opening it twice is no error."""
+        ...
+
+    def ungate(self, export: ExportId) -> None:
+        """Let operations through; those that waited run now."""
+        ...
+
+    def gate(self, export: ExportId) -> None:
+        """Hold operations back from now on; those already begun go on (see `drain`)."""
+        ...
+
+    def drain(self, export: ExportId, *, timeout_s: float) -> bool:
+        """Wait until no operation is in flight behind a closed gate; False when the time has passed first."""
+        ...
+
+    def renew(self, export: ExportId, *, lease_s: float) -> None:
+        """Move the lease's deadline to `lease_s` from now. A process whose lease has lapsed is dead: `TargetFailed`."""
+        ...
+
+    def connections(self, export: ExportId) -> tuple[Connection, ...]: ...
+
+    def probe(self, export: ExportId, *, timeout_s: float) -> bool:
+        """Whether a read of LBA 0 through the process's own portal succeeds in time: it is alive and not fenced."""
+        ...
+
+    def stop(self, export: ExportId) -> None:
+        """Reset its connections, kill the process and wait until it is dead. Stopping what is not there is no error."""
+        ...
+
+    def actual(self) -> tuple[Running, ...]:
+        """Every export process of this node that is alive, also those that an earlier worker started."""
+        ...

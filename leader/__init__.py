@@ -1,0 +1,1 @@
+"""Leader election, and the service with the duties that only a leader has."""

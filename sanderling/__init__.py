@@ -1,0 +1,1 @@
+"""Nouns and seams shared by every process; imports none of them."""

@@ -1,0 +1,133 @@
+"""The seam to the store that says who owns what: ordered keys with locks held by consul sessions, and one prefix watch.
+
+Every method talks to the store within `settings` bounds and raises `Unavailable` when it cannot. Reads are consistent: what
+they return was true at some moment during the call. tests/contract/test_coordination.py is the definition; it runs on
+every backend. Keys are relative ("exports/…"); a backend puts its own prefix before them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+ABSENT = 0  # `expected=ABSENT`: only when there is no such key
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key as it was read. `consul_session` is the id of the session that locks it, or None."""
+
+    key: str
+    value: bytes
+    modify_index: int
+    consul_session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All entries under a prefix, by key, and the index to watch from."""
+
+    entries: tuple[Entry, ...]
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a key that nobody locks; `expected` is its modify_index, ABSENT, or None for any."""
+
+    key: str
+    value: bytes
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: str
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Lock a free key for a session, or rewrite the value of a key that it locks already."""
+
+    key: str
+    value: bytes
+    consul_session: str
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Write the value and unlock, only if that session holds the lock."""
+
+    key: str
+    value: bytes
+    consul_session: str
+
+
+Op = Put | Delete | Acquire | Release
+OPS_MAX = 64  # Consul refuses a transaction of more with 413
+
+
+class Coordination(Protocol):
+    failover_bound_s: float
+    """How long after its holder fell silent, at most, a lock opened with a check of 1 s can be taken by another."""
+
+    def get(self, key: str) -> Entry | None: ...
+
+    def list(self, prefix: str) -> Listing: ...
+
+    def watch(self, prefix: str, *, index: int, timeout_s: float) -> Listing:
+        """Like `list`, but waits until something under the prefix is newer than `index` or the time has passed.
+
+        A return is not a change: compare the entries. When the store's index goes back, the next call with the returned
+        index still sees every later change.
+        """
+        ...
+
+    def put(self, key: str, value: bytes, *, expected: int | None = None) -> bool:
+        """Write an unlocked key; False when `expected` does not hold or somebody locks the key."""
+        ...
+
+    def delete(self, key: str, *, expected: int | None = None) -> bool:
+        """Remove a key that nobody locks; False when `expected` does not hold or somebody locks it.
+
+        Removing a key that is not there is True unless `expected` asked for one.
+        """
+        ...
+
+    def txn(self, ops: Sequence[Op]) -> bool:
+        """All of them in one step, or none and False. More than OPS_MAX is an assertion."""
+        ...
+
+    def open_session(self, name: str, *, check_ttl_s: float) -> str:
+        """A new consul session's id. It dies when its check is not fed for `check_ttl_s`, or when the node dies.
+
+        On death every key it locks is unlocked, its value left as it was.
+        """
+        ...
+
+    def renew_session(self, consul_session: str) -> None:
+        """Feed the check. Proves nothing about ownership; `SessionLost` when the store already knows that it is gone."""
+        ...
+
+    def session_is_live(self, consul_session: str) -> bool:
+        """Whether the session still exists, by a consistent read: True proves that its locks were held during the call."""
+        ...
+
+    def close_session(self, consul_session: str) -> None:
+        """End the session now; its keys are unlocked. Ending one that is gone is no error."""
+        ...
+
+    def acquire(self, key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
+        """Lock a free key, or rewrite the value of one this session locks already; False when another holds it,
+        `expected` does not hold, or the lock-delay after an owner's death is not over. `SessionLost` when the session is gone.
+        """
+        ...
+
+    def release(self, key: str, value: bytes, *, consul_session: str) -> bool:
+        """Write the value and unlock in one step; False when that session does not hold the lock."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections and threads; sessions stay as they are."""
+        ...

@@ -1,0 +1,173 @@
+"""Every failure that Sanderling means to report: one tree, and each class is an answer to "what can the caller do now?".
+
+The class is the registry. The HTTP answer (RFC 9457), the generated pages under /problems and the wire form on the bus are all
+made from `Problem.by_code`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+Context = Any  # a JSON value
+
+
+class Problem(Exception):
+    """A failure with a stable code. `detail` is one sentence for a person; `context` holds JSON values for a program."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "The service failed"
+    by_code: ClassVar[dict[str, type["Problem"]]] = {}
+
+    def __init__(self, detail: str, **context: Context) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.context: dict[str, Context] = context
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "code" in vars(cls):  # oslo.messaging subclasses ours at run time; those bring no code
+            assert cls.code not in Problem.by_code, f"two problems share the code {cls.code}"
+            Problem.by_code[cls.code] = cls
+
+    def to_wire(self) -> dict[str, Any]:
+        """The form that crosses the bus and is stored with an operation."""
+        return {"code": self.code, "detail": self.detail, "context": self.context}
+
+    @staticmethod
+    def from_wire(wire: Mapping[str, Any]) -> "Problem":
+        """The problem that `to_wire` described; a code this release does not know becomes a plain `Problem`."""
+        kind = Problem.by_code.get(str(wire.get("code")), Problem)
+        problem = kind.__new__(kind)
+        Problem.__init__(problem, str(wire.get("detail", "")), **dict(wire.get("context") or {}))
+        return problem
+
+
+Problem.by_code[Problem.code] = Problem
+
+
+class InvalidInput(Problem):
+    """What was sent breaks a rule. `errors` lists each field with the rule it breaks and how to mend it."""
+
+    code, status, title = "invalid-input", 422, "The request breaks a rule"
+
+    @classmethod
+    def of(cls, field: str, rule: str, fix: str) -> "InvalidInput":
+        return cls.of_all([{"field": field, "rule": rule, "fix": fix}])
+
+    @classmethod
+    def of_all(cls, errors: Sequence[Mapping[str, str]]) -> "InvalidInput":
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        return cls(f"{first['field']}: {first['rule']}; {first['fix']}{more}", errors=[dict(e) for e in errors])
+
+
+class Malformed(Problem):
+    code, status, title = "malformed", 400, "The request cannot be read"
+
+
+class Unauthenticated(Problem):
+    code, status, title = "unauthenticated", 401, "Who you are is not known"
+
+
+class Forbidden(Problem):
+    code, status, title = "forbidden", 403, "Your role does not allow this"
+
+
+class NotFound(Problem):
+    code, status, title = "not-found", 404, "There is no such thing"
+
+
+class Conflict(Problem):
+    """Another thing already holds the name, the address or the place."""
+
+    code, status, title = "conflict", 409, "Something else is in the way"
+
+
+class Busy(Problem):
+    """An operation on the same resource has not ended; its id is in the context."""
+
+    code, status, title = "busy", 409, "Another operation is under way"
+
+
+class TransitionRefused(Problem):
+    code, status, title = "transition-refused", 409, "Not possible in the present state"
+
+
+class InUse(Problem):
+    code, status, title = "in-use", 409, "It is in use"
+
+
+class IdempotencyMismatch(Problem):
+    code, status, title = "idempotency-mismatch", 409, "The idempotency key was used for another request"
+
+
+class PreconditionFailed(Problem):
+    code, status, title = "precondition-failed", 412, "It has changed since you read it"
+
+
+class TooLarge(Problem):
+    code, status, title = "too-large", 413, "The request is too large"
+
+
+class Exhausted(Problem):
+    """A bound was reached: no free address in a subnet, no room in a pool, too many subscribers."""
+
+    code, status, title = "exhausted", 409, "There is no room left"
+
+
+class Unavailable(Problem):
+    """A part this needs cannot be reached; `dependency` names it. Trying again later may work."""
+
+    code, status, title = "unavailable", 503, "A part this needs cannot be reached"
+
+
+class SessionLost(Problem):
+    """The consul session is gone: whatever it locked may already belong to another."""
+
+    code, status, title = "session-lost", 409, "The consul session is gone"
+
+
+class ClaimLost(Problem):
+    """Another conductor has taken the operation: stop at once and write nothing more."""
+
+    code, status, title = "claim-lost", 409, "Another conductor has taken the operation"
+
+
+class StaleEpoch(Problem):
+    """A command carries an epoch older than the one now in force; it has no effect."""
+
+    code, status, title = "stale-epoch", 409, "The command is older than the state it would change"
+
+
+class StepTimedOut(Problem):
+    code, status, title = "step-timed-out", 504, "A step did not end within its deadline"
+
+
+class ImageFailed(Problem):
+    """The image store refused, for a reason that trying again will not mend."""
+
+    code, status, title = "image-failed", 502, "The image store refused"
+
+
+class Fenced(Problem):
+    """This client of the image store has been fenced; only a new client can go on."""
+
+    code, status, title = "fenced", 409, "This client has been fenced"
+
+
+class TargetFailed(Problem):
+    """A target process could not be started or refused a command."""
+
+    code, status, title = "target-failed", 502, "The target process failed"
+
+
+class AddressFailed(Problem):
+    """An address could not be put on or taken off an interface."""
+
+    code, status, title = "address-failed", 502, "The address could not be set"
+
+
+class SettingsRefused(Problem):
+    """A setting that would look on but do nothing, or contradicts another: the process refuses to start."""
+
+    code, status, title = "settings-refused", 500, "The settings are refused"

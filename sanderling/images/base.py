@@ -1,0 +1,81 @@
+"""The seam to the store that holds the data: named images of bytes, text metadata on each, and the fence.
+
+Methods are bounded by settings and raise `Unavailable` when the store cannot be reached, `NotFound` for an image that is not
+there, `ImageFailed` for a refusal. tests/contract/test_images.py is the definition; it runs on every backend.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackingStore:
+    """What a target process opens. `kind` is "file" or "rbd"; `options` are the target's own, such as `conf=…;id=…`."""
+
+    kind: str
+    location: str
+    options: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    total_bytes: int
+    free_bytes: int
+
+
+class Images(Protocol):
+    def create(self, name: str, size_bytes: int, *, metadata: dict[str, str]) -> None:
+        """Make the image and its metadata. Repeating it with the same size is no error; another size is `Conflict`.
+
+        A crash in the middle leaves something that a repeat completes. Features are those that several openers can
+        share safely under an outside owner: no exclusive lock, no cache.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove image and metadata. One that is not there is no error; `InUse` while a client has it open."""
+        ...
+
+    def stat(self, name: str) -> Image: ...
+
+    def list(self) -> tuple[str, ...]: ...
+
+    def get_metadata(self, name: str) -> dict[str, str]: ...
+
+    def set_metadata(self, name: str, key: str, value: str, *, expected: str | None) -> bool:
+        """Write one key if it now holds `expected` (None: it is not there); False, and nothing written, when it does not.
+
+        Once it has returned True the write is durable.
+        """
+        ...
+
+    def backing_store(self, name: str) -> BackingStore: ...
+
+    def capacity(self) -> Capacity | None:
+        """What the pool can hold; None when the store cannot say."""
+        ...
+
+    def clients(self, name: str) -> tuple[str, ...]:
+        """Every client that has the image open or holds a lock on it, this one left out. May name clients that just died."""
+        ...
+
+    def fence(self, client: str) -> None:
+        """Once this has returned, a write by that client fails, also one that is already open in another process.
+
+        Durable against restarts of this process and, where the store keeps it, for days. Fencing twice is no error.
+        """
+        ...
+
+    def is_fenced(self, client: str) -> bool: ...
+
+    def ping(self) -> None:
+        """Return when the store answers; `Unavailable` when it does not within the bound."""
+        ...
+
+    def close(self) -> None: ...

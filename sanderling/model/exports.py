@@ -1,0 +1,103 @@
+"""An export: what one node does for one disk. The unit of ownership, fencing and moving."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+UNKNOWN_CLIENT = "unknown"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ExportId:
+    """`index` is 0 for an exclusive disk and the path's index for a shared one."""
+
+    disk_id: str
+    index: int
+
+    @property
+    def key(self) -> str:
+        return f"exports/{self.disk_id}/{self.index}"
+
+    @classmethod
+    def from_key(cls, key: str) -> "ExportId":
+        _, disk_id, index = key.split("/")
+        return cls(disk_id, int(index))
+
+    def __str__(self) -> str:
+        return f"{self.disk_id}/{self.index}"
+
+
+class Epoch(NamedTuple):
+    """Orders the owners of an export, also across a rebuilt coordination store. Compared as a pair."""
+
+    generation: int
+    counter: int
+
+    def __str__(self) -> str:
+        return f"{self.generation}.{self.counter}"
+
+
+class ExportPhase(StrEnum):
+    """What the owner named in an export's value says of it. `free` was never taken; `left` was given up in order."""
+
+    FREE = "free"
+    TAKING = "taking"
+    SERVING = "serving"
+    GIVING_UP = "giving_up"
+    LEFT = "left"
+
+
+class Connection(NamedTuple):
+    """One iSCSI connection: what a tickle needs, and what a person asks for."""
+
+    initiator_iqn: str
+    initiator_address: str
+    initiator_port: int
+    portal_address: str
+
+
+class Export(BaseModel):
+    """The value of `exports/<disk_id>/<index>`. Who holds the key's lock *should* serve; `client` is what to fence.
+
+    `client` is empty only when nothing of this export can be running: before the first taking, and after it was left.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    generation: int
+    counter: int = 0
+    node: str = ""
+    client: str = ""
+    phase: ExportPhase = ExportPhase.FREE
+    revision: int = 0
+    connections: tuple[Connection, ...] = ()
+
+    @property
+    def epoch(self) -> Epoch:
+        return Epoch(self.generation, self.counter)
+
+    @property
+    def needs_fence(self) -> bool:
+        """Whether some process may still be able to write through this export."""
+        return self.client != ""
+
+
+class Gateway(BaseModel):
+    """The value of `nodes/<name>`: a live worker, locked by its consul session for as long as it lives.
+
+    `refused` names exports this worker failed to take and stands back from, each with the reason; the worker removes an
+    entry itself when it is ready to try again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    interfaces: tuple[str, ...] = ()
+    refused: dict[str, str] = {}
+    withdrawing: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"nodes/{self.name}"

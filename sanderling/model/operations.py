@@ -1,0 +1,121 @@
+"""An operation: what the API was asked to do, with a life cycle that always ends."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from sanderling.model.machine import Machine
+
+
+class OperationKind(StrEnum):
+    CREATE_DISK = "disk.create"
+    START_DISK = "disk.start"
+    STOP_DISK = "disk.stop"
+    DELETE_DISK = "disk.delete"
+
+
+class OperationState(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    ROLLING_BACK = "rolling_back"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ROLLED_BACK = "rolled_back"
+
+
+class OperationEvent(StrEnum):
+    START = "start"
+    CANCEL = "cancel"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    UNDO = "undo"
+    UNDONE = "undone"
+    UNDONE_BY_REQUEST = "undone_by_request"
+
+
+_S, _E = OperationState, OperationEvent
+
+# fmt: off
+OPERATIONS = Machine("operation", start=_S.PENDING, rest={_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.ROLLED_BACK}, table=[
+    (_S.PENDING,      _E.START,             _S.RUNNING),
+    (_S.PENDING,      _E.CANCEL,            _S.CANCELLED),
+    (_S.RUNNING,      _E.SUCCEED,           _S.SUCCEEDED),
+    (_S.RUNNING,      _E.FAIL,              _S.FAILED),        # a step failed and its kind cannot be undone
+    (_S.RUNNING,      _E.UNDO,              _S.ROLLING_BACK),
+    (_S.ROLLING_BACK, _E.UNDONE,            _S.ROLLED_BACK),
+    (_S.ROLLING_BACK, _E.UNDONE_BY_REQUEST, _S.CANCELLED),     # a cancel asked for it
+    (_S.ROLLING_BACK, _E.FAIL,              _S.FAILED),        # undoing failed too: a person is needed, and told so
+])
+# fmt: on
+
+
+class StepState(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    UNDONE = "undone"
+
+
+class StepEvent(StrEnum):
+    START = "start"
+    FINISH = "finish"
+    FAIL = "fail"
+    UNDO = "undo"
+
+
+_T, _V = StepState, StepEvent
+
+# fmt: off
+STEPS = Machine("step", start=_T.PENDING, rest={_T.PENDING, _T.DONE, _T.FAILED, _T.UNDONE}, table=[
+    (_T.PENDING, _V.START,  _T.RUNNING),
+    (_T.RUNNING, _V.START,  _T.RUNNING),   # its conductor died in the middle: run again, steps are idempotent
+    (_T.RUNNING, _V.FINISH, _T.DONE),
+    (_T.RUNNING, _V.FAIL,   _T.FAILED),
+    (_T.RUNNING, _V.UNDO,   _T.UNDONE),
+    (_T.FAILED,  _V.UNDO,   _T.UNDONE),    # a step that failed may have done half of its work
+    (_T.DONE,    _V.UNDO,   _T.UNDONE),
+])
+# fmt: on
+
+
+class Step(BaseModel):
+    """One named part of an operation; `deadline_s` bounds one attempt at it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: StepState = StepState.PENDING
+    deadline_s: float
+    attempts: int = 0
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class Operation(BaseModel):
+    """What is stored and shown of an operation. `problem` is the wire form of what went wrong, if anything did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    kind: OperationKind
+    resource_id: str
+    resource_name: str
+    state: OperationState = OperationState.PENDING
+    params: dict[str, Any]
+    steps: tuple[Step, ...]
+    requested_by: str
+    cancel_requested: bool = False
+    claimed_by: str | None = None
+    claim_epoch: int = 0
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    problem: dict[str, Any] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in OPERATIONS.rest

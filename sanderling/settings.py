@@ -1,0 +1,277 @@
+"""Every bound and choice, in one ini file for all processes: read once at the entry point, frozen, and passed on.
+
+oslo.messaging insists on the global `cfg.CONF` (a private ConfigOpts lacks options that it registers at import), so this module
+registers there too, but only `load` reads it. The sample in etc/ is generated from these options; a test fails when it is stale.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from oslo_config import cfg
+
+from sanderling.errors import SettingsRefused
+
+
+def _of(
+    default: Any, meaning: str, *, secret: bool = False, choices: Sequence[str] | None = None, least: float | None = None
+) -> Any:
+    metadata = {"help": meaning, "secret": secret, "choices": choices, "least": least}
+    if isinstance(default, tuple):
+        return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True, slots=True)
+class General:
+    """[sanderling]: what every process shares."""
+
+    node: str = _of(socket.gethostname(), "This machine's name: unique in the cluster, and the Consul agent's node name")
+    state_dir: str = _of("/var/lib/sanderling", "Folder for what must outlive a restart")
+    runtime_dir: str = _of("/run/sanderling", "Folder for sockets, leases and the consul session's id; a tmpfs is right")
+    log_level: str = _of("INFO", "Least severe level that is logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    log_format: str = _of("json", "json for machines, console for people", choices=("json", "console"))
+    iqn_base: str = _of("iqn.2026-11.io.sanderling", "IQN of a disk that was given none: this, a colon and the disk's name")
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """[records]: operations, the index of disks, history."""
+
+    url: str = _of("sqlite:////var/lib/sanderling/records.sqlite", "SQLAlchemy URL of the records", secret=True)
+    busy_timeout_s: float = _of(10.0, "How long a write waits for another writer", least=0.1)
+    pool_size: int = _of(8, "Connections kept per process", least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Coordination:
+    """[coordination]: who serves what."""
+
+    backend: str = _of("consul", "consul, or embedded for everything in one process", choices=("consul", "embedded"))
+    url: str = _of("http://127.0.0.1:8500", "The Consul agent of this node")
+    token: str = _of("", "Consul ACL token", secret=True)
+    ca_file: str = _of("", "CA that signed the Consul agent's certificate; needed when the URL is https")
+    prefix: str = _of("sanderling/", "Put before every key")
+    request_timeout_s: float = _of(5.0, "Bound of one request that does not wait", least=0.1)
+    watch_timeout_s: float = _of(10.0, "Longest wait of one blocking query", least=0.1)
+    lock_delay_s: int = _of(1, "How long Consul keeps a dead owner's lock from others", least=0)
+    check_ttl_s: float = _of(5.0, "A worker that has not fed its check for this long is replaced", least=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """[images]: the data."""
+
+    backend: str = _of("rbd", "rbd, or files on one host", choices=("rbd", "files"))
+    folder: str = _of("/var/lib/sanderling/images", "files: where images lie")
+    ceph_conf: str = _of("/etc/ceph/ceph.conf", "rbd: the cluster's configuration file; it is only read")
+    ceph_user: str = _of("sanderling", "rbd: cephx user, without 'client.'")
+    pool: str = _of("rbd", "rbd: pool of the images")
+    connect_timeout_s: float = _of(5.0, "rbd: bound of connecting to the monitors", least=0.1)
+    operation_timeout_s: float = _of(30.0, "rbd: bound of one operation on the cluster", least=0.1)
+    fence_expire_s: int = _of(
+        7 * 86400, "rbd: how long a blocklist entry lasts; a node frozen for longer resumes unfenced", least=86400
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bus:
+    """[bus]: wake-ups between processes."""
+
+    url: str = _of("rabbit://guest:guest@127.0.0.1:5672/", "oslo.messaging transport URL; fake:// for one process", secret=True)
+    ca_file: str = _of("", "CA that signed RabbitMQ's certificate; turns TLS on")
+    send_retries: int = _of(1, "How often a send is tried again before it is Unavailable", least=0)
+    call_timeout_s: float = _of(10.0, "Default bound of a call", least=0.1)
+    handlers: int = _of(8, "Messages handled at once per server", least=1)
+    prefetch: int = _of(16, "Unacknowledged messages per consumer", least=1)
+    heartbeat_s: int = _of(10, "AMQP heartbeat: a silent broker is noticed after this long", least=1)
+    stop_timeout_s: float = _of(5.0, "How long stopping waits for handlers at work", least=0.1)
+    probe_interval_s: float = _of(2.0, "How often a server asks itself over the bus whether it still hears", least=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """[api]: HTTP."""
+
+    host: str = _of("127.0.0.1", "Address to listen on")
+    port: int = _of(8080, "Port to listen on", least=0)
+    tls_cert: str = _of("", "Certificate file; with tls_key, serves HTTPS")
+    tls_key: str = _of("", "Private key file")
+    body_max_bytes: int = _of(65536, "Largest request body", least=1024)
+    page_max: int = _of(1000, "Most rows on a page", least=1)
+    page_default: int = _of(100, "Rows on a page when none is asked for", least=1)
+    subscribers_max: int = _of(100, "Event streams open at once", least=1)
+    outbox_batch: int = _of(100, "Operations cast per turn of the outbox", least=1)
+    outbox_interval_s: float = _of(1.0, "Longest time between turns of the outbox", least=0.05)
+    dependency_timeout_s: float = _of(3.0, "Bound of asking Consul or Ceph inside a request", least=0.1)
+    policy_file: str = _of("", "oslo.policy file that overrides the defaults")
+
+
+@dataclass(frozen=True, slots=True)
+class Conductor:
+    """[conductor]: driving operations on."""
+
+    workers: int = _of(8, "Operations driven at once", least=1)
+    claim_ttl_s: float = _of(5.0, "A claim that is not renewed for this long may be taken by another conductor", least=0.5)
+    sweep_interval_s: float = _of(1.0, "How often unclaimed operations are looked for", least=0.05)
+    step_attempts_max: int = _of(8, "How often a step is tried before the operation is undone", least=1)
+    retry_first_s: float = _of(0.2, "Wait before the first retry of a step; doubles", least=0.01)
+    retry_most_s: float = _of(5.0, "Longest wait between retries of a step", least=0.01)
+    image_deadline_s: float = _of(60.0, "Deadline of a step that changes an image", least=1)
+    publish_deadline_s: float = _of(30.0, "Deadline of a step that writes coordination", least=1)
+    serve_deadline_s: float = _of(60.0, "Deadline of waiting until a disk is served, or no longer served", least=1)
+    republish_interval_s: float = _of(10.0, "How often coordination is compared with the records", least=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """[iscsi_worker]: serving exports."""
+
+    targets: str = _of("tgt", "tgt, or memory for simulation", choices=("tgt", "memory"))
+    addresses: str = _of(
+        "netlink", "netlink; loopback for 127.0.0.0/8; memory for simulation", choices=("netlink", "loopback", "memory")
+    )
+    lease_s: float = _of(5.0, "How long an export may do I/O after the last renewal", least=1)
+    renew_interval_s: float = _of(1.0, "How often leases and addresses are renewed", least=0.1)
+    address_lifetime_s: int = _of(5, "Kernel lifetime of a path's address after the last renewal", least=2)
+    drain_timeout_s: float = _of(10.0, "How long giving up waits for operations in flight before it fences itself", least=0.1)
+    target_start_timeout_s: float = _of(15.0, "How long a target process may take to be ready", least=1)
+    probe_timeout_s: float = _of(1.0, "Bound of reading LBA 0 through one's own portal", least=0.1)
+    probe_interval_s: float = _of(5.0, "How often each export is probed", least=0.5)
+    probe_failures_max: int = _of(3, "Probes that fail in a row before an export is started again", least=1)
+    grace_s: float = _of(
+        2.0, "How long a free export waits for the gateway it was placed on before the next may take it", least=0.1
+    )
+    stand_back_s: float = _of(15.0, "How long a worker leaves an export alone that it failed to take", least=0.1)
+    lanes: int = _of(16, "Exports taken or given up at once", least=1)
+    iothreads: int = _of(16, "I/O threads of one target process", least=1)
+    announcements: int = _of(3, "How often a new address is announced", least=1)
+    announce_interval_s: float = _of(0.1, "Time between announcements", least=0)
+    tgtd: str = _of("/usr/sbin/tgtd", "The target program")
+    guard: str = _of("", "The guard library; empty for the one that was installed with Sanderling")
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """[leader]: election."""
+
+    watch_timeout_s: float = _of(5.0, "Longest wait of one look at the leader key", least=0.1)
+    check_ttl_s: float = _of(3.0, "A leader that has not fed its check for this long is replaced", least=0.5)
+    renew_interval_s: float = _of(0.5, "How often leadership is proved", least=0.05)
+    lease_s: float = _of(2.0, "A leader that could not prove its lock for this long stops its duties", least=0.1)
+    duty_stop_timeout_s: float = _of(1.0, "Bound of stopping a duty before the process ends itself", least=0.1)
+    candidacy_pause_s: float = _of(5.0, "How long a leader that stepped down does not stand again", least=0)
+
+
+_GROUPS: dict[str, type] = {
+    "sanderling": General,
+    "records": Records,
+    "coordination": Coordination,
+    "images": Images,
+    "bus": Bus,
+    "api": Api,
+    "conductor": Conductor,
+    "iscsi_worker": Worker,
+    "leader": Leader,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All groups; `metrics_port` of 0 serves none outside the API."""
+
+    sanderling: General = field(default_factory=General)
+    records: Records = field(default_factory=Records)
+    coordination: Coordination = field(default_factory=Coordination)
+    images: Images = field(default_factory=Images)
+    bus: Bus = field(default_factory=Bus)
+    api: Api = field(default_factory=Api)
+    conductor: Conductor = field(default_factory=Conductor)
+    iscsi_worker: Worker = field(default_factory=Worker)
+    leader: Leader = field(default_factory=Leader)
+
+    def __post_init__(self) -> None:
+        for group, kind in _GROUPS.items():
+            _check_bounds(group, kind, getattr(self, group))
+        _check_sense(self)
+
+
+def options() -> list[tuple[str, list[cfg.Opt]]]:
+    """Every option by group, for registration and for the generated sample (entry point oslo.config.opts)."""
+    return [(group, [_option(entry) for entry in fields(kind)]) for group, kind in _GROUPS.items()]
+
+
+def load(argv: Sequence[str] = (), *, files: Sequence[str] | None = None) -> Settings:
+    """Read the ini files and the environment (`OS_<GROUP>__<OPTION>`); `SettingsRefused` names the option at fault.
+
+    Without `files` the first of $SANDERLING_CONFIG, ./sanderling.conf and /etc/sanderling/sanderling.conf that exists is read.
+    """
+    conf = cfg.CONF
+    for group, opts in options():
+        conf.register_opts(opts, group=group)
+    try:
+        conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else _found())
+        values = {group: _frozen(conf, group, kind) for group, kind in _GROUPS.items()}
+    except (cfg.Error, ValueError) as error:
+        raise SettingsRefused(f"settings: {error}") from error
+    return Settings(**values)
+
+
+def _found() -> list[str]:
+    named = os.environ.get("SANDERLING_CONFIG")
+    if named:
+        return [named]
+    return [str(path) for path in (Path("sanderling.conf"), Path("/etc/sanderling/sanderling.conf")) if path.exists()][:1]
+
+
+def _option(entry: Any) -> cfg.Opt:
+    meta = entry.metadata
+    assert entry.default is not MISSING
+    common = {"default": entry.default, "help": meta["help"], "secret": meta["secret"]}
+    if entry.name == "node":
+        common["sample_default"] = "<the host's name>"
+    if isinstance(entry.default, int):
+        return cfg.IntOpt(entry.name, min=meta["least"], **common)
+    if isinstance(entry.default, float):
+        return cfg.FloatOpt(entry.name, min=meta["least"], **common)
+    return cfg.StrOpt(entry.name, choices=meta["choices"], **common)
+
+
+def _frozen(conf: cfg.ConfigOpts, group: str, kind: type) -> Any:
+    section = getattr(conf, group)
+    return kind(**{entry.name: getattr(section, entry.name) for entry in fields(kind)})
+
+
+def _check_bounds(group: str, kind: type, values: Any) -> None:
+    for entry in fields(kind):
+        least, choices, value = entry.metadata["least"], entry.metadata["choices"], getattr(values, entry.name)
+        if least is not None and value < least:
+            raise SettingsRefused(f"[{group}] {entry.name}: {value} is less than {least}; set it to {least} or more")
+        if choices and value not in choices:
+            raise SettingsRefused(f"[{group}] {entry.name}: {value!r} is not one of {', '.join(choices)}")
+
+
+def _check_sense(settings: Settings) -> None:
+    coordination, worker, leader = settings.coordination, settings.iscsi_worker, settings.leader
+    if settings.images.backend == "files" and coordination.backend == "consul":
+        raise SettingsRefused(
+            "[images] backend: files has no fence that reaches another host, so it cannot be used with Consul; use rbd"
+        )
+    if coordination.url.startswith("https://") and not coordination.ca_file:
+        raise SettingsRefused("[coordination] ca_file: an https URL without a CA verifies nothing; name the CA's file")
+    if "ssl=" in settings.bus.url:
+        raise SettingsRefused("[bus] url: TLS by URL parameter verifies nothing; set [bus] ca_file instead")
+    if bool(settings.api.tls_cert) != bool(settings.api.tls_key):
+        raise SettingsRefused("[api] tls_cert, tls_key: one without the other serves no TLS; set both or none")
+    if worker.renew_interval_s * 2 > worker.lease_s:
+        raise SettingsRefused("[iscsi_worker] renew_interval_s: must be at most half of lease_s, or one late turn stops I/O")
+    if worker.lease_s > coordination.check_ttl_s + coordination.lock_delay_s:
+        raise SettingsRefused(
+            "[iscsi_worker] lease_s: longer than check_ttl_s + lock_delay_s of [coordination]: a dead worker's export "
+            "would go on after another may take it; lower it"
+        )
+    if leader.lease_s >= leader.check_ttl_s + coordination.lock_delay_s:
+        raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")
