@@ -61,7 +61,8 @@ class Connection(NamedTuple):
 class Export(BaseModel):
     """The value of `exports/<disk_id>/<index>`. Who holds the key's lock *should* serve; `client` is what to fence.
 
-    `client` is empty only when nothing of this export can be running: before the first taking, and after it was left.
+    `client` is empty only when nothing of this export can be running: before the first taking, and after it was left. A key
+    that is made again for a disk that may be served already starts with `client` unknown, so that taking it fences first.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -88,7 +89,8 @@ class Gateway(BaseModel):
     """The value of `nodes/<name>`: a live worker, locked by its consul session for as long as it lives.
 
     `refused` names exports this worker failed to take and stands back from, each with the reason; the worker removes an
-    entry itself when it is ready to try again.
+    entry itself when it is ready to try again. `running` names the exports whose process is alive here, each with its client:
+    after coordination was lost it is what tells who really serves.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -96,6 +98,7 @@ class Gateway(BaseModel):
     name: str
     interfaces: tuple[str, ...] = ()
     refused: dict[str, str] = {}
+    running: dict[str, str] = {}
     withdrawing: bool = False
 
     @property
