@@ -28,7 +28,7 @@ def place(
         candidates = [name for name in able if name not in skipped] or able
         if not candidates:
             continue
-        chosen = min(candidates, key=lambda name: _rank(export, gateways[name], siblings, load))  # noqa: B023
+        chosen = min(candidates, key=lambda name: _rank(export, gateways[name], siblings, load))
         placed[export] = chosen
         load[chosen] += 1
         siblings[export.disk_id, chosen] += 1
