@@ -1,0 +1,163 @@
+"""The index of disks: what the API lists and allocates against. The description on each image is the one that counts."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from sanderling.errors import Conflict, NotFound
+from sanderling.model.disks import DISKS, Access, Disk, DiskEvent, DiskState, Path
+from sanderling.records import events
+from sanderling.records.tables import DiskRow, PathRow
+
+
+def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState) -> None:
+    """Index a disk and its paths; `Conflict` when the name, the IQN or an address belongs to another disk."""
+    _refuse_taken(session, disk)
+    session.add(
+        DiskRow(
+            id=disk.id,
+            name=disk.name,
+            iqn=disk.iqn,
+            size_bytes=disk.size_bytes,
+            access=disk.access.value,
+            initiators=list(disk.initiators),
+            allow_any=disk.allow_any,
+            state=state.value,
+            started=disk.started,
+            revision=disk.revision,
+            generation=disk.generation,
+            created_at=now,
+            changed_at=now,
+            paths=[PathRow(**path.model_dump()) for path in disk.paths],
+        )
+    )
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise Conflict(
+            f"another request just took the name, the IQN or an address of disk {disk.name}; try again", field="name"
+        ) from error
+
+
+def get(session: Session, disk_id: str) -> DiskRow:
+    row = session.get(DiskRow, disk_id)
+    if row is None:
+        raise NotFound(f"there is no disk {disk_id}", disk=disk_id)
+    return row
+
+
+def by_name(session: Session, name: str) -> DiskRow:
+    row = session.scalars(select(DiskRow).where(DiskRow.name == name)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no disk {name}", disk=name)
+    return row
+
+
+def page(
+    session: Session,
+    *,
+    marker: str | None = None,
+    limit: int,
+    name_contains: str | None = None,
+    state: DiskState | None = None,
+    access: Access | None = None,
+) -> Sequence[DiskRow]:
+    """By name, after the name `marker`, which need not exist any more."""
+    query = select(DiskRow).order_by(DiskRow.name).limit(limit)
+    if marker is not None:
+        query = query.where(DiskRow.name > marker)
+    if name_contains is not None:
+        query = query.where(DiskRow.name.contains(name_contains, autoescape=True))
+    if state is not None:
+        query = query.where(DiskRow.state == state.value)
+    if access is not None:
+        query = query.where(DiskRow.access == access.value)
+    return session.scalars(query).all()
+
+
+def describe(row: DiskRow) -> Disk:
+    """The row as the model."""
+    return Disk(
+        id=row.id,
+        name=row.name,
+        iqn=row.iqn,
+        size_bytes=row.size_bytes,
+        access=Access(row.access),
+        paths=tuple(
+            Path(index=p.index, address=p.address, prefix_len=p.prefix_len, interface=p.interface, subnet=p.subnet)
+            for p in row.paths
+        ),
+        initiators=tuple(row.initiators),
+        allow_any=row.allow_any,
+        started=row.started,
+        revision=row.revision,
+        generation=row.generation,
+    )
+
+
+def apply(
+    session: Session,
+    disk_id: str,
+    event: DiskEvent,
+    *,
+    now: datetime,
+    actor: str,
+    operation_id: str | None,
+    started: bool | None = None,
+    revision: int | None = None,
+    generation: int | None = None,
+) -> DiskRow:
+    """Move the disk's state as its table says, and record that as the event "disk.<new state>".
+
+    `TransitionRefused` when the table has no such move; then nothing is changed.
+    """
+    row = session.get(DiskRow, disk_id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"there is no disk {disk_id}", disk=disk_id)
+    before = row.state
+    row.state = DISKS.next(DiskState(before), event).value
+    row.changed_at = now
+    if started is not None:
+        row.started = started
+    if revision is not None:
+        row.revision = revision
+    if generation is not None:
+        row.generation = generation
+    session.flush()
+    events.append(
+        session,
+        f"disk.{row.state}",
+        at=now,
+        actor=actor,
+        resource_id=disk_id,
+        operation_id=operation_id,
+        data={"name": row.name, "from": before, "to": row.state},
+    )
+    return row
+
+
+def forget(session: Session, disk_id: str, *, now: datetime, actor: str, operation_id: str | None) -> None:
+    """The disk is gone: recorded as "disk.deleted"; its name, IQN and addresses are free again."""
+    row = apply(session, disk_id, DiskEvent.DELETED, now=now, actor=actor, operation_id=operation_id)
+    session.delete(row)
+    session.flush()
+
+
+def _refuse_taken(session: Session, disk: Disk) -> None:
+    if session.scalars(select(DiskRow.id).where(DiskRow.name == disk.name)).first() is not None:
+        raise Conflict(f"there is a disk {disk.name} already; choose another name", field="name", name=disk.name)
+    holder = session.scalars(select(DiskRow.name).where(DiskRow.iqn == disk.iqn)).first()
+    if holder is not None:
+        raise Conflict(f"{disk.iqn} is the IQN of disk {holder}; choose another", field="iqn", disk=holder)
+    wanted = [path.address for path in disk.paths]
+    taken = session.scalars(select(PathRow).where(PathRow.address.in_(wanted)).order_by(PathRow.index).limit(1)).first()
+    if taken is not None:
+        raise Conflict(
+            f"{taken.address} is a path of disk {taken.disk.name}; give another address",
+            field=f"addresses[{wanted.index(taken.address)}]",
+            disk=taken.disk.name,
+            address=taken.address,
+        )
