@@ -4,9 +4,25 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sanderling.records.tables import EventRow
+
+
+class Event(BaseModel):
+    """Something that happened. `id` rises with time and is where a reader goes on from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    at: datetime
+    kind: str
+    actor: str
+    resource_id: str | None
+    operation_id: str | None
+    data: dict[str, Any]
 
 
 def append(
@@ -32,3 +48,31 @@ def append(
             source_id=source_id,
         )
     )
+
+
+def page(
+    session: Session, *, after: int, limit: int, resource_id: str | None = None, operation_id: str | None = None
+) -> list[Event]:
+    """Oldest first, those with an id above `after`."""
+    query = select(EventRow).where(EventRow.id > after).order_by(EventRow.id).limit(limit)
+    if resource_id is not None:
+        query = query.where(EventRow.resource_id == resource_id)
+    if operation_id is not None:
+        query = query.where(EventRow.operation_id == operation_id)
+    return [
+        Event(
+            id=row.id,
+            at=row.at,
+            kind=row.kind,
+            actor=row.actor,
+            resource_id=row.resource_id,
+            operation_id=row.operation_id,
+            data=row.data,
+        )
+        for row in session.scalars(query)
+    ]
+
+
+def newest(session: Session) -> int:
+    """The id of the last event; 0 before the first."""
+    return session.scalar(select(func.max(EventRow.id))) or 0
