@@ -60,8 +60,11 @@ DISKS = Machine("disk", start=_S.CREATING, rest={_S.STOPPED, _S.STARTED, _S.FAIL
     (_S.STARTED,  _E.STOP,    _S.STOPPING),
     (_S.STARTED,  _E.DELETE,  _S.DELETING),   # forced, with the disk's name as confirmation
     (_S.STOPPING, _E.STOPPED, _S.STOPPED),
+    (_S.STOPPING, _E.STARTED, _S.STARTED),    # stopping was cancelled before it began
     (_S.STOPPING, _E.FAIL,    _S.FAILED),
     (_S.DELETING, _E.DELETED, _S.DELETED),
+    (_S.DELETING, _E.STOPPED, _S.STOPPED),    # deleting was cancelled before it began
+    (_S.DELETING, _E.STARTED, _S.STARTED),
     (_S.DELETING, _E.FAIL,    _S.FAILED),
     (_S.FAILED,   _E.START,   _S.STARTING),
     (_S.FAILED,   _E.STOP,    _S.STOPPING),

@@ -108,6 +108,7 @@ class Operation(BaseModel):
     params: dict[str, Any]
     steps: tuple[Step, ...]
     requested_by: str
+    traceparent: str | None = None
     cancel_requested: bool = False
     claimed_by: str | None = None
     claim_epoch: int = 0

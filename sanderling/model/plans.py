@@ -1,0 +1,114 @@
+"""What each kind of operation does, step by step, and what its disk becomes at the end. Pure: a dry run shows what a run does."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from sanderling.model.disks import DiskEvent, DiskState
+from sanderling.model.operations import OperationKind, Step, StepState
+from sanderling.settings import Conductor
+
+CREATE_IMAGE: Final = "create_image"
+DESCRIBE: Final = "describe"
+DESCRIBE_STARTED: Final = "describe_started"
+DESCRIBE_STOPPED: Final = "describe_stopped"
+PUBLISH: Final = "publish"
+AWAIT_SERVED: Final = "await_served"
+AWAIT_RELEASED: Final = "await_released"
+RETRACT: Final = "retract"
+REMOVE_IMAGE: Final = "remove_image"
+SETTLE: Final = "settle"
+FORGET: Final = "forget"
+
+NO_RETURN: Final = frozenset({DESCRIBE_STOPPED, REMOVE_IMAGE, SETTLE, FORGET})
+"""Once one of these has begun, the operation goes forward or fails; it is neither cancelled nor undone."""
+
+_START: Final = (DESCRIBE_STARTED, PUBLISH, AWAIT_SERVED)
+_STOP: Final = (DESCRIBE_STOPPED, PUBLISH, AWAIT_RELEASED, RETRACT)
+
+
+class Plan(BaseModel):
+    """What an operation would do, in order, and in words what could be lost or interrupted by it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: OperationKind
+    steps: tuple[Step, ...]
+    at_risk: tuple[str, ...] = ()
+
+
+def plan(kind: OperationKind, conductor: Conductor, *, disk_name: str, start: bool = True, started: bool = True) -> Plan:
+    """The plan of an operation on the disk of that name; `start` and `started` as in `steps_of`."""
+    return Plan(
+        kind=kind, steps=steps_of(kind, conductor, start=start, started=started), at_risk=_at_risk(kind, disk_name, started)
+    )
+
+
+def steps_of(kind: OperationKind, conductor: Conductor, *, start: bool = True, started: bool = True) -> tuple[Step, ...]:
+    """The steps of an operation, with their deadlines.
+
+    `start` counts for creating: whether the new disk is also started. `started` counts for deleting: False only for a disk that
+    rests stopped, whose exports are known to be gone; for any other, stopping comes first.
+    """
+    deadlines = {
+        CREATE_IMAGE: conductor.image_deadline_s,
+        DESCRIBE: conductor.image_deadline_s,
+        DESCRIBE_STARTED: conductor.image_deadline_s,
+        DESCRIBE_STOPPED: conductor.image_deadline_s,
+        REMOVE_IMAGE: conductor.image_deadline_s,
+        PUBLISH: conductor.publish_deadline_s,
+        RETRACT: conductor.publish_deadline_s,
+        SETTLE: conductor.publish_deadline_s,
+        FORGET: conductor.publish_deadline_s,
+        AWAIT_SERVED: conductor.serve_deadline_s,
+        AWAIT_RELEASED: conductor.serve_deadline_s,
+    }
+    return tuple(Step(name=name, deadline_s=deadlines[name]) for name in _names(kind, start=start, started=started))
+
+
+def past_return(steps: Iterable[Step]) -> Step | None:
+    """The first step begun that cannot be undone, if any."""
+    return next((step for step in steps if step.name in NO_RETURN and step.state is not StepState.PENDING), None)
+
+
+def when_done(kind: OperationKind, steps: Iterable[Step]) -> DiskEvent:
+    """What happens to the disk when the operation has succeeded."""
+    if kind is OperationKind.CREATE_DISK:
+        return DiskEvent.STARTED if any(step.name == DESCRIBE_STARTED for step in steps) else DiskEvent.CREATED
+    return {
+        OperationKind.START_DISK: DiskEvent.STARTED,
+        OperationKind.STOP_DISK: DiskEvent.STOPPED,
+        OperationKind.DELETE_DISK: DiskEvent.DELETED,
+    }[kind]
+
+
+def when_undone(kind: OperationKind, was: DiskState, *, begun: bool) -> DiskEvent:
+    """What happens to the disk when nothing of the operation is left; `begun` is whether any step had begun.
+
+    A disk that was being created is gone. One whose start was undone is stopped. Otherwise it is what it was.
+    """
+    if kind is OperationKind.CREATE_DISK:
+        return DiskEvent.DELETED
+    if kind is OperationKind.START_DISK and begun:
+        return DiskEvent.STOPPED
+    return {DiskState.STARTED: DiskEvent.STARTED, DiskState.STOPPED: DiskEvent.STOPPED}.get(was, DiskEvent.FAIL)
+
+
+def _names(kind: OperationKind, *, start: bool, started: bool) -> tuple[str, ...]:
+    return {
+        OperationKind.CREATE_DISK: (CREATE_IMAGE, DESCRIBE, *(_START if start else ()), SETTLE),
+        OperationKind.START_DISK: (*_START, SETTLE),
+        OperationKind.STOP_DISK: (*_STOP, SETTLE),
+        OperationKind.DELETE_DISK: (*(_STOP if started else ()), REMOVE_IMAGE, FORGET),
+    }[kind]
+
+
+def _at_risk(kind: OperationKind, disk_name: str, started: bool) -> tuple[str, ...]:
+    sessions = f"every iSCSI session with disk {disk_name}, and operations of its initiators that were not yet answered"
+    if kind is OperationKind.STOP_DISK:
+        return (sessions,)
+    if kind is OperationKind.DELETE_DISK:
+        data = f"all data of disk {disk_name}, for good"
+        return (sessions, data) if started else (data,)
+    return ()

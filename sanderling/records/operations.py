@@ -1,0 +1,404 @@
+"""Operations and their steps in the records: submitted once, claimed by compare-and-set, driven step by step, always ended.
+
+Every function works in the caller's transaction, moves states only by the tables of `sanderling.model.operations`, and writes
+the event of its change with the change. A write of a claimed operation repeats the compare on `claim_epoch`: `ClaimLost` means
+that another conductor has it, and that nothing was written.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import CursorResult, and_, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from sanderling.errors import Busy, ClaimLost, InvalidInput, NotFound, TransitionRefused
+from sanderling.model import plans
+from sanderling.model.disks import DiskEvent, DiskState
+from sanderling.model.operations import (
+    OPERATIONS,
+    STEPS,
+    Operation,
+    OperationEvent,
+    OperationKind,
+    OperationState,
+    Step,
+    StepEvent,
+    StepState,
+)
+from sanderling.records import disks, events
+from sanderling.records.tables import OperationRow, StepRow
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An operation whose wake-up has not been cast yet."""
+
+    id: str
+    traceparent: str | None
+
+
+def submit(
+    session: Session,
+    *,
+    kind: OperationKind,
+    resource_id: str,
+    resource_name: str,
+    params: Mapping[str, Any],
+    steps: Sequence[Step],
+    requested_by: str,
+    now: datetime,
+    traceparent: str | None = None,
+) -> Operation:
+    """Write a new operation and its first event; `Busy`, naming the open one, when the resource has one that has not ended.
+
+    `params["was"]`, the state of the disk before this request, is what a cancel restores when nothing has begun.
+    """
+    row = OperationRow(
+        id=str(uuid4()),
+        kind=kind,
+        resource_id=resource_id,
+        resource_name=resource_name,
+        state=OPERATIONS.start,
+        params=dict(params),
+        requested_by=requested_by,
+        traceparent=traceparent,
+        cancel_requested=False,
+        claim_epoch=0,
+        created_at=now,
+        steps=[
+            StepRow(position=position, name=step.name, state=step.state, deadline_s=step.deadline_s, attempts=0)
+            for position, step in enumerate(steps)
+        ],
+    )
+    _refuse_second(session, resource_id, resource_name)
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # another API process was faster: the partial unique index decides
+        _refuse_second(session, resource_id, resource_name)
+        raise
+    _tell(session, row, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
+    return _model(row)
+
+
+def open_on(session: Session, resource_id: str) -> str | None:
+    """The id of the resource's operation that has not ended, if there is one."""
+    return session.scalar(select(OperationRow.id).where(OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None)))
+
+
+def get(session: Session, operation_id: str) -> Operation:
+    return _model(_row(session, operation_id))
+
+
+def page(
+    session: Session,
+    *,
+    marker: str | None,
+    limit: int,
+    resource_id: str | None = None,
+    state: OperationState | None = None,
+    kind: OperationKind | None = None,
+) -> list[Operation]:
+    """Operations, newest first, after the one whose id is `marker`."""
+    query = select(OperationRow).order_by(OperationRow.created_at.desc(), OperationRow.id.desc()).limit(limit)
+    wanted = ((OperationRow.resource_id, resource_id), (OperationRow.state, state), (OperationRow.kind, kind))
+    query = query.where(*(column == value for column, value in wanted if value is not None))
+    if marker is not None:
+        last = session.get(OperationRow, marker)
+        if last is None:
+            raise InvalidInput.of("marker", "no operation has this id", "use the next link of the page before")
+        at, older = OperationRow.created_at, OperationRow.created_at < last.created_at
+        query = query.where(or_(older, and_(at == last.created_at, OperationRow.id < last.id)))
+    return [_model(row) for row in session.scalars(query)]
+
+
+def request_cancel(session: Session, operation_id: str, *, actor: str, now: datetime) -> Operation:
+    """Ask that the operation be undone. One that nobody has begun is cancelled here and now, and its disk is what it was.
+
+    `TransitionRefused` when it has ended, is being undone because it failed, or has begun a step that cannot be undone.
+    """
+    row = _row(session, operation_id, for_update=True)
+    if row.cancel_requested:
+        return _model(row)
+    if not OPERATIONS.allows(OperationState(row.state), OperationEvent.UNDO):
+        _move(session, row, OperationEvent.CANCEL, now=now, actor=actor)
+        row.cancel_requested, row.ended_at, row.cast_at = True, now, row.cast_at or now
+        undo_disk(session, _model(row), now=now, actor=actor)
+        return _model(row)
+    step = plans.past_return(_model(row).steps)
+    if step is not None:
+        raise TransitionRefused(
+            f"the operation has begun {step.name}, which cannot be undone; let it end, then ask for the opposite",
+            operation_id=row.id,
+            step=step.name,
+            state=row.state,
+        )
+    row.cancel_requested = True
+    events.append(session, "operation.cancel_requested", at=now, actor=actor, resource_id=row.resource_id, operation_id=row.id)
+    return _model(row)
+
+
+def undo_disk(session: Session, operation: Operation, *, now: datetime, actor: str, revision: int | None = None) -> None:
+    """Move the operation's disk to what it is once nothing of the operation is left; write it with the operation's end."""
+    was = DiskState(operation.params.get("was", DiskState.FAILED))
+    begun = any(step.state is not StepState.PENDING for step in operation.steps)
+    event = plans.when_undone(operation.kind, was, begun=begun)
+    if event is DiskEvent.DELETED:
+        disks.forget(session, operation.resource_id, now=now, actor=actor, operation_id=operation.id)
+        return
+    disks.apply(
+        session,
+        operation.resource_id,
+        event,
+        now=now,
+        actor=actor,
+        operation_id=operation.id,
+        started=False if begun else None,
+        revision=revision,
+    )
+
+
+def outbox(session: Session, *, limit: int) -> list[Outgoing]:
+    """Operations whose wake-up is still to be cast, oldest first."""
+    query = select(OperationRow.id, OperationRow.traceparent).where(OperationRow.cast_at.is_(None))
+    return [Outgoing(*found) for found in session.execute(query.order_by(OperationRow.created_at).limit(limit)).tuples()]
+
+
+def mark_cast(session: Session, ids: Sequence[str], *, now: datetime) -> None:
+    session.execute(update(OperationRow).where(OperationRow.id.in_(ids), OperationRow.cast_at.is_(None)).values(cast_at=now))
+
+
+def due(session: Session, *, now: datetime, limit: int) -> list[str]:
+    """Operations that have not ended and that nobody works on now: never claimed, released, or with a claim that ran out."""
+    unclaimed = or_(OperationRow.claimed_until.is_(None), OperationRow.claimed_until <= now)
+    query = select(OperationRow.id).where(OperationRow.ended_at.is_(None), unclaimed)
+    return list(session.scalars(query.order_by(OperationRow.created_at).limit(limit)))
+
+
+def claim(session: Session, operation_id: str, *, conductor: str, now: datetime, ttl_s: float) -> Operation | None:
+    """Take an operation that nobody works on; None when another has it or it has ended.
+
+    Of two conductors that try at once the compare on `claim_epoch` lets one change the row. The wake-up, if it is still in the
+    outbox, is no longer needed.
+    """
+    row = session.get(OperationRow, operation_id, populate_existing=True)
+    if row is None or row.ended_at is not None or (row.claimed_until is not None and row.claimed_until > now):
+        return None
+    taken = _compare(
+        session,
+        operation_id,
+        row.claim_epoch,
+        {
+            "claimed_by": conductor,
+            "claim_epoch": row.claim_epoch + 1,
+            "claimed_until": now + timedelta(seconds=ttl_s),
+            "cast_at": row.cast_at or now,
+        },
+    )
+    if not taken:
+        return None
+    row = _row(session, operation_id)
+    if OPERATIONS.allows(OperationState(row.state), OperationEvent.START):
+        row.started_at = now
+        _move(session, row, OperationEvent.START, now=now, actor=conductor)
+    return _model(row)
+
+
+def renew_claim(session: Session, operation_id: str, *, claim_epoch: int, now: datetime, ttl_s: float) -> None:
+    row = _held(session, operation_id, claim_epoch)
+    row.claimed_until = now + timedelta(seconds=ttl_s)
+
+
+def release(session: Session, operation_id: str, *, claim_epoch: int) -> None:
+    """Give the operation back unfinished, so that the next sweep takes it at once."""
+    row = _held(session, operation_id, claim_epoch)
+    row.claimed_by, row.claimed_until = None, None
+
+
+def check_claim(session: Session, operation_id: str, *, claim_epoch: int) -> None:
+    """Return when the claim is still in force; reads only."""
+    found = session.scalar(
+        select(OperationRow.id).where(
+            OperationRow.id == operation_id, OperationRow.claim_epoch == claim_epoch, OperationRow.ended_at.is_(None)
+        )
+    )
+    if found is None:
+        raise _lost(operation_id)
+
+
+def note(session: Session, operation_id: str, *, claim_epoch: int, values: Mapping[str, Any]) -> Operation:
+    """Add to the operation's params what a later attempt, perhaps by another conductor, must find."""
+    row = _held(session, operation_id, claim_epoch)
+    row.params = {**row.params, **values}
+    return _model(row)
+
+
+def begin_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation | None:
+    """Count an attempt at the step; None, and nothing written, when a cancel has been asked for."""
+    row = _held(session, operation_id, claim_epoch)
+    if row.cancel_requested:
+        return None
+    step = row.steps[position]
+    step.attempts += 1
+    step.started_at = step.started_at or now
+    _move_step(session, row, step, StepEvent.START, now=now)
+    return _model(row)
+
+
+def finish_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation:
+    row = _held(session, operation_id, claim_epoch)
+    row.steps[position].ended_at = now
+    _move_step(session, row, row.steps[position], StepEvent.FINISH, now=now)
+    return _model(row)
+
+
+def fail_step(
+    session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime, problem: Mapping[str, Any]
+) -> Operation:
+    row = _held(session, operation_id, claim_epoch)
+    row.steps[position].ended_at = now
+    _move_step(session, row, row.steps[position], StepEvent.FAIL, now=now, problem=problem)
+    return _model(row)
+
+
+def begin_undo(
+    session: Session, operation_id: str, *, claim_epoch: int, now: datetime, problem: Mapping[str, Any] | None
+) -> Operation:
+    """Turn round: from now on the steps that have begun are undone in reverse. No problem means that a cancel asked for it."""
+    row = _held(session, operation_id, claim_epoch)
+    row.problem = dict(problem) if problem is not None else None
+    _move(session, row, OperationEvent.UNDO, now=now, actor=str(row.claimed_by), data={"problem": row.problem})
+    return _model(row)
+
+
+def undo_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation:
+    """Record that nothing of the step is left."""
+    row = _held(session, operation_id, claim_epoch)
+    _move_step(session, row, row.steps[position], StepEvent.UNDO, now=now)
+    return _model(row)
+
+
+def end(
+    session: Session,
+    operation_id: str,
+    event: OperationEvent,
+    *,
+    claim_epoch: int,
+    now: datetime,
+    problem: Mapping[str, Any] | None = None,
+) -> Operation:
+    """Bring the operation to a terminal state; its resource is free for the next one. A problem given replaces the stored one."""
+    row = _held(session, operation_id, claim_epoch)
+    row.ended_at, row.claimed_until = now, None
+    if problem is not None:
+        row.problem = dict(problem)
+    _move(session, row, event, now=now, actor=str(row.claimed_by), data={"problem": row.problem})
+    ended = _model(row)
+    assert ended.ended, f"{event} does not end an operation"
+    return ended
+
+
+def _refuse_second(session: Session, resource_id: str, resource_name: str) -> None:
+    other = open_on(session, resource_id)
+    if other is not None:
+        raise Busy(f"operation {other} on {resource_name} has not ended; wait for it or cancel it", operation_id=other)
+
+
+def _row(session: Session, operation_id: str, *, for_update: bool = False) -> OperationRow:
+    row = session.get(OperationRow, operation_id, populate_existing=True, with_for_update=for_update or None)
+    if row is None:
+        raise NotFound(f"there is no operation {operation_id}", operation_id=operation_id)
+    return row
+
+
+def _compare(session: Session, operation_id: str, epoch: int, values: Mapping[str, Any]) -> bool:
+    """Write the row if it is still open at this epoch. On PostgreSQL the row stays locked until the transaction ends."""
+    session.flush()
+    done = session.execute(
+        update(OperationRow)
+        .where(OperationRow.id == operation_id, OperationRow.claim_epoch == epoch, OperationRow.ended_at.is_(None))
+        .values(**values),
+        execution_options={"synchronize_session": False},
+    )
+    assert isinstance(done, CursorResult)
+    return done.rowcount == 1
+
+
+def _held(session: Session, operation_id: str, claim_epoch: int) -> OperationRow:
+    if not _compare(session, operation_id, claim_epoch, {"claim_epoch": claim_epoch}):
+        raise _lost(operation_id)
+    return _row(session, operation_id)
+
+
+def _lost(operation_id: str) -> ClaimLost:
+    return ClaimLost(f"operation {operation_id} is no longer this conductor's", operation_id=operation_id)
+
+
+def _move(
+    session: Session,
+    row: OperationRow,
+    event: OperationEvent,
+    *,
+    now: datetime,
+    actor: str,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    row.state = OPERATIONS.next(OperationState(row.state), event)
+    _tell(session, row, now=now, actor=actor, data={"kind": row.kind, "resource_name": row.resource_name, **(data or {})})
+
+
+def _tell(session: Session, row: OperationRow, *, now: datetime, actor: str, data: Mapping[str, Any]) -> None:
+    kind = f"operation.{row.state}"
+    events.append(session, kind, at=now, actor=actor, resource_id=row.resource_id, operation_id=row.id, data=data)
+
+
+def _move_step(
+    session: Session,
+    row: OperationRow,
+    step: StepRow,
+    event: StepEvent,
+    *,
+    now: datetime,
+    problem: Mapping[str, Any] | None = None,
+) -> None:
+    step.state = STEPS.next(StepState(step.state), event)
+    data: dict[str, Any] = {"step": step.name, "position": step.position, "attempts": step.attempts}
+    if problem is not None:
+        data["problem"] = dict(problem)
+    kind = f"step.{step.state}"
+    events.append(session, kind, at=now, actor=str(row.claimed_by), resource_id=row.resource_id, operation_id=row.id, data=data)
+
+
+def _model(row: OperationRow) -> Operation:
+    return Operation(
+        id=row.id,
+        kind=OperationKind(row.kind),
+        resource_id=row.resource_id,
+        resource_name=row.resource_name,
+        state=OperationState(row.state),
+        params=dict(row.params),
+        steps=tuple(
+            Step(
+                name=step.name,
+                state=StepState(step.state),
+                deadline_s=step.deadline_s,
+                attempts=step.attempts,
+                started_at=step.started_at,
+                ended_at=step.ended_at,
+            )
+            for step in row.steps
+        ),
+        requested_by=row.requested_by,
+        traceparent=row.traceparent,
+        cancel_requested=row.cancel_requested,
+        claimed_by=row.claimed_by,
+        claim_epoch=row.claim_epoch,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        problem=row.problem,
+    )
