@@ -150,6 +150,10 @@ class Worker:
     iothreads: int = _of(16, "I/O threads of one target process", least=1)
     announcements: int = _of(3, "How often a new address is announced", least=1)
     announce_interval_s: float = _of(0.1, "Time between announcements", least=0)
+    reports_max: int = _of(1000, "Reports kept while the broker is away; the oldest is dropped", least=1)
+    report_retry_s: float = _of(1.0, "Wait before a report is sent again", least=0.05)
+    take_retry_s: float = _of(0.25, "Wait before a taking that came too early (lock-delay) is tried again", least=0.01)
+    withdraw_timeout_s: float = _of(30.0, "How long stopping waits until every export has been given up", least=1)
     tgtd: str = _of("/usr/sbin/tgtd", "The target program")
     guard: str = _of("", "The guard library; empty for the one that was installed with Sanderling")
 

@@ -1,0 +1,159 @@
+"""What this node should do about each export: pure, from one view of the store and what runs here.
+
+The lock says who should serve; nothing here relies on it for safety, since whoever takes an export fences the last client
+first. So a view that is a little old costs time, never data.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from iscsi_worker.targets.base import Running
+from iscsi_worker.view import Held, View
+from sanderling.model.disks import Disk
+from sanderling.model.exports import UNKNOWN_CLIENT, Epoch, ExportId, ExportPhase
+from sanderling.model.placement import place
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Lock it (again), fence whoever served last, start its process and serve."""
+
+    export: ExportId
+    disk: Disk
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Lock what runs here already, and go on serving with the process as it is."""
+
+    export: ExportId
+    held: Held
+    running: Running
+    disk: Disk | None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Drain, stop and unlock what this node holds."""
+
+    export: ExportId
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Stop a process whose export belongs to somebody else by now; there is nothing to unlock."""
+
+    export: ExportId
+
+
+Action = Take | Adopt | GiveUp | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """This node's side. `busy` exports have an action under way and are left alone; `sick` ones run but do not answer,
+    `refused` ones could not be taken a moment ago.
+
+    `member` says that this node's gateway key is held, so that others count it in.
+    `wanted` and `unwanted` are what commands asked for, each good for one epoch only.
+    """
+
+    node: str
+    consul_session: str
+    running: Mapping[ExportId, Running] = field(default_factory=dict)
+    busy: Collection[ExportId] = ()
+    sick: Collection[ExportId] = ()
+    refused: Collection[ExportId] = ()
+    wanted: Mapping[ExportId, Epoch] = field(default_factory=dict)
+    unwanted: Mapping[ExportId, Epoch] = field(default_factory=dict)
+    member: bool = True
+    withdrawing: bool = False
+
+
+def decide(view: View, local: Local, placed: Mapping[ExportId, str]) -> list[Action]:
+    """At most one action per export; the same arguments always give the same actions. `placed` is from `free_placed`."""
+    return list(_decided(view, local, placed))
+
+
+def free_placed(view: View, passed_over: Mapping[ExportId, Collection[str]]) -> dict[ExportId, str]:
+    """Where each free export that should be served belongs, as every node computes it from this view."""
+    free = [export for export, held in view.exports.items() if held.consul_session is None and _started(view, export)]
+    return place(free, view.gateways, view.owners, passed_over=passed_over)
+
+
+def _started(view: View, export: ExportId) -> bool:
+    disk = view.disks.get(export.disk_id)
+    return disk is not None and disk.started
+
+
+def _decided(view: View, local: Local, placed: Mapping[ExportId, str]) -> Iterator[Action]:
+    for export in sorted(view.exports.keys() | local.running.keys()):
+        held = view.exports.get(export)
+        if export in local.busy or held is None:
+            continue  # a key that is gone does not end service: the store may have been lost
+        if held.consul_session == local.consul_session:
+            action = _own(view, local, export, held)
+        elif held.consul_session is None:
+            action = _free(view, local, export, held, placed.get(export))
+        else:
+            action = Drop(export) if export in local.running else None
+        if action:
+            yield action
+
+
+def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | None:
+    disk = view.disks.get(export.disk_id)
+    if local.withdrawing or (disk and not disk.started) or local.unwanted.get(export) == held.export.epoch:
+        return GiveUp(export, held)
+    if disk is None:
+        return None
+    running = local.running.get(export)
+    serves = (
+        running is not None
+        and running.gate_open
+        and running.client == held.export.client
+        and running.revision == disk.revision
+        and held.export.phase is ExportPhase.SERVING
+        and export not in local.sick
+    )
+    if serves:
+        return None
+    return GiveUp(export, held) if export in local.refused else Take(export, disk, held)
+
+
+def _free(view: View, local: Local, export: ExportId, held: Held, chosen: str | None) -> Action | None:
+    disk, running = view.disks.get(export.disk_id), local.running.get(export)
+    if running is not None:
+        if running.gate_open and held.export.client == running.client:
+            return Adopt(export, held, running, disk)
+        if running.gate_open and held.export.client == UNKNOWN_CLIENT:
+            return Adopt(export, held, running, disk) if disk else None  # without its image's name nobody can be fenced
+        return Drop(export)
+    if disk is None or not disk.started or local.withdrawing or export in local.refused or not local.member:
+        return None
+    if chosen == local.node or local.wanted.get(export) == held.export.epoch:
+        return Take(export, disk, held)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A free export: the gateways that have had their chance at it, and since when the present one has its own."""
+
+    since: float
+    passed_over: frozenset[str] = frozenset()
+
+
+def wait_on(
+    waiting: Mapping[ExportId, Waiting], placed: Mapping[ExportId, str], *, now: float, grace_s: float
+) -> dict[ExportId, Waiting]:
+    """What is known of the free exports a moment later: one left free for `grace_s` by its gateway goes to the next choice."""
+    after = {}
+    for export, gateway in placed.items():
+        known = waiting.get(export, Waiting(now))
+        if now - known.since >= grace_s:
+            known = Waiting(now, known.passed_over | {gateway})
+        after[export] = known
+    return after

@@ -1,0 +1,135 @@
+"""Extending what exports are lent, and finding those that run but do not answer.
+
+An export's lease is extended while this node can prove that it may serve: its consul session was confirmed by a consistent
+read, or a read through the export itself still succeeds, since nobody takes over without fencing first. So a coordination
+store that is away costs nothing, and an owner that was cut off stops as soon as it has been fenced.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from iscsi_worker.addresses.base import Addresses
+from iscsi_worker.exports import Seams
+from iscsi_worker.targets.base import Targets
+from sanderling.clock import Clock
+from sanderling.errors import AddressFailed, TargetFailed, Unavailable
+from sanderling.model.disks import Path
+from sanderling.model.exports import ExportId
+from sanderling.settings import Worker
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An export whose process runs here. `owned`: the present session locks it, so proof of the session is proof of it."""
+
+    export: ExportId
+    client: str
+    paths: tuple[Path, ...]
+    owned: bool
+    gate_open: bool
+
+
+class Leases:
+    """`extend` is called at every renewal interval; probes run beside it, one at a time for each export."""
+
+    def __init__(self, settings: Worker, seams: Seams, *, proven_until: Callable[[], float], clock: Clock) -> None:
+        self._settings = settings
+        self._targets: Targets = seams.targets
+        self._addresses: Addresses = seams.addresses
+        self._images = seams.images
+        self._proven_until = proven_until
+        self._clock = clock
+        self._leases: Sequence[Lease] = ()
+        self._probes: dict[ExportId, Future[None]] = {}
+        self._probed_at: dict[ExportId, float] = {}
+        self._failures: dict[tuple[ExportId, str], int] = {}
+        self._pool = ThreadPoolExecutor(settings.lanes, thread_name_prefix="probe")
+
+    def cover(self, leases: Sequence[Lease]) -> None:
+        """What to extend from now on."""
+        self._leases = tuple(leases)
+
+    @property
+    def sick(self) -> frozenset[ExportId]:
+        """Exports whose process has failed too many probes in a row although the image store answers."""
+        return frozenset(
+            export for (export, _), failures in self._failures.items() if failures >= self._settings.probe_failures_max
+        )
+
+    def extend(self) -> None:
+        """Move every deadline that this node can account for; the rest lapse by themselves."""
+        present = {(lease.export, lease.client) for lease in self._leases}
+        for gone in self._failures.keys() - present:
+            self._failures.pop(gone, None)
+        for lease in self._leases:
+            now, proven = self._clock.monotonic(), self._proven_until()
+            proved = lease.owned and proven > now
+            if proved:
+                self._extend(lease, proven - now)
+            due = now - self._probed_at.get(lease.export, -self._settings.probe_interval_s) >= self._settings.probe_interval_s
+            if lease.gate_open and (due or not proved):
+                self._probe_soon(lease)
+
+    def stop(self) -> None:
+        self._leases = ()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _extend(self, lease: Lease, lease_s: float) -> None:
+        try:
+            self._targets.renew(lease.export, lease_s=lease_s)
+        except TargetFailed as problem:
+            log.error("export process is dead", export=str(lease.export), problem=problem.detail)
+            return
+        for path in lease.paths if lease.gate_open else ():
+            try:
+                self._addresses.add(
+                    path.address,
+                    prefix_len=path.prefix_len,
+                    interface=path.interface,
+                    lifetime_s=self._settings.address_lifetime_s,
+                )
+            except AddressFailed as problem:
+                log.error("address cannot be renewed", export=str(lease.export), address=path.address, problem=problem.detail)
+
+    def _probe_soon(self, lease: Lease) -> None:
+        under_way = self._probes.get(lease.export)
+        if under_way is None or under_way.done():
+            self._probed_at[lease.export] = self._clock.monotonic()
+            self._probes[lease.export] = self._pool.submit(self._probe, lease)
+
+    def _probe(self, lease: Lease) -> None:
+        began = self._clock.monotonic()
+        if self._targets.probe(lease.export, timeout_s=self._settings.probe_timeout_s):
+            self._failures.pop((lease.export, lease.client), None)
+            left = began + self._settings.lease_s - self._clock.monotonic()
+            if left > 0:
+                self._extend(lease, left)
+            return
+        failures = self._failures.get((lease.export, lease.client), 0)
+        if self._store_answers():
+            self._failures[lease.export, lease.client] = failures + 1
+        log.warning("probe failed", export=str(lease.export), in_a_row=failures + 1)
+
+    def _store_answers(self) -> bool:
+        """A probe that fails while the image store is away says nothing about the process."""
+        try:
+            self._images.ping()
+        except Unavailable:
+            return False
+        return True
+
+
+def every(interval_s: float, act: Callable[[], None], stopping: threading.Event, clock: Clock) -> None:
+    """Call it at each interval until told to stop; a failure is logged and the next turn comes all the same."""
+    while not stopping.is_set():
+        try:
+            act()
+        except Exception:
+            log.exception("a turn failed", act=act.__qualname__)
+        clock.wait(stopping, interval_s)

@@ -1,0 +1,123 @@
+"""This node's place among the gateways: its consul session, the proof that it still lives, and the gateway key."""
+
+import os
+from pathlib import Path
+
+import structlog
+
+from sanderling.clock import Clock
+from sanderling.coordination.base import Coordination
+from sanderling.errors import SessionLost, Unavailable
+from sanderling.model.exports import Gateway
+from sanderling.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+class Membership:
+    """One consul session at a time, its id kept on disk so that a restarted worker goes on with it.
+
+    `prove` is called by a thread of its own, since a store that does not answer may hold it for long; the other methods
+    are called by the reconcile loop alone.
+    """
+
+    def __init__(self, settings: Settings, coordination: Coordination, *, clock: Clock) -> None:
+        self._settings = settings
+        self._coordination = coordination
+        self._clock = clock
+        self._file = Path(settings.sanderling.runtime_dir) / "consul_session"
+        self._session: str | None = None
+        self._lost: str | None = None
+        self._proof: tuple[str | None, float] = (None, 0.0)
+        self._gateway: Gateway | None = None
+        self._turned_at = clock.monotonic()
+
+    @property
+    def consul_session(self) -> str | None:
+        return self._session
+
+    @property
+    def proven_until(self) -> float:
+        """Until when (monotonic) the present session is known to hold what it locks, for the purpose of leases."""
+        session, until = self._proof
+        return until if session is not None and session == self._session else 0.0
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the gateway key is held by the present session."""
+        return self._gateway is not None
+
+    def turned(self) -> None:
+        """The reconcile loop has turned; a worker whose loop hangs must not keep its session alive."""
+        self._turned_at = self._clock.monotonic()
+
+    def ensure(self) -> str:
+        """The session to work with: the present one, the one of before the restart, or a new one."""
+        if self._session is None:
+            self._session = self._kept()
+        if self._session is None or self._session == self._lost:
+            self._gateway = None
+            self._session = self._coordination.open_session(
+                self._settings.sanderling.node, check_ttl_s=self._settings.coordination.check_ttl_s
+            )
+            self._keep(self._session)
+            log.info("consul session opened", consul_session=self._session)
+        return self._session
+
+    def prove(self) -> None:
+        """Feed the session's check and ask, by a consistent read, whether the session lives."""
+        session, began = self._session, self._clock.monotonic()
+        if session is None or session == self._lost:
+            return
+        if began - self._turned_at > self._settings.coordination.check_ttl_s:
+            log.error("the reconcile loop hangs; the session's check is not fed", since_s=began - self._turned_at)
+            return
+        try:
+            self._coordination.renew_session(session)
+            live = self._coordination.session_is_live(session)
+        except SessionLost:
+            live = False
+        except Unavailable as problem:
+            log.warning("cannot prove the consul session", problem=problem.detail)
+            return
+        if live:
+            self._proof = (session, began + self._settings.iscsi_worker.lease_s)
+        else:
+            log.error("consul session lost", consul_session=session)
+            self._lost = session
+
+    def announce(self, gateway: Gateway) -> None:
+        """Publish this gateway if it differs from what is published; False progress is tried again at the next turn."""
+        assert self._session is not None, "announced before there was a session"
+        if gateway == self._gateway:
+            return
+        try:
+            held = self._coordination.acquire(gateway.key, gateway.model_dump_json().encode(), consul_session=self._session)
+        except SessionLost:
+            self._lost = self._session
+            return
+        if held:
+            self._gateway = gateway
+        else:
+            self._gateway = None
+            log.warning("the gateway key is held by another session; waiting for it to end", gateway=gateway.name)
+
+    def leave(self) -> None:
+        """End the session, which unlocks whatever it still locks."""
+        if self._session is not None:
+            self._coordination.close_session(self._session)
+        self._file.unlink(missing_ok=True)
+        self._session = self._gateway = None
+
+    def _kept(self) -> str | None:
+        try:
+            session = self._file.read_text().strip()
+        except FileNotFoundError:
+            return None
+        return session if session and self._coordination.session_is_live(session) else None
+
+    def _keep(self, session: str) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(session)
+        os.replace(fresh, self._file)

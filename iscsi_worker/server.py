@@ -1,0 +1,69 @@
+"""The process of one storage node: `sanderling-iscsi-worker`."""
+
+import signal
+import sys
+import threading
+
+import structlog
+
+import iscsi_worker.addresses
+import iscsi_worker.targets
+import rpc.oslo
+import sanderling.coordination
+import sanderling.images
+from iscsi_worker.worker import Worker
+from sanderling import logs, settings
+from sanderling.clock import SystemClock
+from sanderling.errors import Problem
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Serve until told to stop.
+
+    SIGTERM and SIGINT give every export up in order first. SIGHUP leaves them running for the worker that is started next
+    (within a lease's time), which adopts them: what an upgrade wants.
+    """
+    try:
+        _serve()
+    except Problem as problem:
+        sys.exit(f"sanderling-iscsi-worker: {problem.detail}")
+
+
+def _serve() -> None:
+    configured = settings.load(sys.argv[1:])
+    logs.configure(configured.sanderling, process="iscsi_worker")
+    clock = SystemClock()
+    told, withdraw = threading.Event(), True
+
+    def on_signal(number: int, _frame: object) -> None:
+        nonlocal withdraw
+        withdraw = number != signal.SIGHUP
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    coordination = sanderling.coordination.connect(configured, clock=clock)
+    images = sanderling.images.connect(configured, clock=clock)
+    bus = rpc.oslo.connect(configured)
+    worker = Worker(
+        configured,
+        coordination=coordination,
+        images=images,
+        bus=bus,
+        targets=iscsi_worker.targets.connect(configured, clock=clock),
+        addresses=iscsi_worker.addresses.connect(configured),
+        clock=clock,
+    )
+    worker.start()
+    log.info("serving")
+    told.wait()
+    log.info("stopping", withdraw=withdraw)
+    worker.stop(withdraw=withdraw)
+    for part in (bus, images, coordination):
+        part.close()
+
+
+if __name__ == "__main__":
+    main()

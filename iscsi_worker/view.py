@@ -1,0 +1,71 @@
+"""What one read of the coordination store says: disks that should be served, exports with their owners, live gateways."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from sanderling.coordination.base import Entry, Listing
+from sanderling.model.disks import Disk
+from sanderling.model.exports import Export, ExportId, Gateway
+
+Value = TypeVar("Value", bound=BaseModel)
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An export's key: its value, the session that locks it (None: free), and the index to compare when changing it."""
+
+    export: Export
+    consul_session: str | None
+    modify_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`gateways` holds live ones only: those whose key is locked by their consul session."""
+
+    index: int = 0
+    disks: Mapping[str, Disk] = field(default_factory=dict)
+    exports: Mapping[ExportId, Held] = field(default_factory=dict)
+    gateways: Mapping[str, Gateway] = field(default_factory=dict)
+
+    @property
+    def owners(self) -> dict[ExportId, str]:
+        """The gateway of every export that is held."""
+        return {export: held.export.node for export, held in self.exports.items() if held.consul_session}
+
+    def siblings_clients(self, export: ExportId) -> frozenset[str]:
+        """The clients of the disk's other exports that are held: they share its image by intent and must not be fenced."""
+        return frozenset(
+            held.export.client
+            for other, held in self.exports.items()
+            if other.disk_id == export.disk_id and other != export and held.consul_session
+        )
+
+
+def parse(listing: Listing) -> View:
+    """The view in a listing of everything. A key that cannot be read is logged and left out: it must not stop the rest."""
+    disks, exports, gateways = dict[str, Disk](), dict[ExportId, Held](), dict[str, Gateway]()
+    for entry in listing.entries:
+        noun, _, rest = entry.key.partition("/")
+        if noun == "disks" and (disk := _read(entry, Disk)):
+            disks[rest] = disk
+        elif noun == "exports" and (export := _read(entry, Export)):
+            disk_id, _, number = rest.rpartition("/")
+            if number.isdecimal():
+                exports[ExportId(disk_id, int(number))] = Held(export, entry.consul_session, entry.modify_index)
+        elif noun == "nodes" and entry.consul_session and (gateway := _read(entry, Gateway)):
+            gateways[gateway.name] = gateway
+    return View(listing.index, disks, exports, gateways)
+
+
+def _read(entry: Entry, kind: type[Value]) -> Value | None:
+    try:
+        return kind.model_validate_json(entry.value)
+    except ValidationError as error:
+        log.error("key cannot be read", key=entry.key, errors=error.error_count())
+        return None

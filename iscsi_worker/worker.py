@@ -1,0 +1,302 @@
+"""The worker of one storage node: one short loop that looks, decides and hands each export's action to a lane.
+
+Lanes do what may take long, one action at a time for each export; the loop itself never waits for them.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from iscsi_worker.addresses.base import Addresses
+from iscsi_worker.decisions import Action, Adopt, Drop, GiveUp, Local, Take, Waiting, decide, free_placed, wait_on
+from iscsi_worker.endpoints.exports import endpoint
+from iscsi_worker.exports import Exports, Seams
+from iscsi_worker.leases import Lease, Leases, every
+from iscsi_worker.membership import Membership
+from iscsi_worker.reports import Reports
+from iscsi_worker.targets.base import Running, Targets
+from iscsi_worker.view import View
+from iscsi_worker.watch import Watch
+from rpc import topics
+from rpc.bus import Bus, Serving
+from sanderling.clock import Clock
+from sanderling.coordination.base import Coordination
+from sanderling.errors import Problem, SessionLost, StaleEpoch, Unavailable
+from sanderling.images.base import Images
+from sanderling.model.disks import Path
+from sanderling.model.exports import Epoch, ExportId, Gateway
+from sanderling.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    until: float
+    reason: str
+
+
+class Worker:
+    """Takes, serves and gives up exports from `start` to `stop`; needs the coordination store to take, not to go on serving."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        coordination: Coordination,
+        images: Images,
+        bus: Bus,
+        targets: Targets,
+        addresses: Addresses,
+        clock: Clock,
+    ) -> None:
+        own = settings.iscsi_worker
+        seams = Seams(coordination, images, targets, addresses)
+        self._settings, self._own, self._clock = settings, own, clock
+        self._node = settings.sanderling.node
+        self._bus, self._targets, self._addresses, self._coordination = bus, targets, addresses, coordination
+        self._reports = Reports(bus, self._node, own, clock=clock)
+        self._exports = Exports(self._node, own, seams, self._reports, clock=clock)
+        self._membership = Membership(settings, coordination, clock=clock)
+        self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, clock=clock)
+        self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
+        self._lanes = ThreadPoolExecutor(own.lanes, thread_name_prefix="lane")
+        self._lock = threading.Lock()  # guards what lanes and endpoints write: the five below
+        self._busy: set[ExportId] = set()
+        self._pending: dict[ExportId, float] = {}
+        self._refused: dict[ExportId, _Refusal] = {}
+        self._wanted: dict[ExportId, Epoch] = {}
+        self._unwanted: dict[ExportId, Epoch] = {}
+        self._stale = threading.Event()  # something was changed by this node since the last view
+        self._waiting: dict[ExportId, Waiting] = {}
+        self._paths: dict[ExportId, tuple[Path, ...]] = {}
+        self._awake = threading.Event()
+        self._stopping = threading.Event()
+        self._withdrawing = False
+        self._withdrawn = threading.Event()
+        self._serving: Serving | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin; returns at once. A broker or a coordination store that is away is waited for in the background."""
+        self._reports.start()
+        interval = self._own.renew_interval_s
+        turns = {
+            "watch": lambda: self._watch.follow(self._stopping),
+            "prove": lambda: every(interval, self._membership.prove, self._stopping, self._clock),
+            "renew": lambda: every(interval, self._leases.extend, self._stopping, self._clock),
+            "reconcile": self._reconcile,
+            "listen": self._listen,
+        }
+        for name, target in turns.items():
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, *, withdraw: bool = True) -> None:
+        """Stop, bounded. `withdraw` gives every export up in order first; without it they go on for a lease's time,
+        long enough for a worker that is started again to adopt them.
+        """
+        if withdraw:
+            self._withdrawing = True
+            self.wake()
+            if not self._clock.wait(self._withdrawn, self._own.withdraw_timeout_s):
+                log.error("stopping although exports are not given up; they end by their leases")
+        self._stopping.set()
+        self.wake()
+        if self._serving:
+            self._serving.stop()
+        for thread in self._threads:
+            thread.join(self._settings.coordination.request_timeout_s)
+        self._lanes.shutdown(wait=True, cancel_futures=True)
+        self._leases.stop()
+        if withdraw and self._withdrawn.is_set():
+            self._leave()
+        self._reports.stop(timeout_s=self._settings.bus.stop_timeout_s)
+
+    def wake(self) -> None:
+        """Make the loop turn now."""
+        self._awake.set()
+
+    def want(self, export: ExportId, epoch: Epoch) -> None:
+        """path_host: take this export as soon as it is free, whatever placement says; `StaleEpoch` for an old epoch."""
+        self._check(export, epoch)
+        with self._lock:
+            self._wanted[export] = epoch
+            self._unwanted.pop(export, None)
+        self.wake()
+
+    def unwant(self, export: ExportId, epoch: Epoch) -> None:
+        """clean: give this export up and stand back from it for a while; `StaleEpoch` for an old epoch."""
+        self._check(export, epoch)
+        with self._lock:
+            self._unwanted[export] = epoch
+            self._wanted.pop(export, None)
+            self._refused[export] = _Refusal(self._clock.monotonic() + self._own.stand_back_s, "given up by command")
+        self.wake()
+
+    def _check(self, export: ExportId, epoch: Epoch) -> None:
+        view = self._watch.fresh()
+        held = view.exports.get(export)
+        if held is None or held.export.epoch != epoch:
+            now = str(held.export.epoch) if held else "none"
+            raise StaleEpoch(f"export {export} is at epoch {now}, the command is for {epoch}", export=str(export), epoch=now)
+
+    def _listen(self) -> None:
+        while not self._stopping.is_set() and self._serving is None:
+            try:
+                self._serving = self._bus.serve(topics.ISCSI_WORKER, self._node, [endpoint(self.want, self.unwant)])
+            except Unavailable as problem:
+                log.warning("commands cannot be heard yet", problem=problem.detail)
+                self._clock.wait(self._stopping, self._own.report_retry_s)
+
+    def _reconcile(self) -> None:
+        while not self._stopping.is_set():
+            self._awake.clear()
+            try:
+                self.turn()
+            except (Unavailable, SessionLost) as problem:
+                log.warning("this turn changed nothing", problem=problem.detail)
+            except Exception:
+                log.exception("a turn failed")
+            soon = self._own.take_retry_s if self._pending else self._own.renew_interval_s
+            self._clock.wait(self._awake, soon)
+
+    def turn(self) -> None:
+        """Look, cover what runs by leases, decide, hand out. Never waits for a lane."""
+        self._membership.turned()
+        running = {one.export: one for one in self._targets.actual()}
+        self._cover(running)
+        session = self._membership.ensure()
+        view = self._seen()
+        now = self._clock.monotonic()
+        self._learn_paths(view, running)
+        passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items()}
+        placed = free_placed(view, passed_over)
+        self._waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
+        local = self._local(session, running, now)
+        for action in decide(view, local, placed):
+            self._hand_out(action, view, session, running.get(action.export))
+        self._cover(running)
+        self._membership.announce(self._gateway(running))
+        self._settle(view, session, running)
+
+    def _seen(self) -> View:
+        view = self._watch.latest
+        if view is None or self._stale.is_set():
+            self._stale.clear()
+            try:
+                return self._watch.fresh()
+            except Unavailable:
+                self._stale.set()
+                raise
+        return view
+
+    def _local(self, session: str, running: dict[ExportId, Running], now: float) -> Local:
+        with self._lock:
+            self._refused = {export: refusal for export, refusal in self._refused.items() if refusal.until > now}
+            self._pending = {export: until for export, until in self._pending.items() if until > now}
+            return Local(
+                node=self._node,
+                consul_session=session,
+                running=running,
+                busy=frozenset(self._busy | self._pending.keys()),
+                sick=self._leases.sick,
+                refused=frozenset(self._refused),
+                wanted=dict(self._wanted),
+                unwanted=dict(self._unwanted),
+                member=self._membership.is_member,
+                withdrawing=self._withdrawing,
+            )
+
+    def _learn_paths(self, view: View, running: dict[ExportId, Running]) -> None:
+        """Remember where each export's addresses belong: its description may be gone when they are to be renewed or removed."""
+        for export in view.exports:
+            if disk := view.disks.get(export.disk_id):
+                self._paths[export] = disk.export_paths(export.index)
+        for gone in self._paths.keys() - view.exports.keys() - running.keys():
+            del self._paths[gone]
+
+    def _cover(self, running: dict[ExportId, Running]) -> None:
+        view, session = self._watch.latest, self._membership.consul_session
+        owned = {export for export, held in view.exports.items() if held.consul_session == session} if view and session else ()
+        self._leases.cover(
+            [
+                Lease(export, one.client, self._paths.get(export, ()), export in owned, one.gate_open)
+                for export, one in running.items()
+            ]
+        )
+
+    def _gateway(self, running: dict[ExportId, Running]) -> Gateway:
+        return Gateway(
+            name=self._node,
+            interfaces=tuple(sorted(self._addresses.interfaces())),
+            refused={str(export): refusal.reason for export, refusal in sorted(self._refused.items())},
+            running={str(export): one.client for export, one in sorted(running.items())},
+            withdrawing=self._withdrawing,
+        )
+
+    def _settle(self, view: View, session: str, running: dict[ExportId, Running]) -> None:
+        with self._lock:
+            for intents in (self._wanted, self._unwanted):
+                for export, epoch in list(intents.items()):
+                    if export not in view.exports or view.exports[export].export.epoch != epoch:
+                        del intents[export]
+            busy = bool(self._busy)
+        held = any(held.consul_session == session for held in view.exports.values())
+        if self._withdrawing and not busy and not held and not running and not self._stale.is_set():
+            self._withdrawn.set()
+
+    def _hand_out(self, action: Action, view: View, session: str, running: Running | None) -> None:
+        with self._lock:
+            self._busy.add(action.export)
+        self._lanes.submit(self._carry_out, action, view, session, running)
+
+    def _carry_out(self, action: Action, view: View, session: str, running: Running | None) -> None:
+        export, later = action.export, None
+        try:
+            if not self._act(action, view, session, running):
+                later = self._own.take_retry_s
+        except SessionLost as problem:
+            log.warning("session lost in the middle", export=str(export), problem=problem.detail)
+        except Problem as problem:
+            log.error("action failed", action=type(action).__name__, export=str(export), problem=problem.detail)
+            self._refuse(action, problem.detail)
+            later = self._own.renew_interval_s
+        except Exception as error:
+            log.exception("action failed", action=type(action).__name__, export=str(export))
+            self._refuse(action, repr(error))
+            later = self._own.renew_interval_s
+        finally:
+            with self._lock:
+                if later is not None:
+                    self._pending[export] = self._clock.monotonic() + later
+                self._busy.discard(export)
+            self._stale.set()
+            self.wake()
+
+    def _act(self, action: Action, view: View, session: str, running: Running | None) -> bool:
+        addresses = {path.address for path in self._paths.get(action.export, ())} | set(running.portals if running else ())
+        match action:
+            case Take(export, disk, held):
+                return self._exports.take(export, disk, held, consul_session=session, view=view)
+            case Adopt(export, held, adopted, disk):
+                return self._exports.adopt(export, held, adopted, disk, consul_session=session, view=view)
+            case GiveUp(export, held):
+                self._exports.give_up(export, held, addresses, running, consul_session=session)
+            case Drop(export):
+                self._exports.drop(export, addresses)
+        return True
+
+    def _refuse(self, action: Action, reason: str) -> None:
+        if isinstance(action, Take):
+            with self._lock:
+                self._refused[action.export] = _Refusal(self._clock.monotonic() + self._own.stand_back_s, reason)
+
+    def _leave(self) -> None:
+        try:
+            self._membership.leave()
+        except Unavailable as problem:
+            log.warning("the consul session could not be ended; its check will", problem=problem.detail)

@@ -1,0 +1,173 @@
+"""What a node does about each export, from one view and what runs here."""
+
+from dataclasses import replace
+
+import pytest
+
+from iscsi_worker.decisions import Adopt, Drop, GiveUp, Local, Take, Waiting, decide, free_placed, wait_on
+from iscsi_worker.targets.base import Running
+from iscsi_worker.view import Held, View, parse
+from sanderling.coordination.base import Entry, Listing
+from sanderling.model.disks import Access, Disk, Path
+from sanderling.model.exports import UNKNOWN_CLIENT, Epoch, Export, ExportId, ExportPhase, Gateway
+
+MINE, OTHER = "session-a", "session-b"
+DISK = Disk(
+    id="d1",
+    name="one",
+    iqn="iqn.2026-11.io.sanderling:one",
+    size_bytes=512,
+    started=True,
+    revision=2,
+    paths=(Path(index=1, address="10.0.0.5", prefix_len=24, interface="eth0", subnet="s"),),
+)
+E = ExportId("d1", 0)
+SERVING = Export(generation=1, counter=3, node="a", client="c1", phase=ExportPhase.SERVING, revision=2)
+RUNS = Running(E, (1, 3), 2, "c1", ("10.0.0.5",), gate_open=True, lease_left_s=4.0)
+LOCAL = Local(node="a", consul_session=MINE)
+
+
+def view(value: Export = SERVING, *, session: str | None = MINE, disk: Disk | None = DISK, gateways: str = "ab") -> View:
+    return View(1, {"d1": disk} if disk else {}, {E: Held(value, session, 7)}, {name: Gateway(name=name) for name in gateways})
+
+
+def decided(seen: View, local: Local) -> list[object]:
+    return list(decide(seen, local, free_placed(seen, {})))
+
+
+def test_what_serves_as_it_should_is_left_alone() -> None:
+    assert decided(view(), replace(LOCAL, running={E: RUNS})) == []
+
+
+@pytest.mark.parametrize(
+    "running",
+    [
+        None,
+        replace(RUNS, gate_open=False),
+        replace(RUNS, client="c0"),
+        replace(RUNS, revision=1),
+    ],
+)
+def test_an_own_export_that_does_not_serve_as_described_is_taken_again(running: Running | None) -> None:
+    local = replace(LOCAL, running={E: running} if running else {})
+    assert decided(view(), local) == [Take(E, DISK, view().exports[E])]
+
+
+def test_an_own_export_that_does_not_answer_is_taken_again() -> None:
+    assert isinstance(decided(view(), replace(LOCAL, running={E: RUNS}, sick={E}))[0], Take)
+
+
+def test_an_own_export_in_the_middle_of_being_taken_by_a_worker_that_died_is_taken_again() -> None:
+    half = SERVING.model_copy(update={"phase": ExportPhase.TAKING})
+    assert isinstance(decided(view(half), replace(LOCAL, running={E: RUNS}))[0], Take)
+
+
+def test_an_own_export_that_could_not_be_taken_again_is_left_to_others() -> None:
+    assert decided(view(), replace(LOCAL, refused={E})) == [GiveUp(E, view().exports[E])]
+
+
+def test_a_disk_that_was_stopped_is_given_up() -> None:
+    stopped = DISK.model_copy(update={"started": False})
+    assert decided(view(disk=stopped), replace(LOCAL, running={E: RUNS})) == [GiveUp(E, view().exports[E])]
+
+
+def test_a_withdrawing_node_gives_up_what_it_holds_and_takes_nothing() -> None:
+    assert isinstance(decided(view(), replace(LOCAL, running={E: RUNS}, withdrawing=True))[0], GiveUp)
+    free = SERVING.model_copy(update={"client": ""})
+    assert decided(view(free, session=None, gateways="a"), replace(LOCAL, withdrawing=True)) == []
+
+
+def test_a_command_to_give_up_counts_for_its_epoch_only() -> None:
+    local = replace(LOCAL, running={E: RUNS})
+    assert isinstance(decided(view(), replace(local, unwanted={E: Epoch(1, 3)}))[0], GiveUp)
+    assert decided(view(), replace(local, unwanted={E: Epoch(1, 2)})) == []
+
+
+def test_a_description_or_a_key_that_is_gone_does_not_end_service() -> None:
+    running = replace(LOCAL, running={E: RUNS})
+    assert decided(view(disk=None), running) == []
+    assert decided(View(1, {}, {}, {}), running) == []
+
+
+def test_what_runs_here_but_is_anothers_is_dropped() -> None:
+    assert decided(view(session=OTHER), replace(LOCAL, running={E: RUNS})) == [Drop(E)]
+
+
+def test_a_free_export_that_still_names_our_client_is_adopted() -> None:
+    held = view(session=None).exports[E]
+    assert decided(view(session=None), replace(LOCAL, running={E: RUNS})) == [Adopt(E, held, RUNS, DISK)]
+
+
+def test_a_free_export_whose_client_is_unknown_is_adopted_only_with_its_description() -> None:
+    unknown = SERVING.model_copy(update={"client": UNKNOWN_CLIENT})
+    running = replace(LOCAL, running={E: RUNS})
+    assert isinstance(decided(view(unknown, session=None), running)[0], Adopt)
+    assert decided(view(unknown, session=None, disk=None), running) == []
+
+
+def test_a_free_export_that_another_client_served_since_is_dropped() -> None:
+    since = SERVING.model_copy(update={"client": "c9"})
+    assert decided(view(since, session=None), replace(LOCAL, running={E: RUNS})) == [Drop(E)]
+
+
+def test_a_free_export_is_taken_by_exactly_the_node_it_is_placed_on() -> None:
+    free = view(session=None)
+    takers = [node for node in "ab" if decided(free, Local(node=node, consul_session=f"s-{node}"))]
+    assert takers == [free_placed(free, {})[E]]
+
+
+def test_a_command_to_take_a_free_export_overrides_placement_for_its_epoch_only() -> None:
+    free = view(session=None)
+    loser = "a" if free_placed(free, {})[E] == "b" else "b"
+    local = Local(node=loser, consul_session="s")
+    assert isinstance(decided(free, replace(local, wanted={E: Epoch(1, 3)}))[0], Take)
+    assert decided(free, replace(local, wanted={E: Epoch(1, 9)})) == []
+
+
+def test_a_node_without_its_gateway_key_takes_nothing() -> None:
+    assert decided(view(session=None, gateways="a"), replace(LOCAL, member=False)) == []
+
+
+def test_an_export_with_an_action_under_way_is_left_alone() -> None:
+    assert decided(view(), replace(LOCAL, busy={E})) == []
+
+
+def test_an_export_left_free_for_the_grace_period_goes_to_the_next_choice() -> None:
+    free = view(session=None)
+    first = free_placed(free, {})[E]
+    waiting = wait_on({}, {E: first}, now=10.0, grace_s=2.0)
+    assert wait_on(waiting, {E: first}, now=11.0, grace_s=2.0) == {E: Waiting(10.0)}
+    later = wait_on(waiting, {E: first}, now=12.0, grace_s=2.0)
+    assert later == {E: Waiting(12.0, frozenset({first}))}
+    assert free_placed(free, {E: later[E].passed_over})[E] != first
+
+
+def test_siblings_of_a_shared_disk_are_not_fenced_by_each_other() -> None:
+    one, two = ExportId("d1", 1), ExportId("d1", 2)
+    seen = View(
+        1,
+        {"d1": DISK.model_copy(update={"access": Access.SHARED})},
+        {one: Held(SERVING, MINE, 1), two: Held(SERVING.model_copy(update={"client": "c2"}), None, 1)},
+        {},
+    )
+    assert seen.siblings_clients(two) == {"c1"}
+    assert seen.siblings_clients(one) == frozenset()
+
+
+def test_a_key_that_cannot_be_read_is_left_out_and_the_rest_is_seen() -> None:
+    seen = parse(
+        Listing(
+            (
+                Entry("disks/d1", DISK.model_dump_json().encode(), 1),
+                Entry("disks/d2", b"{", 1),
+                Entry("exports/d1/0", SERVING.model_dump_json().encode(), 5, MINE),
+                Entry("exports/d1/x", SERVING.model_dump_json().encode(), 5, MINE),
+                Entry("nodes/a", Gateway(name="a").model_dump_json().encode(), 1, MINE),
+                Entry("nodes/b", Gateway(name="b").model_dump_json().encode(), 1, None),
+                Entry("leaders/service", b"anything", 1),
+            ),
+            9,
+        )
+    )
+    assert (set(seen.disks), set(seen.exports), set(seen.gateways)) == ({"d1"}, {E}, {"a"})
+    assert seen.owners == {E: "a"}
