@@ -1,0 +1,87 @@
+"""The real parts as fixtures: started once a run, shared by every test, and taken from `make real` when that is running.
+
+Tests keep apart by names of their own (`unique`), not by parts of their own; what breaks a part starts one for itself.
+"""
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parts import running, usage
+
+pytest_plugins = ["tests.summary", "tests.rows"]
+
+
+def pytest_configure() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that fixtures are torn down
+
+
+def _real(name: str, title: str, part: Any) -> Iterator[Any]:
+    """The part that `make real` keeps, or else `part`, started here and stopped at the end."""
+    kept = running.kept(name)
+    if kept is not None:
+        usage.found(title, kept.version)
+        yield kept
+        return
+    try:
+        part.start()
+        usage.found(title, part.version)
+        yield part
+    finally:
+        part.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A RabbitMQ: `.url`."""
+    from tests.parts.rabbitmq import RabbitMQ  # noqa: PLC0415  a run that needs no broker does not load it
+
+    yield from _real("rabbitmq", "RabbitMQ", RabbitMQ(tmp_path_factory.mktemp("rabbitmq")))
+
+
+@pytest.fixture(scope="session")
+def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Consul server: `.url`."""
+    from tests.parts.consul import ConsulAgent  # noqa: PLC0415
+
+    yield from _real("consul", "Consul", ConsulAgent(tmp_path_factory.mktemp("consul")))
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Ceph cluster: `.conf`, the path of its configuration file, and `.pool`."""
+    from tests.parts.ceph import CephCluster  # noqa: PLC0415
+
+    yield from _real("ceph", "Ceph", CephCluster(tmp_path_factory.mktemp("ceph")))
+
+
+@pytest.fixture(scope="session")
+def tgt() -> str:
+    """The target program; its path. What it serves is started by the test."""
+    said = subprocess.run(["/usr/sbin/tgtd", "-V"], capture_output=True, text=True, timeout=10, check=True).stdout
+    usage.found("tgt", said)
+    return "/usr/sbin/tgtd"
+
+
+@pytest.fixture(scope="session")
+def libiscsi() -> str:
+    """The initiator library, by the name to load it with."""
+    said = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, timeout=10, check=True).stdout
+    at = re.search(r"libiscsi\.so\.7 .*=> (\S+)", said)
+    assert at, "libiscsi.so.7 is not installed"
+    package = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "libiscsi7"], capture_output=True, text=True, check=False)
+    usage.found("libiscsi", package.stdout or Path(at[1]).resolve().name)
+    return "libiscsi.so.7"
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name that no other test of any run has: a prefix for keys, queues, images and disks."""
+    return f"t{os.getpid():x}{secrets.token_hex(4)}"
