@@ -1,0 +1,144 @@
+"""The command line's side of HTTP: where the service is, who we are, and problems raised again as they were meant."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import httpx_sse
+
+from sanderling.errors import Forbidden, InvalidInput, Malformed, NotFound, Problem, Unauthenticated, Unavailable
+
+TIMEOUT_S = 30.0
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a client file holds. `token` is kept out of `repr`."""
+
+    url: str
+    token: str
+    ca_file: str = ""
+
+    def __repr__(self) -> str:
+        return f"Access(url={self.url!r})"
+
+
+def files() -> list[Path]:
+    """Where a client file is looked for: $SANDERLING_CLIENT alone if it is set, else the user's own, else that of `up` here."""
+    named = os.environ.get("SANDERLING_CLIENT")
+    if named:
+        return [Path(named)]
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [home / "sanderling" / "client.json", Path("sanderling-state") / "client.json"]
+
+
+def find() -> Access:
+    """The first client file there is; `Unauthenticated` says how to get one."""
+    for file in files():
+        try:
+            held = json.loads(file.read_text())
+            return Access(str(held["url"]), str(held["token"]), str(held.get("ca_file", "")))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Malformed(f"the client file {file} cannot be used ({error}); write it again, or remove it") from error
+    looked = " or ".join(str(file) for file in files())
+    raise Unauthenticated(
+        f"no client file at {looked}; start `sanderling up`, or save a token there (see `sanderling token create --help`)"
+    )
+
+
+def write(file: Path, access: Access) -> None:
+    """Write a client file that only its owner can read, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        json.dump({"url": access.url, "token": access.token, "ca_file": access.ca_file}, out, indent=2)
+    fresh.replace(file)
+
+
+class Client:
+    """Requests under a bound; every answer that is not a success is raised as the `Problem` the service described."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._http = httpx.Client(
+            base_url=access.url,
+            headers={"Authorization": f"Bearer {access.token}"},
+            timeout=TIMEOUT_S,
+            verify=access.ca_file or True,
+        )
+
+    def get(self, path: str, **params: Any) -> Json:
+        return self._asked("GET", path, params=params)
+
+    def post(self, path: str, body: Json | None = None, *, key: str | None = None, **params: Any) -> Json:
+        return self._asked("POST", path, params=params, body=body, key=key)
+
+    def delete(self, path: str, **params: Any) -> Json:
+        return self._asked("DELETE", path, params=params)
+
+    def pages(self, path: str, noun: str, **params: Any) -> Iterator[Json]:
+        """Every item of a listing, page by page."""
+        page = self.get(path, **params)
+        while True:
+            yield from page[noun]
+            following = page.get("next")
+            if not following:
+                return
+            parts = urlsplit(following)
+            page = self._asked("GET", f"{parts.path}?{parts.query}")
+
+    def events(self, *, after: int) -> Iterator[Json]:
+        """Events as they happen, from the one after `after`, until the connection ends."""
+        headers = {"Last-Event-ID": str(after)}
+        try:
+            with httpx_sse.connect_sse(
+                self._http, "GET", "/v1/events", headers=headers, timeout=httpx.Timeout(TIMEOUT_S, read=None)
+            ) as source:
+                if source.response.is_error:
+                    source.response.read()
+                    raise _problem(source.response)
+                for event in source.iter_sse():
+                    if event.data:
+                        yield dict(json.loads(event.data))
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _asked(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: Json | None = None, key: str | None = None
+    ) -> Json:
+        given = {name: value for name, value in (params or {}).items() if value is not None} or None
+        headers = {"Idempotency-Key": key} if key else {}
+        try:
+            response = self._http.request(method, path, params=given, json=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise _problem(response)
+        return dict(response.json()) if response.content else {}
+
+    def _unreachable(self, error: httpx.HTTPError) -> Unavailable:
+        return Unavailable(f"the service at {self._access.url} cannot be reached ({error}); is it running?", dependency="api")
+
+
+_BY_STATUS: dict[int, type[Problem]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 422: InvalidInput, 503: Unavailable}
+
+
+def _problem(response: httpx.Response) -> Problem:
+    try:
+        body = dict(response.json())
+    except (ValueError, TypeError):
+        kind = _BY_STATUS.get(response.status_code, Problem)
+        return kind(f"the service answered {response.status_code} without a reason")
+    code = str(body.pop("type", "")).rpartition("/")[2]
+    detail = str(body.pop("detail", f"the service answered {response.status_code}"))
+    members = {name: value for name, value in body.items() if name not in {"title", "status", "instance"}}
+    return Problem.from_wire({"code": code, "detail": detail, "context": members})

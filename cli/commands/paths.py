@@ -1,0 +1,37 @@
+"""sanderling path …"""
+
+from typing import Annotated
+
+import typer
+
+from cli.client import Client, find
+from cli.commands.disks import AsJson
+from cli.output import as_json, table
+
+app = typer.Typer(no_args_is_help=True, help="See which gateway serves which path.")
+
+
+@app.command("list", epilog="Example: sanderling path list --disk backup")
+def list_(
+    disk: Annotated[str | None, typer.Option(help="Only paths of disks whose name contains this.")] = None,
+    gateway: Annotated[str | None, typer.Option(help="Only paths that this gateway serves.")] = None,
+    address: Annotated[str | None, typer.Option(help="Only the path with this address.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List paths."""
+    found = Client(find()).pages("/v1/paths", "paths", disk=disk, gateway=gateway, address=address)
+    if json:
+        as_json(list(found))
+        return
+    table(
+        {
+            "DISK": lambda path: path["disk"],
+            "PATH": lambda path: path["index"],
+            "ADDRESS": lambda path: path["address"],
+            "SUBNET": lambda path: path["subnet"],
+            "GATEWAY": lambda path: path["gateway"],
+            "STATUS": lambda path: path["status"],
+        },
+        found,
+        none="No paths.",
+    )

@@ -1,0 +1,65 @@
+"""sanderling token …"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.client import Access, Client, find, write
+from cli.commands.disks import AsJson
+from cli.output import as_json, err, out, table
+
+app = typer.Typer(no_args_is_help=True, help="Who may use the service, and as what.")
+
+
+class Role(StrEnum):
+    READER = "reader"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+@app.command(epilog="Example: sanderling token create monitoring --role reader --client-file monitoring.json")
+def create(
+    name: Annotated[str, typer.Argument(help="Whom it is for.")],
+    role: Annotated[Role, typer.Option(help="reader sees, operator changes disks, admin also subnets and tokens.")],
+    client_file: Annotated[Path | None, typer.Option(help="Save it as a client file (0600) instead of printing it.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Make a token. It is shown once: the service keeps only its digest."""
+    access = find()
+    made = Client(access).post("/v1/tokens", {"name": name, "role": role.value})
+    if client_file:
+        write(client_file, Access(access.url, made["token"], access.ca_file))
+        out.print(f"Token {name} saved in {client_file}: SANDERLING_CLIENT={client_file} sanderling disk list", highlight=False)
+    elif json:
+        as_json(made)
+    else:
+        err.print("Keep it: it is not shown again.")
+        out.print(made["token"], highlight=False)
+
+
+@app.command("list", epilog="Example: sanderling token list")
+def list_(json: AsJson = False) -> None:
+    """List tokens, without their secrets."""
+    found = Client(find()).pages("/v1/tokens", "tokens")
+    if json:
+        as_json(list(found))
+        return
+    table(
+        {
+            "NAME": lambda token: token["name"],
+            "ROLE": lambda token: token["role"],
+            "CREATED": lambda token: token["created_at"],
+            "LAST USED": lambda token: token.get("last_used_at"),
+        },
+        found,
+        none="No tokens.",
+    )
+
+
+@app.command(epilog="Example: sanderling token delete monitoring")
+def delete(name: Annotated[str, typer.Argument(help="The token's name or id.")]) -> None:
+    """Revoke a token; it is refused from now on."""
+    Client(find()).delete(f"/v1/tokens/{name}")
+    out.print(f"Token {name} revoked.", highlight=False)

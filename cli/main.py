@@ -1,0 +1,72 @@
+"""The command line: `sanderling NOUN VERB`. Every failure is one line on standard error and an exit code that means something."""
+
+import os
+import sys
+
+import click
+import typer
+
+from cli.commands import disks, events, gateways, leaders, operations, paths, subnets, tokens, up
+from cli.output import OperationFailed, err
+from sanderling.errors import Forbidden, Problem, Unauthenticated, Unavailable
+
+EPILOG = (
+    "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the operation that was waited for did not succeed, "
+    "4 the service or a part of it cannot be reached, 5 not allowed."
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Operate a Sanderling SAN. The service is found through a client file: $SANDERLING_CLIENT, "
+    "~/.config/sanderling/client.json or ./sanderling-state/client.json.",
+    epilog=EPILOG,
+)
+for name, noun in {
+    "disk": disks,
+    "path": paths,
+    "subnet": subnets,
+    "gateway": gateways,
+    "operation": operations,
+    "event": events,
+    "leader": leaders,
+    "token": tokens,
+}.items():
+    app.add_typer(noun.app, name=name)
+app.command("up")(up.up)
+
+
+def run() -> None:
+    """The entry point: runs a command and turns whatever happens into a line and an exit code."""
+    try:
+        app()
+    except Problem as problem:
+        _say(problem)
+        sys.exit(_exit_code(problem))
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what reads us has seen enough
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("SANDERLING_DEBUG"):
+            raise
+        err.print(f"sanderling: a fault of ours: {error!r}; set SANDERLING_DEBUG=1 to see where", markup=False, highlight=False)
+        sys.exit(1)
+
+
+def _say(problem: Problem) -> None:
+    err.print(f"sanderling: {problem.detail}", markup=False, highlight=False)
+
+
+def _exit_code(problem: Problem) -> int:
+    match problem:
+        case OperationFailed():
+            return 3
+        case Unavailable():
+            return 4
+        case Unauthenticated() | Forbidden():
+            return 5
+    return 1

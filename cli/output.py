@@ -1,0 +1,105 @@
+"""How results are shown: tables and live progress for people, JSON for scripts."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cli.client import Client, Json
+from sanderling.clock import SystemClock
+from sanderling.errors import Problem
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+POLL_S = 0.25
+_COLOURS = {"succeeded": "green", "done": "green", "started": "green", "serving": "green", "running": "cyan", "failed": "red"}
+_MARKS = {"pending": "·", "running": "▸", "done": "✓", "failed": "✗", "undone": "↩"}
+
+
+class OperationFailed(Problem):
+    """An operation that was waited for ended in another way than succeeded."""
+
+    code, status, title = "operation-failed", 409, "The operation did not succeed"
+
+
+def as_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def table(columns: Mapping[str, Callable[[Json], Any]], rows: Iterable[Json], *, none: str) -> None:
+    """A table with one line a row; `none` when there are no rows."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(_cell(value(row)) for value in columns.values()))
+    if shown.row_count:
+        out.print(shown)
+    else:
+        err.print(none)
+
+
+def facts(pairs: Sequence[tuple[str, Any]]) -> None:
+    """Names and values of one thing, a line each."""
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    shown.add_column(style="bold")
+    shown.add_column(overflow="fold")
+    for name, value in pairs:
+        shown.add_row(name, _cell(value))
+    out.print(shown)
+
+
+def size(size_bytes: int) -> str:
+    """Bytes as people say them, in powers of 1024."""
+    amount, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.4g} {unit}"
+
+
+def watched(client: Client, operation: Json, *, quiet: bool = False) -> Json:
+    """Follow an operation to its end, showing its steps; `OperationFailed` unless it succeeded."""
+    clock, never = SystemClock(), threading.Event()
+    with Live(console=err, auto_refresh=False, transient=False) as live:
+        while True:
+            if not quiet:
+                live.update(_steps(operation), refresh=True)
+            if operation["ended_at"]:
+                break
+            clock.wait(never, POLL_S)
+            operation = client.get(f"/v1/operations/{operation['id']}")
+    if operation["state"] != "succeeded":
+        problem = operation.get("problem") or {}
+        reason = problem.get("detail") or f"it was {operation['state']}"
+        raise OperationFailed(f"operation {operation['id']} {operation['state']}: {reason}", operation=operation)
+    return operation
+
+
+def _steps(operation: Json) -> Text:
+    line = Text(f"{operation['kind']} {operation['resource_name']}: ")
+    line.append(str(operation["state"]), style=_COLOURS.get(str(operation["state"]), ""))
+    for step in operation["steps"]:
+        again = f" (attempt {step['attempts']})" if step["attempts"] > 1 else ""
+        style = _COLOURS.get(step["state"], "dim")
+        line.append(f"\n  {_MARKS.get(step['state'], '?')} {step['name']}{again}", style=style)
+    return line
+
+
+def _cell(value: Any) -> Text:
+    if value is None or value == "":
+        return Text("-", style="dim")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, list | tuple):
+        return Text(", ".join(str(item) for item in value) or "-")
+    return Text(str(value), style=_COLOURS.get(str(value), ""))
