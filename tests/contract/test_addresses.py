@@ -303,6 +303,11 @@ def test_an_ipv6_address_is_usable_at_once(netlink: Backend) -> None:
         pass
 
 
+def test_an_ipv6_address_that_is_not_here_is_not_announced(netlink: Backend) -> None:
+    with pytest.raises(AddressFailed, match=FIRST6):
+        netlink.addresses.announce(FIRST6, interface="eth0")
+
+
 @pytest.mark.parametrize(("address", "prefix_len"), [(FIRST, 24), (FIRST6, 64)])
 def test_an_announcement_mends_a_neighbours_stale_entry(wire: Wire, address: str, prefix_len: int) -> None:
     addresses = Netlink()
