@@ -87,7 +87,7 @@ class Membership:
             self._lost = session
 
     def announce(self, gateway: Gateway) -> None:
-        """Publish this gateway if it differs from what is published; False progress is tried again at the next turn."""
+        """Publish this gateway if it differs from what is published; a key that cannot be had yet is tried for again next time."""
         assert self._session is not None, "announced before there was a session"
         if gateway == self._gateway:
             return
@@ -103,8 +103,11 @@ class Membership:
             log.warning("the gateway key is held by another session; waiting for it to end", gateway=gateway.name)
 
     def leave(self) -> None:
-        """End the session, which unlocks whatever it still locks."""
+        """Give the gateway key back, so that no lock-delay holds up the next worker here, and end the session."""
         if self._session is not None:
+            if self._gateway is not None:
+                value = self._gateway.model_dump_json().encode()
+                self._coordination.release(self._gateway.key, value, consul_session=self._session)
             self._coordination.close_session(self._session)
         self._file.unlink(missing_ok=True)
         self._session = self._gateway = None

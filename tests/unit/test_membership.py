@@ -1,0 +1,127 @@
+"""A node's consul session over its own restarts and the store's."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from iscsi_worker.membership import Membership
+from sanderling.clock import ManualClock
+from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.model.exports import Gateway
+from sanderling.settings import Coordination, General, Images, Settings
+
+GATEWAY = Gateway(name="a")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        sanderling=General(node="a", runtime_dir=str(tmp_path)),
+        coordination=Coordination(backend="embedded"),
+        images=Images(backend="files"),
+    )
+
+
+@pytest.fixture
+def store(settings: Settings, clock: ManualClock) -> EmbeddedCoordination:
+    return EmbeddedCoordination(settings.coordination, clock=clock)
+
+
+@pytest.fixture
+def start(settings: Settings, store: EmbeddedCoordination, clock: ManualClock) -> Callable[[], Membership]:
+    """Start a worker's membership as its process would, with nothing but the folder to go by."""
+    return lambda: Membership(settings, store, clock=clock)
+
+
+def test_a_restarted_worker_goes_on_with_the_session_that_still_lives(start: Callable[[], Membership]) -> None:
+    before = start().ensure()
+    assert start().ensure() == before
+
+
+def test_a_restarted_worker_whose_session_is_gone_opens_a_new_one(
+    start: Callable[[], Membership], store: EmbeddedCoordination
+) -> None:
+    before = start().ensure()
+    store.close_session(before)
+    assert start().ensure() != before
+
+
+def test_the_session_is_proven_only_from_the_moment_the_question_was_asked(
+    start: Callable[[], Membership], settings: Settings, clock: ManualClock
+) -> None:
+    membership = start()
+    membership.ensure()
+    assert membership.proven_until == 0.0
+    clock.advance(1.0)
+    membership.turned()
+    membership.prove()
+    assert membership.proven_until == clock.monotonic() + settings.iscsi_worker.lease_s
+
+
+def test_a_proof_of_one_session_says_nothing_of_the_next(start: Callable[[], Membership], store: EmbeddedCoordination) -> None:
+    membership = start()
+    store.close_session(membership.ensure())
+    membership.prove()
+    membership.ensure()
+    assert membership.proven_until == 0.0
+
+
+def test_a_worker_whose_loop_hangs_lets_its_session_die(
+    start: Callable[[], Membership], store: EmbeddedCoordination, settings: Settings, clock: ManualClock
+) -> None:
+    membership = start()
+    session = membership.ensure()
+    bound = settings.coordination.check_ttl_s
+    for _ in range(4):
+        clock.advance(bound * 0.75)
+        membership.prove()
+    assert not store.session_is_live(session)
+
+
+def test_a_gateway_is_published_under_the_sessions_lock_and_again_when_it_changes(
+    start: Callable[[], Membership], store: EmbeddedCoordination
+) -> None:
+    membership = start()
+    session = membership.ensure()
+    membership.announce(GATEWAY)
+    changed = GATEWAY.model_copy(update={"withdrawing": True})
+    membership.announce(changed)
+    entry = store.get(GATEWAY.key)
+    assert entry is not None
+    assert (Gateway.model_validate_json(entry.value), entry.consul_session) == (changed, session)
+
+
+def test_a_second_worker_of_the_same_name_is_no_member_until_the_first_is_gone(
+    start: Callable[[], Membership], store: EmbeddedCoordination, settings: Settings, clock: ManualClock, tmp_path: Path
+) -> None:
+    first = start()
+    first.ensure()
+    first.announce(GATEWAY)
+    elsewhere = replace(settings, sanderling=replace(settings.sanderling, runtime_dir=str(tmp_path / "other")))
+    second = Membership(elsewhere, store, clock=clock)
+    second.ensure()
+    second.announce(GATEWAY)
+    assert not second.is_member
+    first.leave()
+    second.announce(GATEWAY)
+    assert second.is_member
+
+
+def test_leaving_frees_the_key_at_once_and_forgets_the_session(
+    start: Callable[[], Membership], store: EmbeddedCoordination
+) -> None:
+    membership = start()
+    before = membership.ensure()
+    membership.announce(GATEWAY)
+    membership.leave()
+    entry = store.get(GATEWAY.key)
+    assert entry is not None
+    assert entry.consul_session is None
+    assert start().ensure() != before
