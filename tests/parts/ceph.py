@@ -60,7 +60,7 @@ client mount timeout = 5
 class CephCluster:
     """One monitor, one OSD, pool `rbd`; authentication is off, so any user name works and `user` is admin.
 
-    With the memstore everything is lost when the OSD ends, so only a cluster on bluestore can do without its OSD for a while or be
+    The memstore forgets everything when the OSD ends, so only a cluster on bluestore can do without its OSD for a while, or be
     started again after `stop`.
     """
 
