@@ -68,6 +68,20 @@ Op = Put | Delete | Acquire | Release
 OPS_MAX = 64  # Consul refuses a transaction of more with 413
 
 
+def assert_sound(ops: Sequence[Op]) -> None:
+    """What every backend asks of a transaction: room for it, and each key once, or a Release and then an Acquire of it.
+
+    An Acquire or Delete with `expected` counts twice: Consul needs an operation more to check the index.
+    """
+    weight = sum(2 if isinstance(op, Acquire | Delete) and op.expected is not None else 1 for op in ops)
+    assert weight <= OPS_MAX, f"{weight} operations do not fit into one transaction of {OPS_MAX}"
+    last: dict[str, Op] = {}
+    for op in ops:
+        handed_on = isinstance(op, Acquire) and isinstance(last.get(op.key), Release)
+        assert op.key not in last or handed_on, f"{op.key} comes twice in one transaction"
+        last[op.key] = op
+
+
 class Coordination(Protocol):
     failover_bound_s: float
     """How long after its holder fell silent, at most, a lock opened with a check of 1 s can be taken by another."""
@@ -80,7 +94,7 @@ class Coordination(Protocol):
         """Like `list`, but waits until something under the prefix is newer than `index` or the time has passed.
 
         A return is not a change: compare the entries. When the store's index goes back, the next call with the returned
-        index still sees every later change.
+        index still sees every later change. A watch that follows an `Unavailable` one returns at once.
         """
         ...
 
@@ -96,7 +110,11 @@ class Coordination(Protocol):
         ...
 
     def txn(self, ops: Sequence[Op]) -> bool:
-        """All of them in one step, or none and False. More than OPS_MAX is an assertion."""
+        """All of them in one step, or none and False; ops that `assert_sound` refuses are an assertion.
+
+        A Release and then an Acquire of the same key hands its lock on. `SessionLost` when the session of an Acquire is
+        gone; `TooLarge` when the values do not fit into one request (five of 64 KiB do).
+        """
         ...
 
     def open_session(self, name: str, *, check_ttl_s: float) -> str:
@@ -107,7 +125,10 @@ class Coordination(Protocol):
         ...
 
     def renew_session(self, consul_session: str) -> None:
-        """Feed the check. Proves nothing about ownership; `SessionLost` when the store already knows that it is gone."""
+        """Feed the check. Proves nothing about ownership; `SessionLost` when it is already known to be gone.
+
+        Asks nobody but the agent of this node, so that servers that hang do not keep a live process from feeding.
+        """
         ...
 
     def session_is_live(self, consul_session: str) -> bool:
@@ -115,7 +136,9 @@ class Coordination(Protocol):
         ...
 
     def close_session(self, consul_session: str) -> None:
-        """End the session now; its keys are unlocked. Ending one that is gone is no error."""
+        """End the session now; its keys are unlocked, and as after a death the lock-delay keeps others from them: release
+        first to hand over at once. Ending one that is gone is no error.
+        """
         ...
 
     def acquire(self, key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
