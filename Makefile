@@ -1,7 +1,12 @@
 # Everything a developer or CI runs. `make up` and `make test` do all of their own set-up on a fresh Debian 12 machine.
 
 PYTHON := .venv/bin/python
-.PHONY: up test check real real-down guard python python-dev rows sample
+GUARD := iscsi_worker/targets/tgt_guard
+ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+ROWS := docs/behaviours.md
+SAMPLE := etc/sanderling.conf.sample
+
+.PHONY: help up test check real real-down rows sample guard python python-dev system system-real
 .DEFAULT_GOAL := help
 
 help:
@@ -9,9 +14,50 @@ help:
 	@echo "make test    every test, on real RabbitMQ, Consul, Ceph and tgt, which it starts and stops itself"
 	@echo "make check   style, types, import rules, generated files"
 	@echo "make real    start the real parts and leave them running, so that one test runs in seconds (make real-down ends them)"
-	@echo "make rows    which test proves which behaviour row (docs/behaviours.md)"
+	@echo "make rows    which test proves which behaviour row, into $(ROWS)"
+	@echo "make sample  the sample of every setting, into $(SAMPLE)"
 
-guard: iscsi_worker/targets/tgt_guard.so
+system:
+	@scripts/install-system up
 
-iscsi_worker/targets/tgt_guard.so: iscsi_worker/targets/tgt_guard.c
+system-real:
+	@scripts/install-system real
+
+python: system
+	@scripts/install-python up
+
+python-dev: system-real
+	@scripts/install-python dev
+
+guard: $(GUARD).so
+
+$(GUARD).so: $(GUARD).c
 	gcc -std=gnu11 -O2 -Wall -Wextra -Werror -fPIC -shared -o $@ $< -ldl -lpthread
+
+up: python
+	@exec .venv/bin/sanderling up
+
+# Namespaces and tgtd need root. Under sudo nothing of root's is to be left in the tree.
+test: python-dev
+	$(ROOT) env SANDERLING_FULL_SUITE=1 PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider --durations=10
+
+check: python-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	@scripts/generated check $(ROWS) $(SAMPLE)
+	$(PYTHON) -m pytest -q tests/unit/test_house.py
+
+real: python-dev
+	@$(ROOT) $(PYTHON) -m tests.parts start .real
+
+real-down:
+	@$(ROOT) $(PYTHON) -m tests.parts stop .real
+
+rows:
+	@scripts/generated write $(ROWS)
+	@cat $(ROWS)
+
+sample:
+	@scripts/generated write $(SAMPLE)

@@ -18,6 +18,7 @@ class Kept:
     url: str = ""
     conf: str = ""
     pool: str = ""
+    node_name: str = ""
 
 
 def folder() -> Path | None:

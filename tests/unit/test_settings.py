@@ -1,0 +1,120 @@
+"""Settings: what is wrong is refused by name at the start, secrets stay out of sight, and the sample is the code's own."""
+
+import socket
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+
+from sanderling.errors import SettingsRefused
+from sanderling.settings import Api, Bus, Coordination, Images, Leader, Records, Settings, Worker, load, options
+
+SAMPLE = Path(__file__).parents[2] / "etc/sanderling.conf.sample"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    return tmp_path / "sanderling.conf"
+
+
+def loaded(file: Path, text: str) -> Settings:
+    file.write_text(text)
+    return load(files=[str(file)])
+
+
+def test_an_empty_file_gives_the_defaults(written: Path) -> None:
+    assert loaded(written, "") == Settings()
+
+
+def test_what_the_file_says_holds(written: Path) -> None:
+    settings = loaded(written, "[api]\nport = 9000\n[iscsi_worker]\ngrace_s = 0.5\n[sanderling]\nnode = n7\n")
+    assert (settings.api.port, settings.iscsi_worker.grace_s, settings.sanderling.node) == (9000, 0.5, "n7")
+
+
+def test_the_environment_overrides_the_file(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OS_API__PORT", "9001")
+    assert loaded(written, "[api]\nport = 9000\n").api.port == 9001
+
+
+def test_the_file_named_in_the_environment_is_read(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written.write_text("[sanderling]\nnode = named\n")
+    monkeypatch.setenv("SANDERLING_CONFIG", str(written))
+    assert load().sanderling.node == "named"
+
+
+def test_a_sample_with_every_option_uncommented_loads(written: Path) -> None:
+    lines = [
+        line[1:] if "=" in line and line.startswith("#") and line[1] != " " else line for line in SAMPLE.read_text().split("\n")
+    ]
+    text = "\n".join(line for line in lines if not line.startswith("node ="))
+    assert loaded(written, text) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[api]\nport = many\n", "port"),
+        ("[bus]\nhandlers = 0\n", "handlers"),
+        ("[coordination]\nbackend = etcd\n", "backend"),
+        ("[iscsi_worker]\nlease_s = 0.1\n", "lease_s"),
+        ("[api]\nport 9000\n", "parse"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_its_name(written: Path, text: str, named: str) -> None:
+    with pytest.raises(SettingsRefused, match=named):
+        loaded(written, text)
+
+
+def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsRefused, match="absent"):
+        load(files=[str(tmp_path / "absent.conf")])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"images": Images(backend="files")}, "no fence that reaches another host"),
+        ({"coordination": Coordination(url="https://127.0.0.1:8501")}, "ca_file"),
+        ({"bus": Bus(url="rabbit://u:p@h/?ssl=1")}, "TLS by URL parameter"),
+        ({"api": Api(tls_cert="cert.pem")}, "one without the other"),
+        ({"iscsi_worker": Worker(lease_s=5.0, renew_interval_s=3.0)}, "at most half"),
+        ({"iscsi_worker": Worker(lease_s=60.0)}, "longer than check_ttl_s"),
+        ({"leader": Leader(lease_s=10.0)}, "two could lead"),
+        ({"bus": Bus(handlers=0)}, r"\[bus\] handlers: 0 is less than 1"),
+        ({"coordination": Coordination(backend="etcd")}, "is not one of consul, embedded"),
+    ],
+)
+def test_settings_that_are_unsafe_together_are_refused(change: dict[str, object], named: str) -> None:
+    with pytest.raises(SettingsRefused, match=named):
+        replace(Settings(), **change)  # type: ignore[arg-type]
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = Settings(
+        records=Records(url="postgresql://u:canary@h/db"),
+        bus=Bus(url="rabbit://u:canary@h/"),
+        coordination=Coordination(token="canary"),
+    )
+    assert "canary" not in repr(settings)
+
+
+def test_settings_do_not_change_once_read() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().api.port = 1  # type: ignore[misc]
+
+
+def test_every_option_says_what_it_is_for_and_bounds_have_units() -> None:
+    for group, opts in options():
+        for opt in opts:
+            assert opt.help, f"[{group}] {opt.name}"
+            assert not opt.name.endswith(("_timeout", "_interval", "_deadline", "_delay")), f"[{group}] {opt.name}: no unit"
+
+
+def test_the_sample_is_what_the_code_says(tmp_path: Path) -> None:
+    fresh = tmp_path / "sample"
+    program = Path(sys.executable).with_name("oslo-config-generator")
+    subprocess.run([program, "--namespace", "sanderling", "--output-file", fresh], check=True, timeout=60, capture_output=True)
+    assert SAMPLE.read_text() == fresh.read_text(), "stale: run make sample"
+    assert f"= {socket.gethostname()}\n" not in fresh.read_text()
