@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, contains_eager
 
 from sanderling.errors import Conflict, NotFound
 from sanderling.model.disks import DISKS, Access, Disk, DiskEvent, DiskState, Path
@@ -75,6 +75,21 @@ def page(
         query = query.where(DiskRow.state == state.value)
     if access is not None:
         query = query.where(DiskRow.access == access.value)
+    return session.scalars(query).all()
+
+
+def paths(
+    session: Session, *, after: tuple[str, int] | None = None, limit: int, disk: str | None = None, address: str | None = None
+) -> Sequence[PathRow]:
+    """By the disk's name and the path's index, after the pair `after`; `disk` is a name or an id."""
+    query = select(PathRow).join(PathRow.disk).options(contains_eager(PathRow.disk))
+    query = query.order_by(DiskRow.name, PathRow.index).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(DiskRow.name, PathRow.index) > after)
+    if disk is not None:
+        query = query.where(or_(DiskRow.name == disk, DiskRow.id == disk))
+    if address is not None:
+        query = query.where(PathRow.address == address)
     return session.scalars(query).all()
 
 

@@ -91,7 +91,7 @@ def page(session: Session, *, marker: str | None = None, limit: int) -> list[Tok
     return [_describe(row) for row in session.scalars(query)]
 
 
-def remove(session: Session, name: str, *, now: datetime, actor: str) -> None:
+def remove(session: Session, name: str, *, now: datetime, actor: str) -> Token:
     """The token, by name or id, is refused from now on."""
     row = session.scalars(select(TokenRow).where((TokenRow.name == name) | (TokenRow.id == name))).first()
     if row is None:
@@ -99,6 +99,7 @@ def remove(session: Session, name: str, *, now: datetime, actor: str) -> None:
     session.delete(row)
     session.flush()
     events.append(session, "token.deleted", at=now, actor=actor, resource_id=row.id, data={"name": row.name})
+    return _describe(row)
 
 
 def _digest(secret: str) -> str:

@@ -1,0 +1,79 @@
+"""Puts the API together: routes, limits, problems, and the two threads that work beside the requests."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from rpc.news import News
+
+from api import documentation, problems
+from api.asking import Asked
+from api.auth import check_routes
+from api.context import Context
+from api.feed import Feed
+from api.limits import BodyLimit
+from api.metrics import Metrics, Observed
+from api.outbox import Outbox
+from api.policy import Policy
+from api.routes import disks, events, gateways, health, leaders, operations, paths, subnets, tokens
+from rpc.bus import Bus
+from sanderling.clock import Clock
+from sanderling.coordination.base import Coordination
+from sanderling.images.base import Images
+from sanderling.records.database import Records
+from sanderling.settings import Settings
+
+ROUTERS = [module.router for module in (disks, paths, subnets, gateways, operations, events, leaders, tokens, health)]
+
+
+def create_app(
+    settings: Settings,
+    *,
+    records: Records,
+    coordination: Coordination,
+    images: Images,
+    bus: Bus,
+    news: News,
+    clock: Clock,
+) -> FastAPI:
+    """The app; its lifespan starts and stops its threads. `SettingsRefused` when routes and policy do not agree."""
+    options = settings.api
+    context = Context(
+        settings=settings,
+        records=records,
+        coordination=Asked("coordination", coordination, timeout_s=options.dependency_timeout_s, clock=clock),
+        images=Asked("images", images, timeout_s=options.dependency_timeout_s, clock=clock),
+        policy=Policy(options.policy_file),
+        outbox=Outbox(options, records=records, bus=bus, news=news, clock=clock),
+        feed=Feed(options, records=records, news=news, clock=clock),
+        metrics=Metrics(),
+        clock=clock,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        context.feed.start()
+        context.outbox.start()
+        yield
+        context.outbox.stop()
+        context.feed.stop()
+
+    app = FastAPI(
+        title="Sanderling",
+        version=version("sanderling"),
+        description="Disks over iSCSI on Ceph: every change is an operation.",
+        lifespan=lifespan,
+        openapi_url=None,  # served by a route of ours, so that no route is without a rule
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    app.openapi = documentation.of(app)  # type: ignore[method-assign]
+    routes = [route for router in ROUTERS for route in router.routes]
+    check_routes(routes)
+    for router in ROUTERS:
+        app.include_router(router)
+    problems.install(app, routes)
+    app.add_middleware(BodyLimit, options=options)
+    app.add_middleware(Observed, metrics=context.metrics, clock=clock)
+    return app

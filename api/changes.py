@@ -1,0 +1,143 @@
+"""How every change is taken in: checked, written with its operation in one transaction, answered with 202, cast afterwards."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy.orm import Session
+
+from api.auth import Caller
+from api.context import ContextOf
+from api.limits import BODY_DIGEST
+from api.metrics import TRACEPARENT
+from api.problems import document
+from sanderling.errors import PreconditionFailed, Problem
+from sanderling.model.disks import DiskEvent, DiskState
+from sanderling.model.operations import Operation
+from sanderling.model.plans import Plan
+from sanderling.records import disks, idempotency, operations
+from sanderling.records.tables import DiskRow
+
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a change comes to: the disk it is about, as it is written, what happens to it first, and the steps that follow."""
+
+    row: DiskRow
+    was: DiskState
+    plan: Plan
+    begins: DiskEvent | None = None
+    notes: Sequence[str] = field(default=())
+
+
+class Change:
+    """The headers and parameters that every changing request understands; a dependency of its route."""
+
+    def __init__(
+        self,
+        request: Request,
+        context: ContextOf,
+        dry_run: Annotated[bool, Query(description="Return the plan and change nothing")] = False,
+        idempotency_key: Key = None,
+        if_match: Annotated[str | None, Header(alias="If-Match", max_length=1024)] = None,
+    ) -> None:
+        self._context, self._dry_run, self._key, self._if_match = context, dry_run, idempotency_key, if_match
+        self._trace: str = request.scope[TRACEPARENT]
+        parts = (request.method, request.url.path, request.url.query, request.scope[BODY_DIGEST])
+        self._digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def repeated(self, caller: Caller) -> JSONResponse | None:
+        """The answer, when the Idempotency-Key was used for this very request before; nothing is checked again then."""
+        if self._key is None or self._dry_run:
+            return None
+        with self._context.records.read() as session:
+            known = self._known(session, caller)
+            return _accepted(operations.get(session, known), ()) if known else None
+
+    def check_match(self, row: DiskRow) -> None:
+        """`PreconditionFailed` when If-Match names another version of the disk than this."""
+        wanted = [tag.strip() for tag in (self._if_match or "*").split(",")]
+        if "*" not in wanted and etag(row) not in wanted:
+            raise PreconditionFailed(f"disk {row.name} has changed; read it again and decide anew", etag=etag(row))
+
+    def carry_out(self, caller: Caller, prepare: Callable[[Session, datetime], Intent]) -> JSONResponse:
+        """Run `prepare` and write what it comes to, all in one transaction; with ?dry_run=true take it back and return the plan.
+
+        Once this returns 202 the operation is durable. Nothing here waits for the broker.
+        """
+        records, now = self._context.records, self._context.clock.wall()
+        with records.begin() as session:
+            known = None if self._dry_run else self._known(session, caller)
+            if known is not None:
+                return _accepted(operations.get(session, known), ())
+            intent = prepare(session, now)
+            operation = self._submit(session, intent, caller, now)
+            if self._dry_run:
+                session.rollback()
+                return _planned(intent)
+        self._context.changed()
+        return _accepted(operation, intent.notes)
+
+    def _known(self, session: Session, caller: Caller) -> str | None:
+        if self._key is None:
+            return None
+        return idempotency.find(session, actor=caller.name, key=self._key, digest=self._digest)
+
+    def _submit(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Operation:
+        operation = operations.submit(
+            session,
+            kind=intent.plan.kind,
+            resource_id=intent.row.id,
+            resource_name=intent.row.name,
+            params={"was": intent.was.value},
+            steps=intent.plan.steps,
+            requested_by=caller.name,
+            now=now,
+            traceparent=self._trace,
+        )
+        if intent.begins is not None:
+            disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
+        if self._key is not None and not self._dry_run:
+            idempotency.remember(
+                session, actor=caller.name, key=self._key, digest=self._digest, operation_id=operation.id, now=now
+            )
+        return operation
+
+
+ChangeOf = Annotated[Change, Depends(Change)]
+
+
+def etag(row: DiskRow) -> str:
+    """Changes with whatever is stored of the disk."""
+    version = f"{row.id} {row.state} {row.revision} {row.generation} {row.started} {row.changed_at.timestamp()}"
+    return f'"{hashlib.sha256(version.encode()).hexdigest()[:20]}"'
+
+
+def show_operation(operation: Operation) -> dict[str, Any]:
+    """The operation as HTTP shows it: its problem as a problem document, its resource as a link."""
+    shown = operation.model_dump(mode="json", exclude={"params", "claim_epoch"})
+    shown["resource"] = f"/v1/disks/{operation.resource_id}"
+    if operation.problem is not None:
+        shown["problem"] = document(Problem.from_wire(operation.problem), instance=f"/v1/operations/{operation.id}")
+    return shown
+
+
+def _accepted(operation: Operation, notes: Sequence[str]) -> JSONResponse:
+    body = show_operation(operation) | {"notes": list(notes)}
+    return JSONResponse(body, 202, headers={"Location": f"/v1/operations/{operation.id}"})
+
+
+def _planned(intent: Intent) -> JSONResponse:
+    body = {
+        "dry_run": True,
+        "plan": intent.plan.model_dump(mode="json"),
+        "disk": disks.describe(intent.row).model_dump(mode="json"),
+        "notes": list(intent.notes),
+    }
+    return JSONResponse(body, 200)

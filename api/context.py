@@ -1,0 +1,46 @@
+"""What a request may use, gathered once when the process starts."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from api.asking import Asked
+from api.feed import Feed
+from api.metrics import Metrics
+from api.outbox import Outbox
+from api.policy import Policy
+from sanderling.clock import Clock
+from sanderling.coordination.base import Coordination
+from sanderling.images.base import Images
+from sanderling.records.database import Records
+from sanderling.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Requests reach the bus only through the outbox, and Consul and Ceph only by asking, which is bounded."""
+
+    settings: Settings
+    records: Records
+    coordination: Asked[Coordination]
+    images: Asked[Images]
+    policy: Policy
+    outbox: Outbox
+    feed: Feed
+    metrics: Metrics
+    clock: Clock
+
+    def changed(self) -> None:
+        """Something was committed: streams here are told at once, operations and other processes by the outbox's thread."""
+        self.feed.look()
+        self.outbox.wake()
+
+
+def context_of(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+ContextOf = Annotated[Context, Depends(context_of)]

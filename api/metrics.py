@@ -1,0 +1,69 @@
+"""What this process measures of itself, and the middleware that names each request's trace in logs and counts it."""
+
+import re
+import secrets
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sanderling.clock import Clock
+
+TRACEPARENT: Final = "sanderling.traceparent"  # in the ASGI scope
+_W3C = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Metrics:
+    """One registry per app, so that two apps in one process do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "sanderling_http_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "sanderling_http_request_seconds", "Time to the first byte of the answer", ["method", "route"], registry=self.registry
+        )
+        self.waiting = Gauge("sanderling_outbox_waiting", "Operations whose wake-up has not been cast", registry=self.registry)
+        self.open = Gauge("sanderling_operations_open", "Operations that have not ended", ["state"], registry=self.registry)
+        self.disks = Gauge("sanderling_disks", "Disks in the index", ["state"], registry=self.registry)
+        self.streams = Gauge("sanderling_event_streams", "Event streams open in this process", registry=self.registry)
+
+    def text(self) -> bytes:
+        """The Prometheus exposition format."""
+        return generate_latest(self.registry)
+
+
+class Observed:
+    """Binds the W3C trace of the request, the caller's or a new one, and counts the answer by route, never by raw path."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Clock) -> None:
+        self._app, self._metrics, self._clock = app, metrics, clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
+        trace = given if _W3C.fullmatch(given) else f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+        scope[TRACEPARENT] = trace
+        began = self._clock.monotonic()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                method, route = scope["method"] if scope["method"] in _METHODS else "other", _route(scope)
+                self._metrics.requests.labels(method, route, message["status"]).inc()
+                self._metrics.seconds.labels(method, route).observe(self._clock.monotonic() - began)
+                message["headers"] = [*message.get("headers", []), (b"traceparent", trace.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(trace_id=trace.split("-")[1]):
+            await self._app(scope, receive, counted)
+
+
+_METHODS: Final = {"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"}
+
+
+def _route(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "path", "none"))

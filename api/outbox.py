@@ -1,0 +1,82 @@
+"""The outbox of a process: one thread that casts what requests have committed, so that no request waits for the broker."""
+
+import threading
+
+import structlog
+from rpc.news import News
+
+from rpc import topics
+from rpc.bus import Bus
+from rpc.messages import Wake
+from sanderling.clock import Clock
+from sanderling.errors import Problem, Unavailable
+from sanderling.records import operations
+from sanderling.records.database import Records
+from sanderling.settings import Api
+
+log = structlog.get_logger(__name__)
+
+
+class Outbox:
+    """Wakes conductors for operations and tells the other API processes that there is news.
+
+    A cast that fails is tried again later; one that is lost costs the conductors' next sweep.
+    """
+
+    def __init__(self, options: Api, *, records: Records, bus: Bus, news: News, clock: Clock) -> None:
+        self._options, self._records, self._bus, self._news, self._clock = options, records, bus, news, clock
+        self._woken, self._stopping = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be something to cast; returns at once."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Cast no more. What is left is found by the next process, or by a conductor's sweep."""
+        self._stopping.set()
+        self._woken.set()
+        self._thread.join(timeout=self._options.stop_timeout_s)
+
+    def drain(self) -> int:
+        """Cast what waits, one batch; how many. `Unavailable` when the broker or the records are away."""
+        with self._records.read() as session:
+            waiting = operations.outbox(session, limit=self._options.outbox_batch)
+        sent: list[str] = []
+        try:
+            for outgoing in waiting:
+                wake = Wake(operation_id=outgoing.id, traceparent=outgoing.traceparent)
+                self._bus.cast(topics.CONDUCTOR, "operation.wake", wake)
+                sent.append(outgoing.id)
+        finally:
+            if sent:
+                with self._records.begin() as session:
+                    operations.mark_cast(session, sent, now=self._clock.wall())
+        return len(sent)
+
+    def _run(self) -> None:
+        wait_s = self._options.outbox_interval_s
+        while not self._stopping.is_set():
+            told = self._clock.wait(self._woken, wait_s)
+            self._woken.clear()
+            wait_s = self._turn(wait_s, told=told)
+
+    def _turn(self, waited_s: float, *, told: bool) -> float:
+        """One turn; how long to wait for the next at most. While the broker is away, requests do not hurry it."""
+        try:
+            while self.drain() == self._options.outbox_batch and not self._stopping.is_set():
+                pass
+            if told:
+                self._news.tell()
+        except Unavailable as problem:
+            log.warning("outbox waits", reason=problem.detail)
+            self._clock.wait(self._stopping, waited_s)
+            return min(waited_s * 2, self._options.outbox_retry_most_s)
+        except Problem as problem:
+            log.error("outbox failed", reason=problem.detail)
+        except Exception:
+            log.exception("outbox failed")
+        return self._options.outbox_interval_s

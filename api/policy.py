@@ -1,0 +1,90 @@
+"""Who may do what: one rule for each route, denied unless the rule says otherwise, and open to a site's own policy file."""
+
+import threading
+from pathlib import Path
+from typing import Final
+
+from oslo_config import cfg
+from oslo_policy import policy as oslo
+
+from sanderling.errors import Forbidden, SettingsRefused
+from sanderling.records.tokens import Role
+
+_DENY = "!"
+
+_ROLES: Final = [
+    oslo.RuleDefault("admin", "role:admin", "May do everything"),
+    oslo.RuleDefault("operator", "role:operator or rule:admin", "May change what is served"),
+    oslo.RuleDefault("reader", "role:reader or rule:operator", "May look"),
+]
+
+
+def _rule(name: str, role: Role, meaning: str, *routes: str) -> oslo.DocumentedRuleDefault:
+    operations = [oslo.Operation(method=route.split()[0], path=route.split()[1]) for route in routes]
+    return oslo.DocumentedRuleDefault(name, f"rule:{role.value}", meaning, operations)
+
+
+# fmt: off
+RULES: Final = [
+    _rule("disk:read", Role.READER, "See disks", "GET /v1/disks", "GET /v1/disks/{disk}"),
+    _rule("disk:create", Role.OPERATOR, "Create a disk", "POST /v1/disks"),
+    _rule("disk:start", Role.OPERATOR, "Start serving a disk", "POST /v1/disks/{disk}/start"),
+    _rule("disk:stop", Role.OPERATOR, "Stop serving a disk", "POST /v1/disks/{disk}/stop"),
+    _rule("disk:delete", Role.OPERATOR, "Delete a disk with its data", "DELETE /v1/disks/{disk}"),
+    _rule("path:read", Role.READER, "See paths and who serves them", "GET /v1/paths"),
+    _rule("subnet:read", Role.READER, "See subnets", "GET /v1/subnets", "GET /v1/subnets/{subnet}"),
+    _rule("subnet:create", Role.ADMIN, "Add a subnet", "POST /v1/subnets"),
+    _rule("subnet:delete", Role.ADMIN, "Remove a subnet", "DELETE /v1/subnets/{subnet}"),
+    _rule("gateway:read", Role.READER, "See the live gateways", "GET /v1/gateways", "GET /v1/gateways/{gateway}"),
+    _rule("operation:read", Role.READER, "See operations", "GET /v1/operations", "GET /v1/operations/{operation}"),
+    _rule("operation:cancel", Role.OPERATOR, "Ask that an operation be undone", "POST /v1/operations/{operation}/cancel"),
+    _rule("event:read", Role.READER, "Follow the history", "GET /v1/events"),
+    _rule("leader:read", Role.READER, "See who leads", "GET /v1/leaders"),
+    _rule("token:read", Role.ADMIN, "See tokens, never their secrets", "GET /v1/tokens"),
+    _rule("token:create", Role.ADMIN, "Make a token", "POST /v1/tokens"),
+    _rule("token:delete", Role.ADMIN, "Take a token away", "DELETE /v1/tokens/{token}"),
+    _rule("metrics:read", Role.READER, "Read the process's metrics", "GET /metrics"),
+]
+# fmt: on
+
+
+def defaults() -> list[oslo.RuleDefault]:
+    """Every rule with its default, for the generated sample (entry point oslo.policy.policies)."""
+    return [*_ROLES, *RULES]
+
+
+class Policy:
+    """The rules in force: the defaults, and over them those of the policy file, which is read again when it changes."""
+
+    def __init__(self, policy_file: str) -> None:
+        if policy_file and not Path(policy_file).is_file():
+            raise SettingsRefused(f"[api] policy_file: {policy_file} is not a file; name one, or leave it empty for the defaults")
+        conf = cfg.ConfigOpts()
+        conf([], project="sanderling", default_config_files=[], default_config_dirs=[])
+        self._enforcer = oslo.Enforcer(conf, policy_file=policy_file or None, default_rule=_DENY, use_conf=bool(policy_file))
+        self._enforcer.register_defaults(defaults())
+        self._reading = threading.Lock()  # while the enforcer reads its file again, rules are missing for a moment
+        self._load(policy_file)
+
+    def check(self, rule: str, role: Role) -> None:
+        """Return when the role may; `Forbidden` names the rule otherwise."""
+        with self._reading:
+            allowed = self._enforcer.enforce(rule, {}, {"roles": [role.value]})
+        if not allowed:
+            raise Forbidden(
+                f"the role {role} of your token is not allowed {rule}; use a token of a role that is", rule=rule, role=role.value
+            )
+
+    def _load(self, policy_file: str) -> None:
+        try:
+            self._enforcer.load_rules(force_reload=bool(policy_file))
+            for rule in defaults():
+                self._enforcer.rules.setdefault(rule.name, rule.check)
+            self._enforcer.check_rules(raise_on_violation=True)
+        except (oslo.InvalidDefinitionError, cfg.Error, ValueError, OSError) as error:
+            raise SettingsRefused(f"[api] policy_file: {policy_file} cannot be used: {error}") from error
+        unknown = set(self._enforcer.file_rules) - {rule.name for rule in defaults()}
+        if unknown:
+            raise SettingsRefused(
+                f"[api] policy_file: {policy_file} has rules that nothing asks for: {', '.join(sorted(unknown))}"
+            )

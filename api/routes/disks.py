@@ -1,0 +1,232 @@
+"""/v1/disks: create, list, show, start, stop, delete."""
+
+import uuid
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import JSONResponse
+from pydantic import Field, model_validator
+from sqlalchemy.orm import Session
+
+from api import rules, serving
+from api.auth import Allowed, Caller
+from api.changes import ChangeOf, Intent, etag
+from api.context import Context, ContextOf
+from api.pages import PageOf
+from api.rules import Address, Body, InitiatorName, Iqn, Name, SizeBytes
+from sanderling.errors import InUse, InvalidInput, NotFound
+from sanderling.model import plans
+from sanderling.model.disks import PATHS_MAX, Access, Disk, DiskEvent, DiskState, Path
+from sanderling.model.operations import OperationKind
+from sanderling.records import disks, events, operations, subnets
+from sanderling.records.tables import DiskRow
+
+router = APIRouter(tags=["disks"])
+
+NOBODY = "no initiator may log in: give initiators, or allow_any to let every initiator in"
+
+
+class NewDisk(Body):
+    """`paths` addresses are taken from `subnets` (all of them when none is named), or exactly `addresses` are used."""
+
+    name: Name
+    size_bytes: SizeBytes
+    paths: Annotated[int | None, Field(ge=1, le=PATHS_MAX)] = None
+    subnets: Annotated[list[Name] | None, Field(min_length=1, max_length=PATHS_MAX)] = None
+    addresses: Annotated[list[Address] | None, Field(min_length=1, max_length=PATHS_MAX)] = None
+    access: Literal["exclusive", "shared"] = "exclusive"
+    initiators: Annotated[list[InitiatorName], Field(max_length=rules.INITIATORS_MAX, default_factory=list)]
+    allow_any: bool = False
+    iqn: Iqn | None = None
+    started: bool = True
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.addresses is not None and self.paths not in {None, len(self.addresses)}:
+            raise rules.refused(
+                "differs from the number of addresses", "leave it out, or give an address for each path", field="paths"
+            )
+        if self.initiators and self.allow_any:
+            raise rules.refused("contradicts the list of initiators", "give one of the two", field="allow_any")
+        if len(set(self.initiators)) < len(self.initiators):
+            raise rules.refused("names an initiator twice", "name each once", field="initiators")
+        return self
+
+
+@router.post("/v1/disks", status_code=202)
+def create(
+    body: NewDisk, context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:create"))], change: ChangeOf
+) -> JSONResponse:
+    """Create a disk, and start serving it unless `started` is false."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    _refuse_larger_than_pool(context, body.size_bytes)
+    plan = plans.plan(OperationKind.CREATE_DISK, context.settings.conductor, disk_name=body.name, start=body.started)
+
+    def prepare(session: Session, now: datetime) -> Intent:
+        disk = _described(body, _paths(session, body), iqn_base=context.settings.sanderling.iqn_base)
+        disks.insert(session, disk, now=now, state=DiskState.CREATING)
+        events.append(session, "disk.creating", at=now, actor=caller.name, resource_id=disk.id, data={"name": disk.name})
+        notes = () if disk.initiators or disk.allow_any else (NOBODY,)
+        return Intent(disks.get(session, disk.id), DiskState.CREATING, plan, notes=notes)
+
+    return change.carry_out(caller, prepare)
+
+
+@router.get("/v1/disks")
+def index(
+    context: ContextOf,
+    _caller: Annotated[Caller, Depends(Allowed("disk:read"))],
+    page: PageOf,
+    name: Annotated[str | None, Query(max_length=63, description="Only disks whose name contains this")] = None,
+    state: DiskState | None = None,
+    access: Access | None = None,
+) -> dict[str, Any]:
+    """Disks by name."""
+    with context.records.read() as session:
+        rows = disks.page(session, marker=page.marker, limit=page.limit, name_contains=name, state=state, access=access)
+        return page.of("disks", [_show(row) for row in rows], marker=rows[-1].name if rows else None)
+
+
+@router.get("/v1/disks/{disk}")
+def show(disk: str, context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("disk:read"))]) -> JSONResponse:
+    """One disk by id or name, with who serves its paths now."""
+    with context.records.read() as session:
+        row = _find(session, disk)
+    usage = serving.exports_if_known(context, disk_id=row.id)
+    shown = _show(row) | {"paths": [serving.show_path(row, path, usage) for path in row.paths]}
+    shown["connected"] = None if usage is None else serving.connected(usage)
+    return JSONResponse(shown, headers={"ETag": etag(row)})
+
+
+@router.post("/v1/disks/{disk}/start", status_code=202)
+def start(
+    disk: str, context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:start"))], change: ChangeOf
+) -> JSONResponse:
+    """Serve the disk's paths."""
+    return _turn(disk, OperationKind.START_DISK, DiskEvent.START, context, caller, change)
+
+
+@router.post("/v1/disks/{disk}/stop", status_code=202)
+def stop(
+    disk: str, context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:stop"))], change: ChangeOf
+) -> JSONResponse:
+    """Serve the disk's paths no longer; its sessions end."""
+    return _turn(disk, OperationKind.STOP_DISK, DiskEvent.STOP, context, caller, change)
+
+
+@router.delete("/v1/disks/{disk}", status_code=202)
+def delete(
+    disk: str,
+    context: ContextOf,
+    caller: Annotated[Caller, Depends(Allowed("disk:delete"))],
+    change: ChangeOf,
+    force: Annotated[bool, Query(description="Also while it is started or connected")] = False,
+    confirm: Annotated[str | None, Query(max_length=255, description="With force: the disk's name")] = None,
+) -> JSONResponse:
+    """Remove the disk with its data."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    initiators: list[str] = []
+    if not force:
+        with context.records.read() as session:
+            found = _find(session, disk)
+        initiators = serving.connected(serving.exports(context, disk_id=found.id))
+
+    def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
+        row = _find(session, disk)
+        change.check_match(row)
+        was = DiskState(row.state)
+        if operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
+            _refuse_careless(row, initiators, force=force, confirm=confirm)
+        plan = plans.plan(
+            OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
+        )
+        return Intent(row, was, plan, begins=DiskEvent.DELETE)
+
+    return change.carry_out(caller, prepare)
+
+
+def _turn(disk: str, kind: OperationKind, event: DiskEvent, context: Context, caller: Caller, change: ChangeOf) -> JSONResponse:
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+
+    def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
+        row = _find(session, disk)
+        change.check_match(row)
+        plan = plans.plan(kind, context.settings.conductor, disk_name=row.name)
+        return Intent(row, DiskState(row.state), plan, begins=event)
+
+    return change.carry_out(caller, prepare)
+
+
+def _find(session: Session, disk: str) -> DiskRow:
+    """By name or id. A name may look like an id, and then the name counts."""
+    try:
+        return disks.by_name(session, disk)
+    except NotFound:
+        return disks.get(session, disk)
+
+
+def _show(row: DiskRow) -> dict[str, Any]:
+    shown = disks.describe(row).model_dump(mode="json", exclude={"generation"})
+    return shown | {
+        "state": row.state,
+        "created_at": _moment(row.created_at),
+        "changed_at": _moment(row.changed_at),
+    }
+
+
+def _moment(at: datetime) -> str:
+    return at.isoformat().replace("+00:00", "Z")
+
+
+def _paths(session: Session, body: NewDisk) -> tuple[Path, ...]:
+    if body.addresses is not None:
+        return subnets.place(session, body.addresses, names=body.subnets)
+    return subnets.allocate(session, body.paths or 1, names=body.subnets)
+
+
+def _described(body: NewDisk, paths: tuple[Path, ...], *, iqn_base: str) -> Disk:
+    return Disk(
+        id=str(uuid.uuid4()),
+        name=body.name,
+        iqn=body.iqn or f"{iqn_base}:{body.name}",
+        size_bytes=body.size_bytes,
+        access=Access(body.access),
+        paths=paths,
+        initiators=tuple(body.initiators),
+        allow_any=body.allow_any,
+    )
+
+
+def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:
+    capacity = context.images.ask(lambda images: images.capacity())
+    if capacity is not None and size_bytes > capacity.total_bytes:
+        raise InvalidInput.of(
+            "size_bytes", f"is larger than the pool, which holds {capacity.total_bytes} bytes", "give a smaller size"
+        )
+
+
+def _refuse_careless(row: DiskRow, initiators: list[str], *, force: bool, confirm: str | None) -> None:
+    if force and confirm != row.name:
+        raise InvalidInput.of(
+            "confirm", "must be the disk's name when force is given", f"send confirm={row.name}, if you mean it"
+        )
+    if force:
+        return
+    if row.state != DiskState.STOPPED.value or row.started:
+        raise InUse(
+            f"disk {row.name} is {row.state}; stop it first, or send force=true&confirm={row.name}",
+            state=row.state,
+            disk=row.name,
+        )
+    if initiators:
+        raise InUse(
+            f"disk {row.name} has connections of {', '.join(initiators)}; log them out, or send force=true&confirm={row.name}",
+            initiators=initiators,
+        )

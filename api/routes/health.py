@@ -1,0 +1,80 @@
+"""/healthz, /readyz, /metrics, /problems, /openapi.json: what a supervisor, a load balancer and a newcomer ask.
+
+The first two are open to everybody, because who asks them holds no token; they tell no more than that a part is away.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from sqlalchemy import func, select
+
+from api import problems
+from api.auth import Allowed, Caller, everybody
+from api.context import Context, ContextOf
+from sanderling.errors import Unavailable
+from sanderling.records.tables import DiskRow, OperationRow
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/healthz", dependencies=[Depends(everybody)])
+def healthz() -> dict[str, str]:
+    """This process lives and answers; nothing is said of what it depends on."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", dependencies=[Depends(everybody)])
+def readyz(context: ContextOf) -> JSONResponse:
+    """Whether each part that requests need can be reached. The broker is not one: without it, work is only delayed."""
+    parts = {
+        "records": _state(context.records.ping),
+        "coordination": _state(lambda: context.coordination.ask(lambda c: c.get("readyz"))),
+        "images": _state(lambda: context.images.ask(lambda images: images.ping())),
+    }
+    ready = all(part["ready"] for part in parts.values())
+    return JSONResponse({"ready": ready, "parts": parts}, 200 if ready else 503)
+
+
+@router.get("/metrics")
+def metrics(context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("metrics:read"))]) -> Response:
+    """Prometheus's text format. A scraper needs a token of the role reader."""
+    _count(context)
+    return Response(context.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/problems/{code}", dependencies=[Depends(everybody)])
+def problem(code: str) -> HTMLResponse:
+    """What a problem means."""
+    return HTMLResponse(problems.page(code))
+
+
+@router.get("/openapi.json", dependencies=[Depends(everybody)], include_in_schema=False)
+def openapi(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
+
+
+def _state(ask: Callable[[], object]) -> dict[str, Any]:
+    try:
+        ask()
+    except Unavailable as problem:
+        return {"ready": False, "reason": problem.detail}
+    return {"ready": True}
+
+
+def _count(context: Context) -> None:
+    gauges = context.metrics
+    with context.records.read() as session:
+        disks = session.execute(select(DiskRow.state, func.count()).group_by(DiskRow.state)).tuples().all()
+        going = select(OperationRow.state, func.count()).where(OperationRow.ended_at.is_(None)).group_by(OperationRow.state)
+        operations = session.execute(going).tuples().all()
+        waiting = session.scalar(select(func.count()).where(OperationRow.cast_at.is_(None))) or 0
+    gauges.disks.clear()
+    gauges.open.clear()
+    for state, count in disks:
+        gauges.disks.labels(state).set(count)
+    for state, count in operations:
+        gauges.open.labels(state).set(count)
+    gauges.waiting.set(waiting)
+    gauges.streams.set(context.feed.subscribers)

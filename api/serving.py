@@ -1,0 +1,95 @@
+"""Who serves what now, as coordination has it. What cannot be read is unknown, never guessed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from api.context import Context
+from sanderling.coordination.base import Coordination, Entry
+from sanderling.errors import Unavailable
+from sanderling.model.disks import Access
+from sanderling.model.exports import Export, ExportId, Gateway
+from sanderling.records.tables import DiskRow, PathRow
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An export as coordination has it: its value, and whether somebody locks it."""
+
+    export: Export
+    locked: bool
+
+
+Serving = Mapping[ExportId, Held | None]  # None: the value cannot be read
+
+
+def exports(context: Context, *, disk_id: str | None = None) -> Serving:
+    """Every export, or those of one disk; `Unavailable` when coordination cannot be read."""
+    prefix = f"exports/{disk_id}/" if disk_id else "exports/"
+    entries = context.coordination.ask(lambda coordination: coordination.list(prefix).entries)
+    return {ExportId.from_key(entry.key): _held(entry) for entry in entries}
+
+
+def exports_if_known(context: Context, *, disk_id: str | None = None) -> Serving | None:
+    """Like `exports`, or None when coordination cannot be read."""
+    try:
+        return exports(context, disk_id=disk_id)
+    except Unavailable as problem:
+        log.warning("who serves is not known", reason=problem.detail)
+        return None
+
+
+def gateways(context: Context) -> list[Gateway]:
+    """The live gateways by name; `Unavailable` when coordination cannot be read."""
+
+    def read(coordination: Coordination) -> tuple[Entry, ...]:
+        return coordination.list("nodes/").entries
+
+    return [Gateway.model_validate_json(entry.value) for entry in context.coordination.ask(read) if entry.consul_session]
+
+
+def connected(serving: Serving) -> list[str]:
+    """Initiators with a connection to one of the exports."""
+    return sorted({c.initiator_iqn for held in serving.values() if held and held.locked for c in held.export.connections})
+
+
+def show_path(disk: DiskRow, path: PathRow, serving: Serving | None) -> dict[str, Any]:
+    """A path with the gateway that has it now and what that says of it."""
+    gateway, status = _usage(disk, path, serving)
+    return {
+        "index": path.index,
+        "address": path.address,
+        "prefix_len": path.prefix_len,
+        "subnet": path.subnet,
+        "interface": path.interface,
+        "gateway": gateway,
+        "status": status,
+    }
+
+
+def export_of(disk: DiskRow, path: PathRow) -> ExportId:
+    return ExportId(disk.id, 0 if disk.access == Access.EXCLUSIVE.value else path.index)
+
+
+def _usage(disk: DiskRow, path: PathRow, serving: Serving | None) -> tuple[str | None, str]:
+    """`status` is unknown, stopped (nobody should serve it), down (nobody does), or the owner's word for what it is doing."""
+    export = export_of(disk, path)
+    if serving is None or (export in serving and serving[export] is None):
+        return None, "unknown"
+    held = serving.get(export)
+    if held is None or not held.locked:
+        return None, "down" if disk.started else "stopped"
+    return held.export.node, held.export.phase.value
+
+
+def _held(entry: Entry) -> Held | None:
+    try:
+        return Held(Export.model_validate_json(entry.value), entry.consul_session is not None)
+    except ValidationError:
+        log.warning("an export's value cannot be read", key=entry.key)
+        return None
