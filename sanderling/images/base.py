@@ -1,11 +1,15 @@
 """The seam to the store that holds the data: named images of bytes, text metadata on each, and the fence.
 
 Methods are bounded by settings and raise `Unavailable` when the store cannot be reached, `NotFound` for an image that is not
-there, `ImageFailed` for a refusal. tests/contract/test_images.py is the definition; it runs on every backend.
+there, `ImageFailed` for a refusal. tests/contract/test_images.py is the definition; it runs on every backend. After an
+`Unavailable` a change may have been made or not, and may still be made: read, or repeat.
 """
 
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # an image's name; another is an assertion
 
 
 @dataclass(frozen=True, slots=True)

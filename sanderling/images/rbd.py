@@ -1,0 +1,342 @@
+"""Images on Ceph: RBD with layering as the only feature, and the OSD blocklist as the fence.
+
+Why not simply call librbd: it has calls that no timeout of its own bounds, and no compare-and-set for an image's metadata.
+"""
+
+import errno
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeVar
+
+import rados
+import rbd
+import structlog
+
+from sanderling.clock import Clock
+from sanderling.errors import Conflict, Exhausted, Fenced, ImageFailed, InUse, InvalidInput, NotFound, Problem, Unavailable
+from sanderling.images.base import NAME, BackingStore, Capacity, Image
+from sanderling.settings import Images as Settings
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_CLIENT = re.compile(r"(?P<address>\S+:0)/(?P<nonce>[1-9][0-9]*)")
+_SLICE_BYTES: Final = 64 << 30  # how much of an image is given back between two looks at the clock
+_UNREACHABLE = {errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class RbdImages:
+    """One connection for all threads, made at the first call and made anew after a failure.
+
+    A call lasts at most `connect_timeout_s` + `operation_timeout_s`. A client is named as Ceph names it, "address:0/nonce".
+    A client that died without being fenced stays listed, and keeps its image `InUse`, for `osd_client_watch_timeout` (30 s).
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._cluster: Any = None
+
+    def create(self, name: str, size_bytes: int, *, metadata: dict[str, str]) -> None:
+        assert NAME.fullmatch(name), name
+
+        def work(_: Any, pool: Any) -> None:
+            held = _create(pool, name, size_bytes)
+            if held != size_bytes:
+                raise Conflict(f"image {name} is there with {held} bytes, not {size_bytes}", size_bytes=held)
+            with rbd.Image(pool, name, read_only=True) as image:
+                header = _header(image)
+            for key, value in metadata.items():
+                self._compare_and_set(pool, header, key, value, expected=None)
+
+        self._ask(f"create image {name}", work)
+
+    def remove(self, name: str) -> None:
+        """As promised; a large image takes several calls (`Unavailable` until the last), each going on where one stopped.
+
+        It goes to the pool's trash first, where nobody can open it by name any more, and gives its space back from there.
+        """
+        deadline = self._clock.monotonic() + self._settings.operation_timeout_s
+
+        def work(cluster: Any, pool: Any) -> None:
+            _move_to_trash(cluster, pool, name)
+            trashed = [entry["id"] for entry in rbd.RBD().trash_list(pool) if entry["name"] == name]
+            for image_id in trashed:
+                _restore_if_open(cluster, pool, image_id, name)
+                self._empty(pool, image_id, deadline)
+                rbd.RBD().trash_remove(pool, image_id, True)
+
+        self._ask(f"remove image {name}", work)
+
+    def stat(self, name: str) -> Image:
+        return Image(name, self._ask(f"stat image {name}", lambda _, pool: _size(pool, name)))
+
+    def list(self) -> tuple[str, ...]:
+        return tuple(sorted(self._ask("list images", lambda _, pool: rbd.RBD().list(pool))))
+
+    def get_metadata(self, name: str) -> dict[str, str]:
+        def work(_: Any, pool: Any) -> dict[str, str]:
+            with rbd.Image(pool, name, read_only=True) as image:
+                return dict(image.metadata_list())
+
+        return self._ask(f"read metadata of image {name}", work)
+
+    def set_metadata(self, name: str, key: str, value: str, *, expected: str | None) -> bool:
+        def work(_: Any, pool: Any) -> bool:
+            with rbd.Image(pool, name, read_only=True) as image:
+                header = _header(image)
+            return self._compare_and_set(pool, header, key, value, expected=expected)
+
+        return self._ask(f"write metadata of image {name}", work)
+
+    def backing_store(self, name: str) -> BackingStore:
+        settings = self._settings
+        return BackingStore("rbd", f"{settings.pool}/{name}", f"conf={settings.ceph_conf};id={settings.ceph_user}")
+
+    def capacity(self) -> Capacity | None:
+        """What this pool can hold, after replication; None while no manager daemon counts it."""
+        report = self._ask("ask for capacity", lambda cluster, _: json.loads(_command(cluster, prefix="df", format="json")))
+        stats = next((pool["stats"] for pool in report["pools"] if pool["name"] == self._settings.pool), None)
+        if stats is None or stats["stored"] + stats["max_avail"] == 0:
+            return None
+        return Capacity(total_bytes=stats["stored"] + stats["max_avail"], free_bytes=stats["max_avail"])
+
+    def clients(self, name: str) -> tuple[str, ...]:
+        def work(cluster: Any, pool: Any) -> tuple[str, ...]:
+            with rbd.Image(pool, name, read_only=True) as image:
+                return _others(cluster, image)
+
+        return self._ask(f"list clients of image {name}", work)
+
+    def fence(self, client: str) -> None:
+        """Blocklist the client, by nonce, for `fence_expire_s`; its watches go with it.
+
+        An OSD refuses the client from the moment it has the map that says so. Every later client brings that map along, and an
+        OSD takes it before it answers: no write of the fenced client lands behind what such a client has read or written.
+        """
+        _checked(client)
+
+        def work(cluster: Any, pool: Any) -> None:
+            expire = float(self._settings.fence_expire_s)
+            _command(cluster, prefix="osd blocklist", blocklistop="add", addr=client, expire=expire)
+            cluster.wait_for_latest_osdmap()
+            _touch(pool)
+
+        self._ask(f"fence {client}", work)
+        log.info("client fenced", client=client)
+
+    def is_fenced(self, client: str) -> bool:
+        address = _checked(client)["address"]
+        said = self._ask("read the blocklist", lambda cluster, _: _command(cluster, prefix="osd blocklist ls", format="json"))
+        return any(entry["addr"] in {client, f"{address}/0"} for entry in _entries(said))
+
+    def ping(self) -> None:
+        def work(cluster: Any, pool: Any) -> None:
+            cluster.wait_for_latest_osdmap()
+            _touch(pool)
+
+        self._ask("ping", work)
+
+    def close(self) -> None:
+        with self._lock:
+            self._cluster = None  # the last call at work, or this line, shuts it down
+
+    def _ask(self, what: str, work: Callable[[Any, Any], T]) -> T:
+        """Run `work(cluster, pool)` in a thread of its own, so that a call that hangs in librados hangs nobody else."""
+        answer: Future[T] = Future()
+        done = threading.Event()
+        answer.add_done_callback(lambda _: done.set())
+
+        def run() -> None:
+            try:
+                answer.set_result(self._on_cluster(work))
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
+                answer.set_exception(error)
+
+        threading.Thread(target=run, name=f"rbd: {what}", daemon=True).start()
+        bound_s = self._settings.connect_timeout_s + self._settings.operation_timeout_s
+        with self._translated(what):
+            if not self._clock.wait(done, bound_s):
+                raise rados.TimedOut(f"no answer within {bound_s} s", errno.ETIMEDOUT)
+            return answer.result()
+
+    def _on_cluster(self, work: Callable[[Any, Any], T]) -> T:
+        cluster = self._connected()
+        with cluster.open_ioctx(self._settings.pool) as pool:
+            return work(cluster, pool)
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._cluster is not None:
+                return self._cluster
+        settings = self._settings
+        bounds = {
+            "client_mount_timeout": str(math.ceil(settings.connect_timeout_s)),
+            "rados_mon_op_timeout": str(math.ceil(settings.operation_timeout_s)),
+            "rados_osd_op_timeout": str(math.ceil(settings.operation_timeout_s)),
+        }
+        try:
+            cluster = rados.Rados(conffile=settings.ceph_conf, rados_id=settings.ceph_user, conf=bounds)
+            cluster.connect()
+        except rados.Error as error:
+            raise Unavailable(
+                f"Ceph cannot be reached as {settings.ceph_user} with {settings.ceph_conf}: {error}", dependency="ceph"
+            ) from error
+        with self._lock:
+            self._cluster = self._cluster or cluster
+            return self._cluster
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (rados.Error, rbd.Error) as error:
+            problem = _problem(what, error)
+            if isinstance(problem, Unavailable | Fenced):
+                self.close()
+            raise problem from error
+
+    def _compare_and_set(self, pool: Any, header: str, key: str, value: str, *, expected: str | None) -> bool:
+        """Write one key of the header object at the version that was read with it; again when another write came between."""
+        field = f"metadata_{key}"
+        wanted = None if expected is None else expected.encode()
+        deadline = self._clock.monotonic() + self._settings.operation_timeout_s
+        while self._clock.monotonic() < deadline:
+            with rados.ReadOpCtx() as read:
+                found, _ = pool.get_omap_vals_by_keys(read, (field,))
+                pool.operate_read_op(read, header)
+                held = {name: text or b"" for name, text in found}.get(field)
+            if held != wanted:
+                return False
+            with rados.WriteOpCtx() as write:
+                write.assert_version(pool.get_last_version())
+                pool.set_omap(write, (field,), (value.encode(),))
+                try:
+                    pool.operate_write_op(write, header)
+                except rados.OSError as error:
+                    if error.errno not in {errno.ERANGE, errno.EOVERFLOW}:
+                        raise
+                else:
+                    return True
+        raise rados.TimedOut(f"{key} was written by others all the time", errno.ETIMEDOUT)
+
+    def _empty(self, pool: Any, image_id: str, deadline: float) -> None:
+        """Give the image's space back slice by slice: librbd's own removal has no bound and starts over after a crash."""
+        with rbd.Image(pool, image_id=image_id) as image:
+            while (size := image.size()) > _SLICE_BYTES:
+                if self._clock.monotonic() > deadline:
+                    raise Unavailable(f"{size >> 30} GiB are still to be given back; repeat to go on", dependency="ceph")
+                image.resize(size - _SLICE_BYTES)
+
+
+def _create(pool: Any, name: str, size_bytes: int) -> int:
+    """The size of the image of that name, made if it is not there; what a crash left of one is cleared away first."""
+    with suppress(rbd.ImageExists):
+        rbd.RBD().create(pool, name, size_bytes, old_format=False, features=rbd.RBD_FEATURE_LAYERING)
+        return size_bytes
+    try:
+        return _size(pool, name)
+    except rbd.ImageNotFound:
+        _clear_half_made(pool, name)
+        rbd.RBD().create(pool, name, size_bytes, old_format=False, features=rbd.RBD_FEATURE_LAYERING)
+        return size_bytes
+
+
+def _move_to_trash(cluster: Any, pool: Any, name: str) -> None:
+    try:
+        with rbd.Image(pool, name, read_only=True) as image:
+            if others := _others(cluster, image):
+                raise _in_use(name, others)
+            if any(image.list_snaps()):
+                raise ImageFailed(f"image {name} has snapshots; remove them first")
+        rbd.RBD().trash_move(pool, name, 0)
+    except rbd.ImageNotFound:
+        _clear_half_made(pool, name)
+
+
+def _restore_if_open(cluster: Any, pool: Any, image_id: str, name: str) -> None:
+    """Catch the client that opened the image between the first look and its move to the trash; none can come after that."""
+    with rbd.Image(pool, image_id=image_id, read_only=True) as image:
+        others = _others(cluster, image)
+    if others:
+        rbd.RBD().trash_restore(pool, image_id, name)
+        raise _in_use(name, others)
+
+
+def _in_use(name: str, clients: tuple[str, ...]) -> InUse:
+    return InUse(f"image {name} is open at {', '.join(clients)}", clients=list(clients))
+
+
+def _clear_half_made(pool: Any, name: str) -> None:
+    """Take away the name that librbd writes before it writes the image: a crash in between leaves a name that nothing opens."""
+    with suppress(rbd.ImageNotFound):
+        rbd.RBD().remove(pool, name)
+
+
+def _others(cluster: Any, image: Any) -> tuple[str, ...]:
+    watchers = {watcher["addr"] for watcher in image.watchers_list()}
+    lockers = {address for _, _, address in (image.list_lockers() or {"lockers": []})["lockers"]}
+    return tuple(sorted((watchers | lockers) - {cluster.get_addrs()}))
+
+
+def _size(pool: Any, name: str) -> int:
+    with rbd.Image(pool, name, read_only=True) as image:
+        return int(image.size())
+
+
+def _header(image: Any) -> str:
+    """The object that holds the image's metadata; opened read-only an image has no watch, so nobody counts as its client."""
+    return f"rbd_header.{image.id()}"
+
+
+def _touch(pool: Any) -> None:
+    with suppress(rados.ObjectNotFound):
+        pool.stat("rbd_directory")
+
+
+def _command(cluster: Any, **command: Any) -> str:
+    code, out, said = cluster.mon_command(json.dumps(command), b"")
+    if code != 0:
+        raise rados.OSError(f"{command['prefix']}: {said}", errno=-code)
+    return str(out.decode())
+
+
+def _entries(text: str) -> Iterator[Any]:
+    """The entries of several JSON lists in a row: `osd blocklist ls` says clients and ranges so."""
+    decoder, at = json.JSONDecoder(), 0
+    while text[at:].strip():
+        at += len(text[at:]) - len(text[at:].lstrip())
+        entries, at = decoder.raw_decode(text, at)
+        yield from entries
+
+
+def _checked(client: str) -> re.Match[str]:
+    """Refuses a nonce of 0, which would fence everything on that address: the worker, and a converged node's OSDs."""
+    match = _CLIENT.fullmatch(client)
+    if match is None:
+        raise InvalidInput.of("client", f"{client!r} names no client of Ceph", "give address:0/nonce, the nonce not 0")
+    return match
+
+
+def _problem(what: str, error: Any) -> Problem:
+    detail = f"Ceph could not {what}: {error}"
+    number = getattr(error, "errno", None)
+    if isinstance(error, rbd.ImageNotFound):
+        return NotFound(detail)
+    if isinstance(error, rbd.ImageBusy):
+        return InUse(detail)
+    if number == errno.ESHUTDOWN:
+        return Fenced(f"{detail}: this client has been fenced; the next call is made by a new one")
+    if number in _UNREACHABLE or isinstance(error, rados.ObjectNotFound):
+        return Unavailable(detail, dependency="ceph")
+    if number in _FULL:
+        return Exhausted(detail)
+    return ImageFailed(detail)
