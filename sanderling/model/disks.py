@@ -73,6 +73,10 @@ DISKS = Machine("disk", start=_S.CREATING, rest={_S.STOPPED, _S.STARTED, _S.FAIL
 # fmt: on
 
 
+def image_of(disk_id: str) -> str:
+    return f"sanderling-{disk_id}"
+
+
 class Path(BaseModel):
     """One portal address of a disk. `index` counts from 1 (spec: PA-12)."""
 
@@ -109,7 +113,7 @@ class Disk(BaseModel):
     @property
     def image(self) -> str:
         """The name of the image in its pool; the id alone, so that renaming a disk never touches data."""
-        return f"sanderling-{self.id}"
+        return image_of(self.id)
 
     @property
     def scsi_serial(self) -> str:

@@ -90,6 +90,11 @@ def open_on(session: Session, resource_id: str) -> str | None:
     return session.scalar(select(OperationRow.id).where(OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None)))
 
 
+def open_resources(session: Session) -> frozenset[str]:
+    """The ids of all resources with an operation that has not ended."""
+    return frozenset(session.scalars(select(OperationRow.resource_id).where(OperationRow.ended_at.is_(None))))
+
+
 def get(session: Session, operation_id: str) -> Operation:
     return _model(_row(session, operation_id))
 
@@ -165,7 +170,7 @@ def undo_disk(session: Session, operation: Operation, *, now: datetime, actor: s
 def outbox(session: Session, *, limit: int) -> list[Outgoing]:
     """Operations whose wake-up is still to be cast, oldest first."""
     query = select(OperationRow.id, OperationRow.traceparent).where(OperationRow.cast_at.is_(None))
-    return [Outgoing(*found) for found in session.execute(query.order_by(OperationRow.created_at).limit(limit)).tuples()]
+    return [Outgoing(row.id, row.traceparent) for row in session.execute(query.order_by(OperationRow.created_at).limit(limit))]
 
 
 def mark_cast(session: Session, ids: Sequence[str], *, now: datetime) -> None:
@@ -231,8 +236,13 @@ def check_claim(session: Session, operation_id: str, *, claim_epoch: int) -> Non
 
 
 def note(session: Session, operation_id: str, *, claim_epoch: int, values: Mapping[str, Any]) -> Operation:
-    """Add to the operation's params what a later attempt, perhaps by another conductor, must find."""
+    """Add to the operation's params what a later attempt, perhaps by another conductor, must find.
+
+    Only while the operation goes forward: an attempt that lingers behind its undoing gets `ClaimLost`.
+    """
     row = _held(session, operation_id, claim_epoch)
+    if not OPERATIONS.allows(OperationState(row.state), OperationEvent.SUCCEED):
+        raise _lost(operation_id)
     row.params = {**row.params, **values}
     return _model(row)
 

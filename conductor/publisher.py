@@ -1,0 +1,184 @@
+"""Keeps coordination equal to what the images say: publishes again what it lost, clears away what nobody needs any more.
+
+A disk with an open operation is left to that operation. Two conductors that repair one disk at once do no harm: every write
+compares, and what a late one leaves behind is cleared away at the next turn.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy.orm import Session
+
+from conductor.steps.base import Stores
+from conductor.steps.descriptions import METADATA_KEY, read
+from conductor.steps.publication import delete_keys, exports_prefix, keys_of, publish_disk, publish_exports
+from conductor.steps.serving import fence_left, mark_left
+from sanderling.errors import Problem
+from sanderling.model.disks import Disk, DiskState, image_of
+from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, Gateway
+from sanderling.records import disks, events, operations
+from sanderling.records.tables import DiskRow
+from sanderling.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One look at coordination: the published disks, the export keys that are there, and the live gateways."""
+
+    published: Mapping[str, Disk]
+    exports: Mapping[str, frozenset[ExportId]]
+    gateways: tuple[Gateway, ...]
+
+    def claims(self, export: ExportId) -> set[str]:
+        """The clients that live gateways say they serve it with."""
+        return {gateway.running[str(export)] for gateway in self.gateways if str(export) in gateway.running}
+
+
+class Publisher:
+    """Compares at its start and then once in each interval."""
+
+    def __init__(self, settings: Settings, stores: Stores, *, tell: Callable[[], None]) -> None:
+        self._interval_s = settings.conductor.republish_interval_s
+        self._node = settings.sanderling.node
+        self._records, self._coordination, self._images = stores.records, stores.coordination, stores.images
+        self._clock, self._tell = stores.clock, tell
+        self._lost_before: set[str] = set()  # disks whose exports were gone at the last turn too
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(self._interval_s)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.turn()
+            except Problem as problem:
+                log.warning("coordination could not be compared", code=problem.code, reason=problem.detail)
+            except Exception:
+                log.exception("comparing coordination failed")
+            self._clock.wait(self._stopping, self._interval_s)
+
+    def turn(self) -> None:
+        """Compare once, and mend what differs. Coordination is read first: what the records do not know then is old."""
+        view = self._seen()
+        with self._records.read() as session:
+            rows = {row.id: row for row in _all(session)}
+            busy = operations.open_resources(session)
+        lost = {row.id for row in rows.values() if row.started and _missing(view, row)}
+        started = {row.id for row in rows.values() if row.started}
+        for disk_id in sorted(started | view.published.keys() | view.exports.keys()):
+            if disk_id in busy or self._stopping.is_set():
+                continue
+            try:
+                self._mend(disk_id, rows.get(disk_id), view)
+            except Problem as problem:
+                log.warning("cannot mend", disk=disk_id, code=problem.code, reason=problem.detail)
+        self._lost_before = lost
+
+    def _seen(self) -> _View:
+        published = [Disk.model_validate_json(entry.value) for entry in self._coordination.list("disks/").entries]
+        exports: defaultdict[str, set[ExportId]] = defaultdict(set)
+        for entry in self._coordination.list("exports/").entries:
+            export = ExportId.from_key(entry.key)
+            exports[export.disk_id].add(export)
+        gateways = [Gateway.model_validate_json(e.value) for e in self._coordination.list("nodes/").entries if e.consul_session]
+        return _View({disk.id: disk for disk in published}, {k: frozenset(v) for k, v in exports.items()}, tuple(gateways))
+
+    def _mend(self, disk_id: str, row: DiskRow | None, view: _View) -> None:
+        if row is not None and row.started:
+            if _missing(view, row) or _is_older(view.published.get(disk_id), row):
+                self._publish(disks.describe(row), view)
+        elif (row is None or DiskState(row.state) is DiskState.STOPPED) and (
+            disk_id in view.published or disk_id in view.exports
+        ):
+            self._clear(disk_id, known=row is not None)
+
+    def _publish(self, indexed: Disk, view: _View) -> None:
+        found = read(self._images, indexed.image)
+        if found is None:
+            log.error("a started disk has no image or no description", disk=indexed.id, image=indexed.image)
+            return
+        stored, disk = found
+        if not disk.started:
+            publish_disk(self._coordination, disk)
+            return
+        present = {ExportId.from_key(entry.key) for entry in self._coordination.list(exports_prefix(disk.id)).entries}
+        missing = _exports(disk) - present
+        clients = {export: self._client(export, view) for export in missing}
+        if missing:
+            if UNKNOWN_CLIENT in clients.values() and disk.id not in self._lost_before:
+                return  # the gateways may not have said yet what they serve
+            disk = disk.model_copy(update={"generation": disk.generation + 1})
+            if not self._images.set_metadata(disk.image, METADATA_KEY, disk.model_dump_json(), expected=stored):
+                return
+            self._note(disk)
+        publish_disk(self._coordination, disk)
+        publish_exports(self._coordination, disk, client_of=lambda export: clients.get(export, UNKNOWN_CLIENT))
+        log.warning("published again", disk=disk.id, generation=disk.generation, clients={str(e): c for e, c in clients.items()})
+
+    def _client(self, export: ExportId, view: _View) -> str:
+        """Whom the next owner must fence, or adopt: the one client that serves it, or `unknown` when that is not certain."""
+        claims = view.claims(export)
+        client = claims.pop() if len(claims) == 1 else UNKNOWN_CLIENT
+        return UNKNOWN_CLIENT if client != UNKNOWN_CLIENT and self._images.is_fenced(client) else client
+
+    def _note(self, disk: Disk) -> None:
+        with self._records.begin() as session:
+            disks.get(session, disk.id).generation = disk.generation
+            data = {"name": disk.name, "generation": disk.generation}
+            now = self._records.now()
+            events.append(session, "disk.published_again", at=now, actor=self._node, resource_id=disk.id, data=data)
+        self._tell()
+
+    def _clear(self, disk_id: str, *, known: bool) -> None:
+        """Remove the keys of a disk that is stopped or gone. What a worker still holds is left until it has given it up.
+
+        The keys are read before it is made sure that they are not needed: one made later is not removed by the compare.
+        """
+        entries, image = keys_of(self._coordination, disk_id), image_of(disk_id)
+        with self._records.read() as session:
+            if operations.open_on(session, disk_id) is not None:
+                return
+        found = read(self._images, image)
+        if (found is not None and found[1].started) or (not known and image in self._images.list()):
+            log.error("keys of a disk that the records do not know as started, but its image exists", disk=disk_id, image=image)
+            return
+        for entry in entries:
+            if entry.key.startswith("exports/") and entry.consul_session is None:
+                client = Export.model_validate_json(entry.value).client
+                if client:
+                    fence_left(self._images, image, client)
+                    mark_left(self._coordination, entry)  # changes the key: the next turn removes it
+        if delete_keys(self._coordination, entries):
+            log.warning("cleared away", disk=disk_id)
+
+
+def _all(session: Session) -> list[DiskRow]:
+    rows: list[DiskRow] = []
+    while page := disks.page(session, marker=rows[-1].name if rows else None, limit=_PAGE):
+        rows += page
+    return rows
+
+
+def _exports(disk: Disk) -> frozenset[ExportId]:
+    return frozenset(ExportId(disk.id, index) for index in disk.export_indexes)
+
+
+def _missing(view: _View, row: DiskRow) -> frozenset[ExportId]:
+    return _exports(disks.describe(row)) - view.exports.get(row.id, frozenset())
+
+
+def _is_older(published: Disk | None, row: DiskRow) -> bool:
+    return published is None or (published.generation, published.revision) < (row.generation, row.revision)

@@ -1,0 +1,22 @@
+"""Every step by the name that plans and the records use."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from conductor.steps import descriptions, images, publication, serving, settlement
+from conductor.steps.base import Action
+from sanderling.model import plans
+
+ACTIONS: Final[Mapping[str, Action]] = {
+    plans.CREATE_IMAGE: images.CREATE_IMAGE,
+    plans.DESCRIBE: descriptions.DESCRIBE,
+    plans.DESCRIBE_STARTED: descriptions.DESCRIBE_STARTED,
+    plans.DESCRIBE_STOPPED: descriptions.DESCRIBE_STOPPED,
+    plans.PUBLISH: publication.PUBLISH,
+    plans.AWAIT_SERVED: serving.AWAIT_SERVED,
+    plans.AWAIT_RELEASED: serving.AWAIT_RELEASED,
+    plans.RETRACT: publication.RETRACT,
+    plans.REMOVE_IMAGE: images.REMOVE_IMAGE,
+    plans.SETTLE: settlement.SETTLE,
+    plans.FORGET: settlement.FORGET,
+}

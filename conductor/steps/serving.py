@@ -1,0 +1,121 @@
+"""Waiting until a disk is served, or no longer served, as the workers publish it; nothing is sent to them but the description.
+
+A worker that died cannot say that it left. Once its lock is free and nobody may take the export any more, the conductor fences
+the client that its key still names, and writes that in the worker's place.
+"""
+
+from typing import Final
+
+import structlog
+
+from conductor.steps.base import Action, Context
+from conductor.steps.descriptions import described
+from sanderling.coordination.base import Coordination, Entry
+from sanderling.errors import NotFound, StepTimedOut
+from sanderling.images.base import Images
+from sanderling.model.disks import Disk
+from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, ExportPhase, Gateway
+
+log = structlog.get_logger(__name__)
+
+_WATCH_S: Final = 1.0  # how long a stop or an abandoned attempt may go unnoticed
+
+
+def await_served(context: Context) -> None:
+    disk = described(context)
+    missing = {ExportId(disk.id, index) for index in disk.export_indexes}
+    index = 0
+    while missing:
+        if context.left_s <= 0:
+            raise _not_served(context, disk, missing)
+        context.check()
+        listing = context.stores.coordination.watch(_prefix(disk.id), index=index, timeout_s=min(_WATCH_S, context.left_s))
+        index = listing.index
+        missing = {ExportId(disk.id, n) for n in disk.export_indexes} - {
+            ExportId.from_key(entry.key) for entry in listing.entries if _is_served(entry, disk.revision)
+        }
+
+
+def await_released(context: Context) -> None:
+    """Return once no process serves any export of the disk, and none can any more."""
+    index = 0
+    while True:
+        listing = context.stores.coordination.watch(
+            _prefix(context.disk_id), index=index, timeout_s=min(_WATCH_S, context.left_s)
+        )
+        index = listing.index
+        held = [entry for entry in listing.entries if entry.consul_session is not None]
+        for entry in listing.entries:
+            if entry.consul_session is None:
+                _clear(context, entry)
+        if not held:
+            return
+        holders = ", ".join(f"{ExportId.from_key(e.key)} by {Export.model_validate_json(e.value).node}" for e in held)
+        context.check(f"the gateways to give up what they hold: {holders}; look at the worker there, then ask again")
+
+
+def fence_left(images: Images, image: str, client: str) -> None:
+    """Make sure that what the key names can write no more; `unknown` means whoever has the image open."""
+    for named in _openers(images, image) if client == UNKNOWN_CLIENT else (client,):
+        images.fence(named)
+        log.warning("fenced", client=named, image=image)
+
+
+def mark_left(coordination: Coordination, entry: Entry) -> bool:
+    """Write in a dead owner's place that it left, once it is fenced; False when somebody else has written or taken the key."""
+    left = Export.model_validate_json(entry.value).model_copy(update={"client": "", "phase": ExportPhase.LEFT})
+    return coordination.put(entry.key, left.model_dump_json().encode(), expected=entry.modify_index)
+
+
+def _clear(context: Context, entry: Entry) -> None:
+    value = Export.model_validate_json(entry.value)
+    if value.needs_fence:
+        with context.effect("fence"):
+            fence_left(context.stores.images, context.indexed().image, value.client)
+        with context.effect("mark_left"):
+            mark_left(context.stores.coordination, entry)
+
+
+def _openers(images: Images, image: str) -> tuple[str, ...]:
+    try:
+        return images.clients(image)
+    except NotFound:
+        return ()
+
+
+def _is_served(entry: Entry, revision: int) -> bool:
+    value = Export.model_validate_json(entry.value)
+    return entry.consul_session is not None and value.phase is ExportPhase.SERVING and value.revision >= revision
+
+
+def _not_served(context: Context, disk: Disk, missing: set[ExportId]) -> StepTimedOut:
+    """Say of each export what keeps it from being served, as far as the gateways have said."""
+    coordination = context.stores.coordination
+    gateways = [Gateway.model_validate_json(entry.value) for entry in coordination.list("nodes/").entries if entry.consul_session]
+    entries = {ExportId.from_key(entry.key): entry for entry in coordination.list(_prefix(disk.id)).entries}
+    reasons = []
+    for export in sorted(missing):
+        entry, refusals = (
+            entries.get(export),
+            [f"{g.name}: {g.refused[str(export)]}" for g in gateways if str(export) in g.refused],
+        )
+        if entry is not None and entry.consul_session is not None:
+            value = Export.model_validate_json(entry.value)
+            reasons.append(f"export {export.index} is {value.phase} on {value.node}")
+        elif refusals:
+            reasons.append(f"export {export.index} was refused by {'; '.join(refusals)}")
+        else:
+            reasons.append(f"export {export.index} was taken by none of {len(gateways)} live gateways")
+    return StepTimedOut(
+        f"disk {disk.name} was not served within {context.step.deadline_s:g} s: {', '.join(reasons)}",
+        step=context.step.name,
+        gateways=[gateway.name for gateway in gateways],
+    )
+
+
+def _prefix(disk_id: str) -> str:
+    return f"exports/{disk_id}/"
+
+
+AWAIT_SERVED = Action(await_served)
+AWAIT_RELEASED = Action(await_released)
