@@ -71,7 +71,7 @@ class EmbeddedCoordination:
                 with self._lock:
                     changed.clear()
                     now = self._bury_the_silent()
-                    if now >= deadline or self._newest(prefix) > index or index > self._store.index:
+                    if now >= deadline or self._newest(prefix) > index:
                         return self._listing(prefix)
                     until = min([deadline, *(session.dies_at for session in self._store.sessions.values())])
                 self._clock.wait(changed, until - now)
@@ -107,7 +107,6 @@ class EmbeddedCoordination:
         with self._lock:
             consul_session = str(uuid4())
             self._store.sessions[consul_session] = _Session(name, check_ttl_s, self._bury_the_silent())
-            self._wake_watchers()  # they have to know until when they may sleep
             return consul_session
 
     def renew_session(self, consul_session: str) -> None:
