@@ -44,7 +44,8 @@ class Targets(Protocol):
         """Start the export's process: gate closed, no portal, its client connected and its LUN open.
 
         The client connects after this call began, so a fence acknowledged before it is in force for every write of it.
-        `TargetFailed` when it is not ready within the bound; nothing is left running then.
+        The lease begins with this call. `TargetFailed` when it is not ready within the bound, or the export has a process
+        already; nothing new is left running then.
         """
         ...
 
@@ -71,7 +72,10 @@ class Targets(Protocol):
     def connections(self, export: ExportId) -> tuple[Connection, ...]: ...
 
     def probe(self, export: ExportId, *, timeout_s: float) -> bool:
-        """Whether a read of LBA 0 through the process's own portal succeeds in time: it is alive and not fenced."""
+        """Whether a read of LBA 0 through the process's own portal succeeds in time: it is alive and not fenced.
+
+        The read passes the gate like any other, so a closed gate is a probe that fails.
+        """
         ...
 
     def stop(self, export: ExportId) -> None:

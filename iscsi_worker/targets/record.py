@@ -1,0 +1,72 @@
+"""What the runtime directory keeps of an export's process, so that a restarted worker finds and adopts it."""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from sanderling.errors import TargetFailed
+from sanderling.model.exports import ExportId
+
+RECORD: str = "record.json"
+GUARD_STATE: str = "guard"
+LOG: str = "log"
+
+
+class Record(BaseModel):
+    """One export's process. `probe_iqn` is a secret: who knows it may log in at the base portal as the worker does."""
+
+    model_config = ConfigDict(frozen=True)
+
+    disk_id: str
+    index: int
+    epoch: tuple[int, int]
+    revision: int
+    iqn: str
+    tid: int
+    kind: str
+    base_port: int
+    probe_iqn: str
+    portals: tuple[str, ...] = ()
+
+    @property
+    def export(self) -> ExportId:
+        return ExportId(self.disk_id, self.index)
+
+    @property
+    def base_portal(self) -> str:
+        return f"127.0.0.1:{self.base_port}"
+
+    def write(self, folder: Path) -> None:
+        """In one step: a reader finds the old record or this one, readable by its owner alone."""
+        new = folder / f"{RECORD}.new"
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(self.model_dump_json())
+        new.replace(folder / RECORD)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Record":
+        """`TargetFailed` when there is none or it cannot be understood."""
+        try:
+            return cls.model_validate_json((folder / RECORD).read_bytes())
+        except (OSError, ValueError) as error:
+            raise TargetFailed(f"no record of an export in {folder.name}: {error}", folder=str(folder)) from error
+
+
+def is_running(pid: int, start_time: int) -> bool:
+    """Whether that very process lives; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    fields = stat.rpartition(")")[2].split()
+    return fields[0] not in {"Z", "X"} and int(fields[19]) == start_time
+
+
+def last_words(folder: Path) -> str:
+    """The end of what the process logged, in one line."""
+    try:
+        said = (folder / LOG).read_bytes()[-600:].decode(errors="replace")
+    except OSError:
+        return ""
+    return "; ".join(line for line in said.splitlines()[-4:] if line)

@@ -1,0 +1,256 @@
+"""Exports as tgtd processes, one each: preloaded with the guard, in a session of their own so that they outlive the worker.
+
+Everything that is known of a process is in its folder under the runtime directory, and nothing in this object but the processes
+it has yet to reap: a worker that was restarted finds what the one before it started.
+"""
+
+import contextlib
+import re
+import secrets
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from iscsi_worker.targets import probe, tcp, tgt_process
+from iscsi_worker.targets.base import Running, TargetSpec
+from iscsi_worker.targets.guard import Ended, Guard, GuardLibrary
+from iscsi_worker.targets.record import GUARD_STATE, Record, is_running, last_words
+from iscsi_worker.targets.tgt_admin import TgtAdmin
+from sanderling.clock import Clock
+from sanderling.errors import TargetFailed
+from sanderling.model.disks import LUN, PORTAL_PORT
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, ExportId
+from sanderling.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_START_ATTEMPTS: Final = 3  # another process may take the free port between our finding it and tgtd's binding it
+_POLL_S: Final = 0.001
+
+
+class TgtTargets:
+    """The tgtd processes of this node. Methods may be called from several threads, for one export from one at a time."""
+
+    def __init__(self, settings: Settings, *, clock: Clock) -> None:
+        """`SettingsRefused` when the guard library cannot be loaded."""
+        self._settings, self._clock = settings.iscsi_worker, clock
+        self._root = Path(settings.sanderling.runtime_dir).resolve() / "targets"
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._library = GuardLibrary(self._settings.guard)
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._never = threading.Event()
+
+    def start(self, spec: TargetSpec, *, epoch: tuple[int, int], revision: int, lease_s: float) -> Running:
+        """As promised; the lease begins with this call."""
+        began = self._clock.monotonic()
+        folder = self._folder(spec.export)
+        if self._is_alive(folder):
+            raise TargetFailed(f"export {spec.export} has a process already", export=str(spec.export))
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            self._clear(folder)
+            record = Record(
+                disk_id=spec.export.disk_id,
+                index=spec.export.index,
+                epoch=epoch,
+                revision=revision,
+                iqn=spec.iqn,
+                tid=spec.tid,
+                kind=spec.backing_store.kind,
+                base_port=tgt_process.free_port(),
+                probe_iqn=f"iqn.2026-11.io.sanderling:probe-{secrets.token_hex(16)}",
+            )
+            try:
+                return self._started(folder, record, spec, began=began, lease_s=lease_s)
+            except tgt_process.NeverListened:
+                if attempt == _START_ATTEMPTS:
+                    raise
+            finally:
+                if not self._is_alive(folder):
+                    self._clear(folder)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _started(self, folder: Path, record: Record, spec: TargetSpec, *, began: float, lease_s: float) -> Running:
+        try:
+            folder.mkdir(mode=0o700)
+            self._library.create(folder / GUARD_STATE, lease_until_s=began + lease_s)
+            record.write(folder)
+            process = tgt_process.start(
+                folder,
+                record,
+                spec,
+                settings=self._settings,
+                library=self._library,
+                clock=self._clock,
+                deadline=began + self._settings.target_start_timeout_s,
+            )
+        except OSError as error:
+            raise TargetFailed(f"export {spec.export} cannot be started: {error}", export=str(spec.export)) from error
+        except TargetFailed as failed:
+            failed.context |= {"export": str(spec.export), "log": last_words(folder)}
+            raise
+        self._children[process.pid] = process
+        with self._guard(spec.export) as guard:
+            return self._running(record, guard)
+
+    def open_portal(self, export: ExportId, address: str) -> None:
+        folder, record = self._living(export)
+        if address in record.portals:
+            return
+        admin = TgtAdmin(folder, timeout_s=self._settings.target_command_timeout_s)
+        try:
+            admin.open_portal(address, PORTAL_PORT)
+        except TargetFailed as refused:
+            if (address, PORTAL_PORT) not in admin.portals():
+                raise TargetFailed(
+                    f"no portal on {address}: {refused.detail}; is it on this node, and port {PORTAL_PORT} free?",
+                    export=str(export),
+                    address=address,
+                    log=last_words(folder),
+                ) from refused
+        record.model_copy(update={"portals": (*record.portals, address)}).write(folder)
+
+    def ungate(self, export: ExportId) -> None:
+        with self._guard(export) as guard:
+            guard.set_gate(is_open=True)
+
+    def gate(self, export: ExportId) -> None:
+        with self._guard(export) as guard:
+            guard.set_gate(is_open=False)
+
+    def drain(self, export: ExportId, *, timeout_s: float) -> bool:
+        deadline = self._clock.monotonic() + timeout_s
+        with self._guard(export) as guard:
+            assert not guard.gate_open, "draining behind an open gate never ends"
+            while guard.in_flight:
+                if not self._runs(guard):
+                    raise TargetFailed(f"export {export} died with operations in flight", export=str(export))
+                if self._clock.monotonic() >= deadline:
+                    return False
+                self._clock.wait(self._never, _POLL_S)
+        return True
+
+    def renew(self, export: ExportId, *, lease_s: float) -> None:
+        with self._guard(export) as guard:
+            if not guard.renew(until_s=self._clock.monotonic() + lease_s):
+                raise TargetFailed(f"the lease of export {export} has lapsed", export=str(export))
+
+    def connections(self, export: ExportId) -> tuple[Connection, ...]:
+        """tgtd tells names and addresses, the kernel addresses and ports: those with one address are paired oldest first."""
+        folder, record = self._living(export)
+        sessions = TgtAdmin(folder, timeout_s=self._settings.target_command_timeout_s).sessions(record.tid)
+        sockets = list(tcp.connected_to(record.portals, PORTAL_PORT))
+        found = []
+        for session in sorted(sessions, key=lambda one: one.sid):
+            same = [one for one in sockets if one.remote_address == session.initiator_address]
+            if session.initiator_iqn != record.probe_iqn and same:
+                sockets.remove(same[0])
+                found.append(
+                    Connection(session.initiator_iqn, same[0].remote_address, same[0].remote_port, same[0].local_address)
+                )
+        return tuple(found)
+
+    def probe(self, export: ExportId, *, timeout_s: float) -> bool:
+        """As promised; False also while the gate is closed, where a read waits like any other operation."""
+        try:
+            _, record = self._living(export)
+            probe.read_first_sector(
+                record.base_portal, record.iqn, lun=LUN, initiator=record.probe_iqn, timeout_s=timeout_s, clock=self._clock
+            )
+        except TargetFailed as failed:
+            log.warning("probe failed", export=str(export), problem=failed.detail)
+            return False
+        return True
+
+    def stop(self, export: ExportId) -> None:
+        folder = self._folder(export)
+        with contextlib.suppress(TargetFailed):  # nothing there, or nothing known of its connections: the kill closes them too
+            tcp.reset(tcp.connected_to(Record.read(folder).portals, PORTAL_PORT))
+        self._clear(folder)
+
+    def actual(self) -> tuple[Running, ...]:
+        found = []
+        for folder in sorted(self._root.iterdir()):
+            try:
+                record = Record.read(folder)
+                with self._library.open(folder / GUARD_STATE) as guard:
+                    if self._runs(guard):
+                        found.append(self._running(record, guard))
+            except TargetFailed as unknown:
+                log.debug("not an export's folder", folder=str(folder), problem=unknown.detail)
+        return tuple(found)
+
+    def _running(self, record: Record, guard: Guard) -> Running:
+        return Running(
+            export=record.export,
+            epoch=record.epoch,
+            revision=record.revision,
+            client=f"pid:{guard.pid}:{guard.start_time}" if record.kind == "file" else _fenceable(guard.client),
+            portals=record.portals,
+            gate_open=guard.gate_open,
+            lease_left_s=max(0.0, guard.lease_until_s - self._clock.monotonic()),
+        )
+
+    def _folder(self, export: ExportId) -> Path:
+        return self._root / f"{export.disk_id}.{export.index}"
+
+    def _living(self, export: ExportId) -> tuple[Path, Record]:
+        folder = self._folder(export)
+        if not self._is_alive(folder):
+            raise TargetFailed(f"export {export} has no living process", export=str(export))
+        return folder, Record.read(folder)
+
+    @contextlib.contextmanager
+    def _guard(self, export: ExportId) -> Iterator[Guard]:
+        folder, _ = self._living(export)
+        with self._library.open(folder / GUARD_STATE) as guard:
+            yield guard
+
+    def _is_alive(self, folder: Path) -> bool:
+        try:
+            with self._library.open(folder / GUARD_STATE) as guard:
+                return self._runs(guard)
+        except TargetFailed:
+            return False
+
+    def _runs(self, guard: Guard) -> bool:
+        return guard.pid != 0 and guard.ended[0] is Ended.RUNNING and is_running(guard.pid, guard.start_time)
+
+    def _clear(self, folder: Path) -> None:
+        """Kill what runs there, wait until it is dead, say how it ended, and remove the folder."""
+        if not folder.exists():
+            return
+        try:
+            guard = self._library.open(folder / GUARD_STATE)
+        except TargetFailed:
+            guard = None  # a start that did not come as far as a process
+        if guard is not None:
+            with guard:
+                self._end(folder, guard)
+        shutil.rmtree(folder)
+
+    def _end(self, folder: Path, guard: Guard) -> None:
+        if guard.pid == 0:
+            return  # without the state that is about to be removed, it will refuse to run
+        tgt_process.kill(guard.pid, guard.start_time, within_s=self._settings.target_start_timeout_s)
+        child = self._children.pop(guard.pid, None)
+        if child is not None:
+            child.wait()
+        reason, at = guard.ended
+        killed = reason is Ended.RUNNING
+        log.info(
+            "export ended",
+            export=str(Record.read(folder).export),
+            reason="killed" if killed else reason.name.lower(),
+            at=self._clock.monotonic() if killed else at,
+        )
+
+
+def _fenceable(addresses: str) -> str:
+    """ADDRESS:0/NONCE out of what librados tells of a client, which may name several protocol versions."""
+    found = re.search(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+):\d+/(\d+)", addresses)
+    return f"{found[1]}:0/{found[2]}" if found else UNKNOWN_CLIENT
