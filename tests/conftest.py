@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.network import Network
+from tests.network import version as network_version
 from tests.parts import running, usage
 
 pytest_plugins = ["tests.summary", "tests.rows"]
@@ -79,6 +81,35 @@ def libiscsi() -> str:
     package = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "libiscsi7"], capture_output=True, text=True, check=False)
     usage.found("libiscsi", package.stdout or Path(at[1]).resolve().name)
     return "libiscsi.so.7"
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    """Three nodes and an initiator; what a test cuts it mends."""
+    usage.found("network namespaces", network_version())
+    with Network(["worker-1", "worker-2", "worker-3"]) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def _cluster(tmp_path_factory: pytest.TempPathFactory, network: Network, tgt: str) -> Iterator[Any]:
+    from tests.cluster import Cluster  # noqa: PLC0415
+
+    made = Cluster(tmp_path_factory.mktemp("cluster"), network)
+    try:
+        made.start()
+        for title, part in (("RabbitMQ", made.rabbitmq), ("Consul", made.consul), ("Ceph", made.ceph)):
+            usage.found(title, part.version)
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def cluster(_cluster: Any) -> Iterator[Any]:
+    """The main job on the real parts, shared by the tests of a run and healed after each (tests/cluster.py)."""
+    yield _cluster
+    _cluster.heal()
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def keep(home: Path) -> None:
             stack.callback(part.stop)
             part.start()
         parts = {
-            "rabbitmq": Kept(rabbitmq.version, url=rabbitmq.url),
+            "rabbitmq": Kept(rabbitmq.version, url=rabbitmq.url, amqp_url=rabbitmq.amqp_url),
             "consul": Kept(consul.version, url=consul.url, node_name=consul.node_name),
             "ceph": Kept(ceph.version, conf=ceph.conf, pool=ceph.pool),
         }

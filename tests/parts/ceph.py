@@ -89,6 +89,11 @@ class CephCluster:
     def version(self) -> str:
         return run(["ceph-mon", "--version"]).split()[2]
 
+    @property
+    def alive(self) -> bool:
+        daemons = self._daemons()
+        return len(daemons) == 2 and all(daemon.alive for daemon in daemons)
+
     def start(self) -> None:
         """Make the cluster if it is not there, start it, and wait until its pool answers."""
         assert self._mon is None, "it is running"

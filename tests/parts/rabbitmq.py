@@ -64,6 +64,10 @@ class RabbitMQ:
     def version(self) -> str:
         return run([str(_BIN / "rabbitmqctl"), "version"], env=self._env()).split()[-1]
 
+    @property
+    def alive(self) -> bool:
+        return self._broker is not None and self._broker.alive
+
     def start(self) -> None:
         """Start the broker and wait until it takes AMQP connections and has opened its queues."""
         assert self._broker is None, "it is running"

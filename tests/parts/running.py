@@ -16,6 +16,7 @@ class Kept:
 
     version: str
     url: str = ""
+    amqp_url: str = ""
     conf: str = ""
     pool: str = ""
     node_name: str = ""

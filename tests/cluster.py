@@ -1,0 +1,295 @@
+"""The main job as it runs at a site: API, conductor and a worker per node as processes, on real RabbitMQ, Consul and Ceph.
+
+The parts, the API and the conductor stand in one network namespace; each node has one of its own with its Consul agent and its
+worker. What a test breaks it mends with `heal`, or the fixture does.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from sanderling.clock import SystemClock
+from sanderling.model.operations import OPERATIONS
+from sanderling.records import tokens
+from sanderling.records.database import Records
+from sanderling.records.tokens import Role
+from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
+from sanderling.settings import Records as RecordsOptions
+from tests.network import Network
+from tests.parts.ceph import CephCluster
+from tests.parts.consul import ConsulAgent
+from tests.parts.daemons import run, start_time, waited
+from tests.parts.rabbitmq import RabbitMQ
+from tests.processes import Process
+
+SUBNET = "front"
+READY_WITHIN_S = 60.0
+CLOCK = SystemClock()
+
+
+class Part(Protocol):
+    """A real part: what all of them can do."""
+
+    @property
+    def alive(self) -> bool: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Cluster:
+    """One worker per node of the network, called as the node; `api`, `conductor-1` and more by `add_conductor`.
+
+    `changes` replaces single settings of every process: `{"iscsi_worker": {"grace_s": 0.5}}`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: Network,
+        *,
+        changes: Mapping[str, Mapping[str, Any]] | None = None,
+        objectstore: str = "memstore",
+    ) -> None:
+        self.folder, self.network, self._changes = folder, network, changes or {}
+        inside: dict[str, Any] = {"address": network.parts_address, "netns": network.parts}
+        self.rabbitmq = RabbitMQ(folder / "rabbitmq", **inside)
+        self.consul = ConsulAgent(folder / "consul", node_name="parts", **inside)
+        self.ceph = CephCluster(_folder(folder / "ceph"), objectstore=objectstore, **inside)
+        self.agents = {node: self._agent(node) for node in network.nodes}
+        self.processes: dict[str, Process] = {}
+        self._add("api", "sanderling-api", self.settings())
+        self.add_conductor("conductor-1")
+        for node in network.nodes:
+            self._add(node, "sanderling-iscsi-worker", self.settings(node=node))
+        self._http: httpx.Client | None = None
+
+    def settings(self, *, node: str | None = None, name: str | None = None) -> Settings:
+        """What a process of that node reads; without a node, of one beside the parts."""
+        url = self.agents[node].url if node else self.consul.url
+        runtime = _folder(self.folder / f"run-{name or node or 'api'}")
+        settings = Settings(
+            sanderling=General(node=node or name or "parts", state_dir=str(self.folder), runtime_dir=str(runtime)),
+            records=RecordsOptions(url=f"sqlite:///{self.folder}/records.sqlite"),
+            coordination=Coordination(url=url),
+            images=Images(ceph_conf=self.ceph.conf, ceph_user=self.ceph.user, pool=self.ceph.pool),
+            bus=Bus(url=self.rabbitmq.url),
+            api=Api(host=self.network.parts_address, port=8080),
+        )
+        changed = {group: replace(getattr(settings, group), **values) for group, values in self._changes.items()}
+        return replace(settings, **changed)
+
+    def add_conductor(self, name: str) -> Process:
+        """One more conductor, not started yet."""
+        return self._add(name, "sanderling-conductor", self.settings(name=name))
+
+    def add_candidate(self, name: str, *, node: str) -> Process:
+        """A `sanderling-leader` on a node, not started yet."""
+        return self._add(name, "sanderling-leader", self.settings(node=node))
+
+    def discard(self, name: str) -> None:
+        """End a process that a test added, for good."""
+        self.processes.pop(name).terminate()
+
+    def __getitem__(self, name: str) -> Process:
+        return self.processes[name]
+
+    def log(self, name: str, *, event: str | None = None) -> list[dict[str, Any]]:
+        """The log of a process as dictionaries; `cluster.log("worker-1", event="serving")`."""
+        return self.processes[name].log(event=event)
+
+    @property
+    def workers(self) -> list[Process]:
+        return [self.processes[node] for node in self.network.nodes]
+
+    @property
+    def http(self) -> httpx.Client:
+        """The API with an administrator's token."""
+        assert self._http is not None, "the cluster was not started"
+        return self._http
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.network.parts_address}:8080"
+
+    def start(self) -> None:
+        """Start everything and return once the API is ready, every worker is live and the subnet `front` exists."""
+        try:
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(lambda part: part.start(), self._parts))
+                list(pool.map(lambda agent: agent.start(), self.agents.values()))
+            for process in self.processes.values():
+                process.start()
+            self._wait(self._answers, within_s=READY_WITHIN_S, what="the API answers")
+            self._http = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self._token()}"}, timeout=30.0)
+            self.wait_until_ready()
+            self._make_subnet()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything that was started, workers first, and whatever they left."""
+        if self._http is not None:
+            self._http.close()
+        for node in self.network.nodes:
+            self.thaw(node)
+        for process in self.processes.values():
+            process.resume()
+            if process.daemon is not None:
+                process.daemon.terminate()
+        for node in self.network.nodes:
+            self._kill_all(node)
+        for part in (*self.agents.values(), *self._parts):
+            with contextlib.suppress(AssertionError):  # one that was paused for good is no reason to leave the others
+                part.stop()
+
+    def heal(self) -> None:
+        """Mend the network, resume what is paused, start what is dead, and wait until all are ready."""
+        for node in self.network.nodes:
+            self.network.mend(node)
+            self.thaw(node)
+        for part in (*self._parts, *self.agents.values()):
+            if part.alive:
+                part.resume()
+        restartable: tuple[Part, ...] = (self.rabbitmq, self.consul, *self.agents.values())
+        for part in restartable:
+            if not part.alive:
+                part.start()
+        for process in self.processes.values():
+            if process.paused:
+                process.resume()
+            if process.daemon is not None and not process.alive:
+                process.start()
+        self.wait_until_ready()
+
+    def wait_until_ready(self, *, within_s: float = READY_WITHIN_S) -> None:
+        """Until the API reaches all it needs and every worker that should run is live; the failing part's words if not."""
+        self._wait(lambda: self._answers("/readyz"), within_s=within_s, what="the API is ready")
+        self._wait(self._all_live, within_s=within_s, what="every worker is live")
+
+    def live(self) -> set[str]:
+        """The gateways that the API calls live."""
+        answer = self.http.get("/v1/gateways")
+        return {gateway["name"] for gateway in answer.json()["gateways"]} if answer.status_code == 200 else set()
+
+    def freeze(self, node: str) -> None:
+        """Stop every process of the node at once, its Consul agent included, as a machine that hangs."""
+        for pid in self._pids(node):
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self, node: str) -> None:
+        for pid in self._pids(node):
+            os.kill(pid, signal.SIGCONT)
+
+    def wait_operation(
+        self, operation: str | httpx.Response, *, within_s: float = 60.0, state: str = "succeeded"
+    ) -> dict[str, Any]:
+        """The operation, given by id or by the 202 that accepted it, once it has ended in that state."""
+        if isinstance(operation, httpx.Response):
+            assert operation.status_code == 202, operation.text
+            operation = operation.headers["Location"].rpartition("/")[2]
+        seen: dict[str, Any] = {}
+
+        def ended() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                answer = self.http.get(f"/v1/operations/{operation}")
+                assert answer.status_code == 200, answer.text
+                seen.update(answer.json())
+            return seen.get("state") in {str(rest) for rest in OPERATIONS.rest}
+
+        self._wait(ended, within_s=within_s, what=f"operation {operation} ends")
+        assert seen["state"] == state, f"{seen}\n{self._tails()}"
+        return seen
+
+    def create_disk(self, name: str, *, within_s: float = 60.0, **body: Any) -> dict[str, Any]:
+        """A disk that any initiator may use, created and (unless told otherwise) started; what the API shows of it."""
+        wanted: dict[str, Any] = {"size_bytes": 64 << 20, "paths": 2, "allow_any": True} | body
+        if wanted.get("initiators") is not None:
+            del wanted["allow_any"]
+        self.wait_operation(self.http.post("/v1/disks", json={"name": name, **wanted}), within_s=within_s)
+        shown: dict[str, Any] = self.http.get(f"/v1/disks/{name}").json()
+        return shown
+
+    def delete_disk(self, name: str, *, within_s: float = 60.0) -> None:
+        """Gone, whatever its state."""
+        asked = self.http.delete(f"/v1/disks/{name}", params={"force": "true", "confirm": name})
+        self.wait_operation(asked, within_s=within_s)
+
+    def _add(self, name: str, program: str, settings: Settings) -> Process:
+        node = settings.sanderling.node
+        netns = self.network.netns(node) if node in self.network.nodes else self.network.parts
+        self.processes[name] = Process(name, program, settings, self.folder, netns)
+        return self.processes[name]
+
+    def _agent(self, node: str) -> ConsulAgent:
+        return ConsulAgent(
+            self.folder / f"consul-{node}",
+            address=self.network.address(node, "back"),
+            netns=self.network.netns(node),
+            node_name=node,
+            server=False,
+            join=[self.consul.lan],
+        )
+
+    def _token(self) -> str:
+        records = Records(self.settings().records, clock=CLOCK)
+        try:
+            with records.begin() as session:
+                name = f"harness-{secrets.token_hex(4)}"
+                return tokens.create(session, name=name, role=Role.ADMIN, now=CLOCK.wall(), actor="harness")[1]
+        finally:
+            records.close()
+
+    def _make_subnet(self) -> None:
+        first, last = self.network.front_pool
+        body = {"name": SUBNET, "cidr": self.network.front_cidr, "interface": "eth1", "pool_first": first, "pool_last": last}
+        answer = self.http.post("/v1/subnets", json=body)
+        assert answer.status_code == 201, answer.text
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        return self.rabbitmq, self.consul, self.ceph
+
+    def _all_live(self) -> bool:
+        for worker in self.workers:
+            assert worker.alive or worker.daemon is None, f"{worker.name} ended:\n{worker.tail()}"
+        return self.live() >= {worker.name for worker in self.workers}
+
+    def _answers(self, path: str = "/healthz") -> bool:
+        assert self["api"].alive, f"the API ended:\n{self['api'].tail()}"
+        try:
+            return httpx.get(f"{self.url}{path}", timeout=10.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _pids(self, node: str) -> list[int]:
+        found = map(int, run(["ip", "netns", "pids", self.network.netns(node)]).split())
+        return [pid for pid in found if start_time(pid) is not None]
+
+    def _kill_all(self, node: str) -> None:
+        for pid in self._pids(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _wait(self, until: Callable[[], bool], *, within_s: float, what: str) -> None:
+        try:
+            waited(until, within_s=within_s, what=what, every_s=0.05)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._tails()}") from error
+
+    def _tails(self) -> str:
+        return "\n".join(f"--- {name}\n{process.tail()}" for name, process in self.processes.items())
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
