@@ -1,67 +1,18 @@
-"""The command line's side of HTTP: where the service is, who we are, and problems raised again as they were meant."""
+"""The command line's side of HTTP: bounded requests, and problems raised again as they were meant."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import httpx_sse
 
-from sanderling.errors import Forbidden, InvalidInput, Malformed, NotFound, Problem, Unauthenticated, Unavailable
+from cli.access import Access
+from sanderling.errors import Forbidden, InvalidInput, NotFound, Problem, Unauthenticated, Unavailable
 
 TIMEOUT_S = 30.0
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What a client file holds. `token` is kept out of `repr`."""
-
-    url: str
-    token: str
-    ca_file: str = ""
-
-    def __repr__(self) -> str:
-        return f"Access(url={self.url!r})"
-
-
-def files() -> list[Path]:
-    """Where a client file is looked for: $SANDERLING_CLIENT alone if it is set, else the user's own, else that of `up` here."""
-    named = os.environ.get("SANDERLING_CLIENT")
-    if named:
-        return [Path(named)]
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [home / "sanderling" / "client.json", Path("sanderling-state") / "client.json"]
-
-
-def find() -> Access:
-    """The first client file there is; `Unauthenticated` says how to get one."""
-    for file in files():
-        try:
-            held = json.loads(file.read_text())
-            return Access(str(held["url"]), str(held["token"]), str(held.get("ca_file", "")))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Malformed(f"the client file {file} cannot be used ({error}); write it again, or remove it") from error
-    looked = " or ".join(str(file) for file in files())
-    raise Unauthenticated(
-        f"no client file at {looked}; start `sanderling up`, or save a token there (see `sanderling token create --help`)"
-    )
-
-
-def write(file: Path, access: Access) -> None:
-    """Write a client file that only its owner can read, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        json.dump({"url": access.url, "token": access.token, "ca_file": access.ca_file}, out, indent=2)
-    fresh.replace(file)
 
 
 class Client:
@@ -96,9 +47,18 @@ class Client:
             parts = urlsplit(following)
             page = self._asked("GET", f"{parts.path}?{parts.query}")
 
-    def events(self, *, after: int) -> Iterator[Json]:
-        """Events as they happen, from the one after `after`, until the connection ends."""
-        headers = {"Last-Event-ID": str(after)}
+    def history(self, *, after: int) -> Iterator[Json]:
+        """Every event there is so far, from the one after `after`."""
+        while True:
+            found = self.get("/v1/events", after=after)["events"]
+            if not found:
+                return
+            yield from found
+            after = found[-1]["id"]
+
+    def events(self, *, after: int | None) -> Iterator[Json]:
+        """Events as they happen, from the one after `after` or from now on, until the connection ends."""
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
         try:
             with httpx_sse.connect_sse(
                 self._http, "GET", "/v1/events", headers=headers, timeout=httpx.Timeout(TIMEOUT_S, read=None)

@@ -2,14 +2,16 @@
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
 from sanderling.settings import General
 
 
-def configure(general: General, *, process: str) -> None:
-    """Send structlog and the libraries' own logging to standard error in one form. Call once, at the entry point."""
+def configure(general: General, *, process: str, to: TextIO | None = None) -> None:
+    """Send structlog and the libraries' own logging to one place (standard error) in one form. Call once, at the entry point."""
+    stream = to or sys.stderr
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -25,9 +27,9 @@ def configure(general: General, *, process: str) -> None:
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
         if general.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

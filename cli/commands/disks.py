@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import pydantic
 import typer
 
-from cli.client import Client, Json, find
+from cli.access import find
+from cli.client import Client, Json
 from cli.output import as_json, facts, out, size, table, watched
 from sanderling.errors import InvalidInput
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cli.client import Client, find
+from cli.access import find
+from cli.client import Client
 from cli.commands.disks import AsJson
 from cli.output import as_json, facts, table
 

@@ -2,7 +2,8 @@
 
 import typer
 
-from cli.client import Client, find
+from cli.access import find
+from cli.client import Client
 from cli.commands.disks import AsJson
 from cli.output import as_json, facts, out
 
@@ -16,8 +17,8 @@ def show(json: AsJson = False) -> None:
     if json:
         as_json(found)
         return
-    for leader in found:
-        if leader.get("node"):
-            facts([("leader", leader["node"]), ("term", leader["term"]), ("since", leader["since"])])
+    for service, leader in found.items():
+        if leader:
+            facts([("service", service), *leader.items()])
         else:
-            out.print("There is no leader now.", highlight=False)
+            out.print(f"{service} has no leader now.", highlight=False)

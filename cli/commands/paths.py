@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cli.client import Client, find
+from cli.access import find
+from cli.client import Client
 from cli.commands.disks import AsJson
 from cli.output import as_json, table
 
@@ -13,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="See which gateway serves which pat
 
 @app.command("list", epilog="Example: sanderling path list --disk backup")
 def list_(
-    disk: Annotated[str | None, typer.Option(help="Only paths of disks whose name contains this.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Only the paths of this disk, by name or id.")] = None,
     gateway: Annotated[str | None, typer.Option(help="Only paths that this gateway serves.")] = None,
     address: Annotated[str | None, typer.Option(help="Only the path with this address.")] = None,
     json: AsJson = False,

@@ -6,9 +6,13 @@ from typing import Annotated
 
 import typer
 
-from cli.client import Access, Client, find, write
+from cli.access import Access, find, grant, own_file, write
+from cli.client import Client
 from cli.commands.disks import AsJson
 from cli.output import as_json, err, out, table
+from sanderling import settings
+from sanderling.clock import SystemClock
+from sanderling.records.database import Records
 
 app = typer.Typer(no_args_is_help=True, help="Who may use the service, and as what.")
 
@@ -37,6 +41,26 @@ def create(
     else:
         err.print("Keep it: it is not shown again.")
         out.print(made["token"], highlight=False)
+
+
+@app.command(
+    epilog="Example: SANDERLING_CONFIG=/etc/sanderling/sanderling.conf sanderling token init --url https://san.example:8080"
+)
+def init(
+    url: Annotated[str, typer.Option(help="Where this machine reaches the API.")] = "http://127.0.0.1:8080",
+    name: Annotated[str, typer.Option(help="The token's name.")] = "first",
+    ca_file: Annotated[str, typer.Option(help="CA that signed the API's certificate, if not a public one.")] = "",
+    client_file: Annotated[Path | None, typer.Option(help="Client file to write; the user's own when not given.")] = None,
+) -> None:
+    """Make the first admin token, on the machine that has the records: whoever can write them needs no other permission."""
+    file = client_file or own_file()
+    records = Records(settings.load().records, clock=SystemClock())
+    try:
+        records.migrate()
+        write(file, Access(url, grant(records, name), ca_file))
+    finally:
+        records.close()
+    out.print(f"Token {name} saved in {file}.", highlight=False)
 
 
 @app.command("list", epilog="Example: sanderling token list")

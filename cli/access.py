@@ -1,0 +1,77 @@
+"""Where the service is and who we are: the client file, which only its owner can read."""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sanderling.errors import Malformed, NotFound, Unauthenticated
+from sanderling.records import tokens
+from sanderling.records.database import Records
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a client file holds. `token` is kept out of `repr`; `by_up` marks a file that `sanderling up` may write again."""
+
+    url: str
+    token: str
+    ca_file: str = ""
+    by_up: bool = False
+
+    def __repr__(self) -> str:
+        return f"Access(url={self.url!r})"
+
+
+def own_file() -> Path:
+    """The user's own client file."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sanderling" / "client.json"
+
+
+def files() -> list[Path]:
+    """Where a client file is looked for: $SANDERLING_CLIENT alone if it is set, else the user's own, else that of `up` here."""
+    named = os.environ.get("SANDERLING_CLIENT")
+    return [Path(named)] if named else [own_file(), Path("sanderling-state") / "client.json"]
+
+
+def find() -> Access:
+    """The first client file there is; `Unauthenticated` says how to get one."""
+    for file in files():
+        with contextlib.suppress(FileNotFoundError):
+            return read(file)
+    looked = " or ".join(str(file) for file in files())
+    raise Unauthenticated(
+        f"no client file at {looked}; start `sanderling up`, or on the machine with the records run `sanderling token init`"
+    )
+
+
+def read(file: Path) -> Access:
+    """What the file holds; `Malformed` when it cannot be used, FileNotFoundError when it is not there."""
+    try:
+        held = json.loads(file.read_text())
+        return Access(str(held["url"]), str(held["token"]), str(held.get("ca_file", "")), bool(held.get("by_up")))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Malformed(f"the client file {file} cannot be used ({error!r}); write it again, or remove it") from error
+
+
+def write(file: Path, access: Access) -> None:
+    """Write a client file, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        json.dump({"url": access.url, "token": access.token, "ca_file": access.ca_file, "by_up": access.by_up}, out, indent=2)
+    fresh.replace(file)
+
+
+def grant(records: Records, name: str, *, replace: bool = False) -> str:
+    """A new admin token of that name, straight into the records, for whoever may write them; `Conflict` if there is one already."""
+    with records.begin() as session:
+        if replace:
+            with contextlib.suppress(NotFound):
+                tokens.remove(session, name, now=records.now(), actor=name)
+        _, secret = tokens.create(session, name=name, role=tokens.Role.ADMIN, now=records.now(), actor=name)
+    return secret

@@ -1,0 +1,217 @@
+"""sanderling up: everything in one process, on loopback portals and real target processes. The first five minutes."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import rpc.news
+import typer
+
+import iscsi_worker.addresses
+import iscsi_worker.targets
+import rpc.oslo
+import sanderling.coordination
+import sanderling.images
+from api.app import create_app
+from api.server import HttpServer
+from cli.access import Access, files, grant, own_file, read, write
+from cli.client import Client
+from cli.output import POLL_S, out, watched
+from conductor.server import Conductor
+from iscsi_worker.worker import Worker
+from leader.duties import LogDuty
+from leader.server import SERVICE
+from leader.service import Candidate
+from sanderling import logs
+from sanderling.clock import SystemClock
+from sanderling.errors import Conflict, Malformed, NotFound, SettingsRefused
+from sanderling.records import tokens
+from sanderling.records.database import Records
+from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
+from sanderling.settings import Records as RecordsSettings
+from sanderling.settings import Worker as WorkerSettings
+
+TOKEN = "up"  # noqa: S105  the token's name
+SUBNET = {"name": "loopback", "cidr": "127.0.1.0/24", "interface": "lo"}
+SERVED_WITHIN_S = 15.0
+DEMO = {"name": "demo", "size_bytes": 256 << 20, "paths": 2, "allow_any": True}
+
+
+def up(
+    state: Annotated[
+        Path, typer.Option(help="Folder for everything that outlives this process; it is found again next time.")
+    ] = Path("sanderling-state"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the HTTP API on 127.0.0.1; 0 for any.")] = 8080,
+    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Make sure that a disk called demo exists.")] = True,
+) -> None:
+    """Run everything in this process until Ctrl-C: API, conductor, worker, leader; data in sparse files, paths on 127.0.1.0/24.
+
+    Needs tgt on this machine, and root. No RabbitMQ, Consul or Ceph.
+    """
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    with _owned(state) as folder, (folder / "sanderling.log").open("a") as journal:
+        settings = _settings(folder, port)
+        logs.configure(settings.sanderling, process="up", to=journal)
+        out.print(f"Starting; state in {folder}, log in {folder / 'sanderling.log'}", highlight=False)
+        with _running(settings, folder) as access:
+            _prepare(access, demo=demo, told=told)
+            _greet(access, folder)
+            told.wait()
+            out.print("Stopping: giving up every export in order", highlight=False)
+    out.print("Stopped. Start again with the same --state to find everything as it was.", highlight=False)
+
+
+@contextlib.contextmanager
+def _owned(state: Path) -> Iterator[Path]:
+    """The folder, ours alone for as long as this runs; the kernel lets go of it however we end."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held: TextIO = (state / "lock").open("a+")
+    except OSError as error:
+        raise SettingsRefused(f"--state: {state} cannot be used: {error.strerror}; choose another folder") from error
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            raise SettingsRefused(
+                f"--state: {state} is in use by process {held.read().strip() or 'unknown'}; stop it, or choose another folder"
+            ) from None
+        held.truncate(0)
+        held.write(str(os.getpid()))
+        held.flush()
+        yield state.resolve()
+
+
+def _settings(folder: Path, port: int) -> Settings:
+    return Settings(
+        sanderling=General(state_dir=str(folder), runtime_dir=str(folder / "run"), log_format="console"),
+        records=RecordsSettings(url=f"sqlite:///{folder / 'records.sqlite'}"),
+        coordination=Coordination(backend="embedded"),
+        images=Images(backend="files", folder=str(folder / "images")),
+        bus=Bus(url="fake://"),
+        api=Api(port=port),
+        iscsi_worker=WorkerSettings(addresses="loopback"),
+    )
+
+
+@contextlib.contextmanager
+def _running(settings: Settings, folder: Path) -> Iterator[Access]:
+    """Every process's work as threads of this one, started in order and stopped in reverse."""
+    clock = SystemClock()
+    with contextlib.ExitStack() as stack:
+        records = Records(settings.records, clock=clock)
+        stack.callback(records.close)
+        records.migrate()
+        coordination = sanderling.coordination.connect(settings, clock=clock)
+        stack.callback(coordination.close)
+        images = sanderling.images.connect(settings, clock=clock)
+        stack.callback(images.close)
+        bus = rpc.oslo.connect(settings)
+        stack.callback(bus.close)
+        news = rpc.news.connect(settings)
+        stack.callback(news.close)
+        targets = iscsi_worker.targets.connect(settings, clock=clock)
+        app = create_app(settings, records=records, coordination=coordination, images=images, bus=bus, news=news, clock=clock)
+        server = HttpServer(app, settings.api)
+        server.start()
+        stack.callback(server.stop)
+        conductor = Conductor(
+            settings, records=records, coordination=coordination, images=images, bus=bus, news=news, clock=clock
+        )
+        conductor.start()
+        stack.callback(conductor.stop)
+        worker = Worker(
+            settings,
+            coordination=coordination,
+            images=images,
+            bus=bus,
+            targets=targets,
+            addresses=iscsi_worker.addresses.connect(settings),
+            clock=clock,
+        )
+        worker.start()
+        stack.callback(worker.stop)
+        candidate = Candidate(SERVICE, [LogDuty("presence", clock=clock)], settings, coordination=coordination, clock=clock)
+        candidate.start()
+        stack.callback(candidate.stop)
+        yield _access(records, folder, server.url)
+
+
+def _access(records: Records, folder: Path, url: str) -> Access:
+    """The token of last time if it is still good, else a new one; written here and where the command line looks by itself."""
+    file = folder / "client.json"
+    access = Access(url, _known(records, file) or grant(records, TOKEN, replace=True), by_up=True)
+    write(file, access)
+    if _may_write(own_file()):
+        write(own_file(), access)
+    return access
+
+
+def _known(records: Records, file: Path) -> str | None:
+    try:
+        secret = read(file).token
+    except (FileNotFoundError, Malformed):
+        return None
+    with records.read() as session:
+        return secret if tokens.authenticate(session, secret, now=records.now()) else None
+
+
+def _may_write(file: Path) -> bool:
+    """Not over the client file of another service."""
+    try:
+        return read(file).by_up
+    except FileNotFoundError:
+        return True
+    except Malformed:
+        return False
+
+
+def _prepare(access: Access, *, demo: bool, told: threading.Event) -> None:
+    """A subnet on loopback, and a disk to try; what is there already stays as it is."""
+    client = Client(access)
+    with contextlib.suppress(Conflict):
+        client.post("/v1/subnets", SUBNET)
+    if not demo or told.is_set():
+        return
+    try:
+        disk = client.get("/v1/disks/demo")
+    except NotFound:
+        watched(client, client.post("/v1/disks", DEMO))
+        return
+    if disk["started"]:
+        _await_served(client, told)
+
+
+def _await_served(client: Client, told: threading.Event) -> None:
+    """Wait until the demo disk's exports are taken again, or give up with a word."""
+    clock = SystemClock()
+    deadline = clock.monotonic() + SERVED_WITHIN_S
+    while clock.monotonic() < deadline:
+        if all(path["status"] == "serving" for path in client.get("/v1/disks/demo")["paths"]):
+            return
+        if clock.wait(told, POLL_S):
+            return
+    out.print("The demo disk is not served yet; see: sanderling disk show demo", highlight=False)
+
+
+def _greet(access: Access, folder: Path) -> None:
+    paths = list(Client(access).pages("/v1/paths", "paths", disk="demo"))
+    where = "" if files()[0] == own_file() and read(own_file()).url == access.url else f"SANDERLING_CLIENT={folder}/client.json "
+    out.print(f"Ready at {access.url}. Ctrl-C stops it.\n", highlight=False)
+    for path in paths:
+        out.print(f"  iscsi-ls -s iscsi://{path['address']}", highlight=False, markup=False)
+    out.print(
+        f"\nFrom another shell:\n"
+        f"  {where}.venv/bin/sanderling disk create first --size 1G --paths 2 --allow-any --wait\n"
+        f"  {where}.venv/bin/sanderling path list",
+        highlight=False,
+        markup=False,
+    )
