@@ -90,6 +90,11 @@ class Bus:
     heartbeat_s: int = _of(10, "AMQP heartbeat: a silent broker is noticed after this long", least=1)
     stop_timeout_s: float = _of(5.0, "How long stopping waits for handlers at work", least=0.1)
     probe_interval_s: float = _of(2.0, "How often a server asks itself over the bus whether it still hears", least=0.1)
+    probe_failures_max: int = _of(3, "Probes not heard in a row before a server is built again", least=1)
+    send_timeout_s: float = _of(5.0, "Bound of one send, its retries included", least=0.1)
+    requeue_delay_s: float = _of(0.5, "How long a report waits before it is delivered again", least=0.05)
+    payload_max_bytes: int = _of(65536, "Largest message", least=1024)
+    parked_max: int = _of(1000, "Poison messages kept to be looked at; the oldest goes first", least=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,7 @@ class Worker:
 class Leader:
     """[leader]: election."""
 
-    watch_timeout_s: float = _of(5.0, "Longest wait of one look at the leader key", least=0.1)
+    watch_timeout_s: float = _of(1.0, "Longest wait of one look at the leader key; stopping may wait for it", least=0.1)
     check_ttl_s: float = _of(3.0, "A leader that has not fed its check for this long is replaced", least=0.5)
     renew_interval_s: float = _of(0.5, "How often leadership is proved", least=0.05)
     lease_s: float = _of(2.0, "A leader that could not prove its lock for this long stops its duties", least=0.1)
@@ -283,5 +288,7 @@ def _check_sense(settings: Settings) -> None:
             "[iscsi_worker] lease_s: longer than check_ttl_s + lock_delay_s of [coordination]: a dead worker's export "
             "would go on after another may take it; lower it"
         )
+    if leader.renew_interval_s * 2 > leader.lease_s:
+        raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
     if leader.lease_s >= leader.check_ttl_s + coordination.lock_delay_s:
         raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")
