@@ -232,9 +232,9 @@ class RbdImages:
         """Give the image's space back slice by slice: librbd's own removal has no bound and starts over after a crash."""
         with rbd.Image(pool, image_id=image_id) as image:
             while (size := image.size()) > _SLICE_BYTES:
-                if self._clock.monotonic() > deadline:
-                    raise Unavailable(f"{size >> 30} GiB are still to be given back; repeat to go on", dependency="ceph")
                 image.resize(size - _SLICE_BYTES)
+                if self._clock.monotonic() > deadline:
+                    raise Unavailable(f"{image.size() >> 30} GiB are still to be given back; repeat to go on", dependency="ceph")
 
 
 def _create(pool: Any, name: str, size_bytes: int) -> int:
