@@ -111,13 +111,15 @@ class Drive:
                 operation, f"{step.name}.begin", partial(operations.begin_step, position=position, now=self._now())
             )
             if begun is None:
-                return self._write(operation, "turn", partial(operations.begin_undo, now=self._now(), problem=None))
+                return self._cancelled(operation)
             operation = begun
             try:
                 self._attempt(operation, step, ACTIONS[step.name].do, step.deadline_s)
             except Unavailable as problem:
                 last = problem
                 log.warning("the step will be tried again", step=step.name, reason=problem.detail)
+            except _Cancelled:
+                return self._cancelled(operation)
             except ClaimLost:
                 raise
             except Problem as problem:
@@ -125,6 +127,9 @@ class Drive:
             else:
                 done = partial(operations.finish_step, position=position, now=self._now())
                 return self._write(operation, f"{step.name}.finish", done)
+
+    def _cancelled(self, operation: Operation) -> Operation:
+        return self._write(operation, "turn", partial(operations.begin_undo, now=self._now(), problem=None))
 
     def _failed(self, operation: Operation, position: int, problem: Problem) -> Operation:
         """The step has failed for good: turn round, or end here when there is no way back."""
@@ -215,7 +220,8 @@ class Drive:
         attempt = _Attempt(work, context, on_end=self._wake.set)
         attempt.start()
         try:
-            in_time = self._kept(operation, deadline_s + self._own.claim_ttl_s, until=lambda: attempt.ended)
+            waits_only = not ACTIONS[step.name].effects
+            in_time = self._kept(operation, deadline_s + self._own.claim_ttl_s, lambda: attempt.ended, waits_only=waits_only)
         finally:
             halted.set()
         if not in_time:
@@ -228,10 +234,13 @@ class Drive:
     def _pause(self, operation: Operation, attempts: int) -> None:
         """Wait before the next attempt, twice as long each time."""
         wait_s = min(self._own.retry_first_s * 2.0 ** (attempts - 1), self._own.retry_most_s)
-        self._kept(operation, wait_s, until=lambda: False)
+        self._kept(operation, wait_s, lambda: False, waits_only=False)
 
-    def _kept(self, operation: Operation, seconds: float, *, until: Callable[[], bool]) -> bool:
-        """Wait, and renew the claim meanwhile; False when the time has passed first."""
+    def _kept(self, operation: Operation, seconds: float, until: Callable[[], bool], *, waits_only: bool) -> bool:
+        """Wait, and renew the claim meanwhile; False when the time has passed first.
+
+        A cancel ends only what does nothing but wait, so that undoing never meets an effect half-way.
+        """
         clock = self._stores.clock
         deadline = clock.monotonic() + seconds
         while True:
@@ -244,19 +253,25 @@ class Drive:
             if left_s <= 0:
                 return False
             if not clock.wait(self._wake, min(left_s, self._own.claim_ttl_s / 3)):
-                self._renew(operation)
+                cancelled = self._renewed(operation).cancel_requested
+                if cancelled and waits_only and OPERATIONS.allows(operation.state, OperationEvent.UNDO):
+                    raise _Cancelled
 
-    def _renew(self, operation: Operation) -> None:
+    def _renewed(self, operation: Operation) -> Operation:
+        epoch, ttl_s = operation.claim_epoch, self._own.claim_ttl_s
         try:
             with self._stores.records.begin() as session:
-                operations.renew_claim(
-                    session, operation.id, claim_epoch=operation.claim_epoch, now=self._now(), ttl_s=self._own.claim_ttl_s
-                )
+                return operations.renew_claim(session, operation.id, claim_epoch=epoch, now=self._now(), ttl_s=ttl_s)
         except Unavailable as problem:
             log.warning("cannot renew the claim", reason=problem.detail)
+            return operation
 
     def _now(self) -> datetime:
         return self._stores.records.now()
+
+
+class _Cancelled(Exception):
+    """A cancel has been asked for while there was nothing to do but wait."""
 
 
 class _Attempt:

@@ -9,7 +9,7 @@ from typing import Final
 from conductor.steps.base import Action, Context
 from sanderling.errors import Conflict, NotFound
 from sanderling.images.base import Images
-from sanderling.model.disks import Disk
+from sanderling.model.disks import Disk, image_of
 from sanderling.model.operations import OperationKind
 
 METADATA_KEY: Final = "sanderling.disk"
@@ -47,14 +47,14 @@ def describe_started(context: Context) -> None:
 
 
 def describe_stopped(context: Context) -> None:
-    if context.operation.kind is OperationKind.DELETE_DISK and _undescribed(context):
+    if context.operation.kind is OperationKind.DELETE_DISK and undescribed(context):
         return  # a disk that failed while it was being created; there is nobody to tell
     _write(context, started=False)
 
 
 def undescribe_started(context: Context) -> None:
     target = context.operation.params.get(_REVISION)
-    if target is not None and not _undescribed(context):
+    if target is not None and not undescribed(context):
         _compare_and_set(context, revision=target + 1, started=False)
 
 
@@ -69,8 +69,9 @@ def revision_undone(params: dict[str, int]) -> int | None:
     return None if target is None else target + 1
 
 
-def _undescribed(context: Context) -> bool:
-    return read(context.stores.images, context.indexed().image) is None
+def undescribed(context: Context) -> bool:
+    """Whether the image, or its description, is not there."""
+    return read(context.stores.images, image_of(context.disk_id)) is None
 
 
 def _write(context: Context, *, started: bool) -> None:
@@ -83,7 +84,7 @@ def _write(context: Context, *, started: bool) -> None:
 
 
 def _compare_and_set(context: Context, *, revision: int, started: bool) -> None:
-    image, images = context.indexed().image, context.stores.images
+    image, images = image_of(context.disk_id), context.stores.images
     while True:
         found = read(images, image)
         if found is None:

@@ -4,6 +4,7 @@ from typing import Final
 
 from conductor.steps.base import Action, Context
 from sanderling.errors import InUse
+from sanderling.model.disks import image_of
 
 _LOOK_AGAIN_S: Final = 1.0
 
@@ -16,7 +17,7 @@ def create(context: Context) -> None:
 
 def remove(context: Context) -> None:
     """Remove image and data. Clients that just ended may be listed for a while yet, so one in use is waited for."""
-    image = context.indexed().image
+    image = image_of(context.disk_id)
     while True:
         with context.effect("remove"):
             try:

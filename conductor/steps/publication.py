@@ -6,7 +6,7 @@ Only keys that nobody locks are written, each compared with what was read; a des
 from collections.abc import Callable, Sequence
 
 from conductor.steps.base import Action, Context
-from conductor.steps.descriptions import described, read, stopped_again
+from conductor.steps.descriptions import described, stopped_again, undescribed
 from conductor.steps.serving import await_released
 from sanderling.coordination.base import ABSENT, Coordination, Delete, Entry
 from sanderling.errors import Unavailable
@@ -65,7 +65,7 @@ def delete_keys(coordination: Coordination, entries: Sequence[Entry]) -> bool:
 
 def publish(context: Context) -> None:
     """Tell the workers what the image says now."""
-    if context.operation.kind is OperationKind.DELETE_DISK and read(context.stores.images, context.indexed().image) is None:
+    if context.operation.kind is OperationKind.DELETE_DISK and undescribed(context):
         return
     disk, coordination = described(context), context.stores.coordination
     with context.effect("disk"):

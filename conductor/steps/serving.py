@@ -10,10 +10,10 @@ import structlog
 
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import described
-from sanderling.coordination.base import Coordination, Entry
+from sanderling.coordination.base import Coordination, Entry, Listing
 from sanderling.errors import NotFound, StepTimedOut
 from sanderling.images.base import Images
-from sanderling.model.disks import Disk
+from sanderling.model.disks import Disk, image_of
 from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, ExportPhase, Gateway
 
 log = structlog.get_logger(__name__)
@@ -22,36 +22,29 @@ _WATCH_S: Final = 1.0  # how long a stop or an abandoned attempt may go unnotice
 
 
 def await_served(context: Context) -> None:
-    disk = described(context)
-    missing = {ExportId(disk.id, index) for index in disk.export_indexes}
-    index = 0
-    while missing:
+    disk, coordination = described(context), context.stores.coordination
+    listing = coordination.list(_prefix(disk.id))
+    while missing := _unserved(listing, disk):
         if context.left_s <= 0:
             raise _not_served(context, disk, missing)
         context.check()
-        listing = context.stores.coordination.watch(_prefix(disk.id), index=index, timeout_s=min(_WATCH_S, context.left_s))
-        index = listing.index
-        missing = {ExportId(disk.id, n) for n in disk.export_indexes} - {
-            ExportId.from_key(entry.key) for entry in listing.entries if _is_served(entry, disk.revision)
-        }
+        listing = coordination.watch(_prefix(disk.id), index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
 
 
 def await_released(context: Context) -> None:
     """Return once no process serves any export of the disk, and none can any more."""
-    index = 0
+    prefix, coordination = _prefix(context.disk_id), context.stores.coordination
+    listing = coordination.list(prefix)
     while True:
-        listing = context.stores.coordination.watch(
-            _prefix(context.disk_id), index=index, timeout_s=min(_WATCH_S, context.left_s)
-        )
-        index = listing.index
         held = [entry for entry in listing.entries if entry.consul_session is not None]
-        for entry in listing.entries:
-            if entry.consul_session is None:
-                _clear(context, entry)
-        if not held:
+        left = [entry for entry in listing.entries if entry not in held and Export.model_validate_json(entry.value).needs_fence]
+        for entry in left:
+            _clear(context, entry)
+        if not held and not left:
             return
         holders = ", ".join(f"{ExportId.from_key(e.key)} by {Export.model_validate_json(e.value).node}" for e in held)
-        context.check(f"the gateways to give up what they hold: {holders}; look at the worker there, then ask again")
+        context.check(f"the gateways to give up what they hold ({holders}); look at the worker there, then ask again")
+        listing = coordination.watch(prefix, index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
 
 
 def fence_left(images: Images, image: str, client: str) -> None:
@@ -68,12 +61,10 @@ def mark_left(coordination: Coordination, entry: Entry) -> bool:
 
 
 def _clear(context: Context, entry: Entry) -> None:
-    value = Export.model_validate_json(entry.value)
-    if value.needs_fence:
-        with context.effect("fence"):
-            fence_left(context.stores.images, context.indexed().image, value.client)
-        with context.effect("mark_left"):
-            mark_left(context.stores.coordination, entry)
+    with context.effect("fence"):
+        fence_left(context.stores.images, image_of(context.disk_id), Export.model_validate_json(entry.value).client)
+    with context.effect("mark_left"):
+        mark_left(context.stores.coordination, entry)
 
 
 def _openers(images: Images, image: str) -> tuple[str, ...]:
@@ -81,6 +72,11 @@ def _openers(images: Images, image: str) -> tuple[str, ...]:
         return images.clients(image)
     except NotFound:
         return ()
+
+
+def _unserved(listing: Listing, disk: Disk) -> set[ExportId]:
+    served = {ExportId.from_key(entry.key) for entry in listing.entries if _is_served(entry, disk.revision)}
+    return {ExportId(disk.id, index) for index in disk.export_indexes} - served
 
 
 def _is_served(entry: Entry, revision: int) -> bool:

@@ -213,9 +213,10 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
     return _model(row)
 
 
-def renew_claim(session: Session, operation_id: str, *, claim_epoch: int, now: datetime, ttl_s: float) -> None:
+def renew_claim(session: Session, operation_id: str, *, claim_epoch: int, now: datetime, ttl_s: float) -> Operation:
     row = _held(session, operation_id, claim_epoch)
     row.claimed_until = now + timedelta(seconds=ttl_s)
+    return _model(row)
 
 
 def release(session: Session, operation_id: str, *, claim_epoch: int) -> None:

@@ -1,0 +1,188 @@
+"""A conductor's surroundings in this process: records, coordination and images, and something that serves as a worker would."""
+
+import shutil
+import threading
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from conductor.drives import Drive
+from conductor.failpoints import Failpoints
+from conductor.steps import descriptions
+from conductor.steps.base import Stores
+from sanderling.clock import SystemClock
+from sanderling.coordination.base import Coordination, Entry
+from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.images.base import Images
+from sanderling.images.files import FileImages
+from sanderling.model import plans
+from sanderling.model.disks import Access, Disk, DiskEvent, DiskState
+from sanderling.model.disks import Path as DiskPath
+from sanderling.model.exports import Export, ExportId, ExportPhase
+from sanderling.model.operations import Operation, OperationKind, OperationState
+from sanderling.records import disks, operations
+from sanderling.records.database import Records
+from sanderling.records.tables import DiskRow, SubnetRow
+from sanderling.settings import Conductor
+from sanderling.settings import Coordination as CoordinationSettings
+from sanderling.settings import Images as ImagesSettings
+from sanderling.settings import Records as RecordsSettings
+
+SETTINGS = Conductor(claim_ttl_s=0.5, retry_first_s=0.01, retry_most_s=0.01, step_attempts_max=3)
+
+
+BEGINS = {
+    OperationKind.START_DISK: DiskEvent.START,
+    OperationKind.STOP_DISK: DiskEvent.STOP,
+    OperationKind.DELETE_DISK: DiskEvent.DELETE,
+}
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+class LaterClock(SystemClock):
+    """The wall clock of somebody who looks when every claim has run out."""
+
+    def wall(self) -> datetime:
+        return super().wall() + timedelta(seconds=60)
+
+
+def migrated(file: Path) -> Path:
+    """A file with the present schema and a subnet, to copy from."""
+    records = Records(RecordsSettings(url=f"sqlite:///{file}"), clock=SystemClock())
+    records.migrate()
+    with records.begin() as session:
+        pool = {"pool_first": "10.0.0.1", "pool_last": "10.0.0.250"}
+        session.add(SubnetRow(name="front", cidr="10.0.0.0/24", interface="eth0", created_at=records.now(), **pool))
+    records.close()
+    return file
+
+
+class House:
+    """Stores of one test, with the API's part of a request (`ask`) and the conductor's (`drive`)."""
+
+    def __init__(self, folder: Path, template: Path, *, images: Images | None = None) -> None:
+        clock = SystemClock()
+        shutil.copy(template, folder / "records.sqlite")
+        self.records = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=clock)
+        self.coordination: Coordination = EmbeddedCoordination(CoordinationSettings(), clock=clock)
+        self.images: Images = images or FileImages(ImagesSettings(backend="files", folder=str(folder / "images")), clock=clock)
+        self.stores = Stores(self.records, self.coordination, self.images, clock)
+        self._later = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=LaterClock())
+
+    def close(self) -> None:
+        self.records.close()
+        self._later.close()
+
+    def disk(self, *, access: Access = Access.EXCLUSIVE, state: DiskState = DiskState.CREATING) -> Disk:
+        disk_id = str(uuid4())
+        paths = tuple(DiskPath(index=n, address=f"10.0.0.{n}", prefix_len=24, interface="eth0", subnet="front") for n in (1, 2))
+        disk = Disk(id=disk_id, name="vol", iqn="iqn.2026-11.io.sanderling:vol", size_bytes=1 << 20, paths=paths, access=access)
+        with self.records.begin() as session:
+            disks.insert(session, disk, now=self.records.now(), state=state)
+        return disk
+
+    def ask(self, kind: OperationKind, disk: Disk, *, start: bool = True, deadline_s: float = 20.0) -> Operation:
+        """What the API does with an accepted request."""
+        with self.records.begin() as session:
+            was = DiskState(disks.get(session, disk.id).state)
+            if kind in BEGINS:
+                disks.apply(session, disk.id, BEGINS[kind], now=self.records.now(), actor="alice", operation_id=None)
+            planned = plans.steps_of(kind, SETTINGS, start=start, started=was is not DiskState.STOPPED)
+            return operations.submit(
+                session,
+                kind=kind,
+                resource_id=disk.id,
+                resource_name=disk.name,
+                params={"was": was},
+                steps=[step.model_copy(update={"deadline_s": deadline_s}) for step in planned],
+                requested_by="alice",
+                now=self.records.now(),
+            )
+
+    def drive(self, operation: Operation, *, failpoint: str = "", conductor: str = "c1", later: bool = False) -> Operation:
+        """One conductor's turn at it; with `later`, of one that comes when every claim has run out."""
+        stores = replace(self.stores, records=self._later) if later else self.stores
+        drive = Drive(conductor, SETTINGS, stores, tell=lambda: None, failpoints=Failpoints(failpoint, crash))
+        drive.run(operation.id)
+        return self.operation(operation)
+
+    def done(self, kind: OperationKind, disk: Disk, *, start: bool = True) -> Operation:
+        """An operation of that kind, asked for and driven to its success."""
+        ended = self.drive(self.ask(kind, disk, start=start))
+        assert ended.state is OperationState.SUCCEEDED, ended
+        return ended
+
+    def operation(self, operation: Operation) -> Operation:
+        with self.records.read() as session:
+            return operations.get(session, operation.id)
+
+    def state(self, disk: Disk) -> str | None:
+        """The disk's state in the index; None when it is not there."""
+        with self.records.read() as session:
+            row = session.get(DiskRow, disk.id)
+            return None if row is None else row.state
+
+    def described(self, disk: Disk) -> Disk | None:
+        """What the image says of itself."""
+        found = descriptions.read(self.images, disk.image)
+        return None if found is None else found[1]
+
+    def keys(self, disk: Disk) -> list[str]:
+        """The disk's keys in coordination."""
+        return [entry.key for prefix in ("disks/", "exports/") for entry in self.coordination.list(f"{prefix}{disk.id}").entries]
+
+
+class Gateways(threading.Thread):
+    """Stands in for the workers: takes every export of a started disk, serves nothing, gives it up when the disk stops."""
+
+    def __init__(self, coordination: Coordination, *, name: str = "g1") -> None:
+        super().__init__(name=name, daemon=True)
+        self._coordination = coordination
+        self._session = coordination.open_session(name, check_ttl_s=3600.0)
+        self._stopping = threading.Event()
+        self.taken = 0
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join(10)
+        assert not self.is_alive()
+
+    def die(self) -> None:
+        """End as a killed worker does: its keys are unlocked and still name its client."""
+        self.stop()
+        self._coordination.close_session(self._session)
+
+    def run(self) -> None:
+        index = 0
+        while not self._stopping.is_set():
+            listing = self._coordination.watch("", index=index, timeout_s=0.05)
+            index = listing.index
+            entries = {entry.key: entry for entry in listing.entries}
+            for key, entry in entries.items():
+                if key.startswith("exports/"):
+                    self._look_after(entry, entries.get(f"disks/{ExportId.from_key(key).disk_id}"))
+
+    def _look_after(self, entry: Entry, published: Entry | None) -> None:
+        export = Export.model_validate_json(entry.value)
+        disk = Disk.model_validate_json(published.value) if published else None
+        if entry.consul_session is None and disk is not None and disk.started:
+            assert export.client == "", "nothing was to be fenced here"
+            served = {"counter": export.counter + 1, "node": self.name, "client": f"client-of-{self.name}"}
+            value = export.model_copy(update={**served, "phase": ExportPhase.SERVING, "revision": disk.revision})
+            self.taken += self._coordination.acquire(
+                entry.key, value.model_dump_json().encode(), consul_session=self._session, expected=entry.modify_index
+            )
+        elif entry.consul_session == self._session and disk is not None and not disk.started:
+            value = export.model_copy(update={"client": "", "phase": ExportPhase.LEFT})
+            self._coordination.release(entry.key, value.model_dump_json().encode(), consul_session=self._session)
+        elif entry.consul_session == self._session and disk is not None and export.revision < disk.revision:
+            value = export.model_copy(update={"revision": disk.revision})
+            self._coordination.acquire(entry.key, value.model_dump_json().encode(), consul_session=self._session)
