@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View
 from sanderling.model.disks import Disk
-from sanderling.model.exports import UNKNOWN_CLIENT, Epoch, ExportId, ExportPhase
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase
 from sanderling.model.placement import place
 
 
@@ -48,7 +48,16 @@ class Drop:
     export: ExportId
 
 
-Action = Take | Adopt | GiveUp | Drop
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Write down who is connected: what the next owner needs to make them reconnect, and what a person asks for."""
+
+    export: ExportId
+    held: Held
+    connections: tuple[Connection, ...]
+
+
+Action = Take | Adopt | GiveUp | Drop | Publish
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class Local:
     node: str
     consul_session: str
     running: Mapping[ExportId, Running] = field(default_factory=dict)
+    connections: Mapping[ExportId, tuple[Connection, ...]] = field(default_factory=dict)
     busy: Collection[ExportId] = ()
     sick: Collection[ExportId] = ()
     refused: Collection[ExportId] = ()
@@ -119,7 +129,8 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
         and export not in local.sick
     )
     if serves:
-        return None
+        seen = local.connections.get(export, held.export.connections)
+        return None if seen == held.export.connections else Publish(export, held, seen)
     return GiveUp(export, held) if export in local.refused else Take(export, disk, held)
 
 

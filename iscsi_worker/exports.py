@@ -6,7 +6,7 @@ new one. A crash between any two steps leaves a value whose next reader fences t
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -20,7 +20,7 @@ from sanderling.coordination.base import Coordination
 from sanderling.errors import AddressFailed, ClaimLost, Fenced, Problem, TargetFailed
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk, Path
-from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, ExportPhase
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Export, ExportId, ExportPhase
 from sanderling.settings import Worker
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,7 @@ class Exports:
             running = self._start(export, disk, holding.value)
             holding.write(client=running.client)
             self._open(export, paths)
-            self._addresses.tickle(held.export.connections)
+            self._tickle(held.export.connections, addresses)
             holding.write(phase=ExportPhase.SERVING, connections=())
         except Problem as problem:
             self._back_out(export, addresses, holding, problem)
@@ -122,6 +122,11 @@ class Exports:
         holding.release(client=client, phase=ExportPhase.LEFT, connections=connections)
         log.info("given up", export=str(export), epoch=str(held.export.epoch), drained=clean, client_left=client)
         self._reports.say(export, held.export.epoch, "left", drained=clean)
+
+    def publish(self, export: ExportId, held: Held, connections: tuple[Connection, ...], *, consul_session: str) -> bool:
+        """Write who is connected into the export's value; False when it changed meanwhile."""
+        value = held.export.model_copy(update={"connections": connections})
+        return self._coordination.acquire(export.key, _json(value), consul_session=consul_session, expected=held.modify_index)
 
     def drop(self, export: ExportId, addresses: Iterable[str]) -> None:
         """End what runs here of an export that is somebody else's."""
@@ -202,6 +207,13 @@ class Exports:
             holding.release()
         except Problem as later:
             log.error("cannot back out in order", export=str(export), problem=later.detail)
+
+    def _tickle(self, connections: Iterable[Connection], addresses: Collection[str]) -> None:
+        """Make the last owner's initiators reconnect now; one that is not told finds out by its own timeout."""
+        try:
+            self._addresses.tickle([one for one in connections if one.portal_address in addresses])
+        except AddressFailed as problem:
+            log.warning("initiators not tickled", problem=problem.detail)
 
     def _announce_again(self, paths: Iterable[Path]) -> None:
         """Neighbours may miss one announcement; a failure to repeat it costs nothing that is not repeated by traffic."""

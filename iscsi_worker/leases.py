@@ -18,7 +18,7 @@ from iscsi_worker.targets.base import Targets
 from sanderling.clock import Clock
 from sanderling.errors import AddressFailed, TargetFailed, Unavailable
 from sanderling.model.disks import Path
-from sanderling.model.exports import ExportId
+from sanderling.model.exports import Connection, ExportId
 from sanderling.settings import Worker
 
 log = structlog.get_logger(__name__)
@@ -48,6 +48,7 @@ class Leases:
         self._leases: Sequence[Lease] = ()
         self._probes: dict[ExportId, Future[None]] = {}
         self._probed_at: dict[ExportId, float] = {}
+        self._connections: dict[ExportId, tuple[Connection, ...]] = {}
         self._failures: dict[tuple[ExportId, str], int] = {}
         self._pool = ThreadPoolExecutor(settings.lanes, thread_name_prefix="probe")
 
@@ -62,11 +63,18 @@ class Leases:
             export for (export, _), failures in self._failures.items() if failures >= self._settings.probe_failures_max
         )
 
+    @property
+    def connections(self) -> dict[ExportId, tuple[Connection, ...]]:
+        """Who was connected to each covered export when it was last probed."""
+        return dict(self._connections)
+
     def extend(self) -> None:
         """Move every deadline that this node can account for; the rest lapse by themselves."""
         present = {(lease.export, lease.client) for lease in self._leases}
         for gone in self._failures.keys() - present:
             self._failures.pop(gone, None)
+        for stopped in self._connections.keys() - {export for export, _ in present}:
+            self._connections.pop(stopped, None)
         for lease in self._leases:
             now, proven = self._clock.monotonic(), self._proven_until()
             proved = lease.owned and proven > now
@@ -110,11 +118,18 @@ class Leases:
             left = began + self._settings.lease_s - self._clock.monotonic()
             if left > 0:
                 self._extend(lease, left)
+            self._note_connections(lease.export)
             return
         failures = self._failures.get((lease.export, lease.client), 0)
         if self._store_answers():
             self._failures[lease.export, lease.client] = failures + 1
         log.warning("probe failed", export=str(lease.export), in_a_row=failures + 1)
+
+    def _note_connections(self, export: ExportId) -> None:
+        try:
+            self._connections[export] = tuple(sorted(self._targets.connections(export)))
+        except TargetFailed as problem:
+            log.warning("connections not known", export=str(export), problem=problem.detail)
 
     def _store_answers(self) -> bool:
         """A probe that fails while the image store is away says nothing about the process."""

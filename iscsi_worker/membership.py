@@ -87,7 +87,7 @@ class Membership:
             self._lost = session
 
     def announce(self, gateway: Gateway) -> None:
-        """Publish this gateway if it differs from what is published; a key that cannot be had yet is tried for again next time."""
+        """Publish this gateway if it differs from what is published; a key that cannot be had is tried for again next time."""
         assert self._session is not None, "announced before there was a session"
         if gateway == self._gateway:
             return

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from iscsi_worker.addresses.base import Addresses
-from iscsi_worker.decisions import Action, Adopt, Drop, GiveUp, Local, Take, Waiting, decide, free_placed, wait_on
+from iscsi_worker.decisions import Action, Adopt, Drop, GiveUp, Local, Publish, Take, Waiting, decide, free_placed, wait_on
 from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.exports import Exports, Seams
 from iscsi_worker.leases import Lease, Leases, every
@@ -202,6 +202,7 @@ class Worker:
                 node=self._node,
                 consul_session=session,
                 running=running,
+                connections=self._leases.connections,
                 busy=frozenset(self._busy | self._pending.keys()),
                 sick=self._leases.sick,
                 refused=frozenset(self._refused),
@@ -288,6 +289,8 @@ class Worker:
                 self._exports.give_up(export, held, addresses, running, consul_session=session)
             case Drop(export):
                 self._exports.drop(export, addresses)
+            case Publish(export, held, connections):
+                return self._exports.publish(export, held, connections, consul_session=session)
         return True
 
     def _refuse(self, action: Action, reason: str) -> None:
