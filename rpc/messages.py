@@ -1,15 +1,27 @@
 """What crosses the bus: frozen, versioned, JSON. Fields are added with defaults and never renamed, so old and new can talk."""
 
-from typing import Any
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sanderling.model.exports import Epoch, ExportId
 
+VERSION: Final = "1.0"  # a new field with a default raises the second number; what an old reader would misread, the first
+
+
+def _readable(version: str) -> str:
+    major = version.partition(".")[0]
+    if not (major.isascii() and major.isdecimal()) or int(major) > int(VERSION.partition(".")[0]):
+        raise ValueError(f"version {version!r} cannot be read here; this release reads up to {VERSION}")
+    return version
+
 
 class Message(BaseModel):
+    """Unknown fields are ignored: they are what a newer release added. A newer major version is refused."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    version: Annotated[str, AfterValidator(_readable)] = VERSION
     traceparent: str | None = None
 
 
