@@ -137,15 +137,17 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """End everything that was started, workers first, and whatever they left."""
+        """End everything that was started and whatever it left."""
         if self._http is not None:
             self._http.close()
         for node in self.network.nodes:
             self.thaw(node)
-        for process in self.processes.values():
-            process.resume()
-            if process.daemon is not None:
-                process.daemon.terminate()
+        daemons = [process.daemon for process in self.processes.values() if process.daemon is not None]
+        for number in (signal.SIGCONT, signal.SIGTERM):  # all at once: one after another would take half a minute
+            for daemon in daemons:
+                daemon.signal(number)
+        for daemon in daemons:
+            daemon.terminate()
         for node in self.network.nodes:
             self._kill_all(node)
         for part in (*self.agents.values(), *self._parts):
