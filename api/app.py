@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from rpc.news import News
 
 from api import documentation, problems
 from api.asking import Asked
@@ -18,6 +17,7 @@ from api.outbox import Outbox
 from api.policy import Policy
 from api.routes import disks, events, gateways, health, leaders, operations, paths, subnets, tokens
 from rpc.bus import Bus
+from rpc.news import News
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.images.base import Images
@@ -45,7 +45,8 @@ def create_app(
         coordination=Asked("coordination", coordination, timeout_s=options.dependency_timeout_s, clock=clock),
         images=Asked("images", images, timeout_s=options.dependency_timeout_s, clock=clock),
         policy=Policy(options.policy_file),
-        outbox=Outbox(options, records=records, bus=bus, news=news, clock=clock),
+        outbox=Outbox(options, records=records, bus=bus, clock=clock),
+        news=news,
         feed=Feed(options, records=records, news=news, clock=clock),
         metrics=Metrics(),
         clock=clock,

@@ -79,8 +79,9 @@ class Change:
             intent = prepare(session, now)
             operation = self._submit(session, intent, caller, now)
             if self._dry_run:
+                plan = _planned(intent)
                 session.rollback()
-                return _planned(intent)
+                return plan
         self._context.changed()
         return _accepted(operation, intent.notes)
 

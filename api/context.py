@@ -10,6 +10,7 @@ from api.feed import Feed
 from api.metrics import Metrics
 from api.outbox import Outbox
 from api.policy import Policy
+from rpc.news import News
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.images.base import Images
@@ -27,13 +28,15 @@ class Context:
     images: Asked[Images]
     policy: Policy
     outbox: Outbox
+    news: News
     feed: Feed
     metrics: Metrics
     clock: Clock
 
     def changed(self) -> None:
-        """Something was committed: streams here are told at once, operations and other processes by the outbox's thread."""
+        """Something was committed: streams here, other processes and conductors are told, each by a thread of its own."""
         self.feed.look()
+        self.news.tell()
         self.outbox.wake()
 
 

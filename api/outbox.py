@@ -3,7 +3,6 @@
 import threading
 
 import structlog
-from rpc.news import News
 
 from rpc import topics
 from rpc.bus import Bus
@@ -18,13 +17,10 @@ log = structlog.get_logger(__name__)
 
 
 class Outbox:
-    """Wakes conductors for operations and tells the other API processes that there is news.
+    """Wakes conductors. A cast that fails is tried again later; one that is lost costs the conductors' next sweep."""
 
-    A cast that fails is tried again later; one that is lost costs the conductors' next sweep.
-    """
-
-    def __init__(self, options: Api, *, records: Records, bus: Bus, news: News, clock: Clock) -> None:
-        self._options, self._records, self._bus, self._news, self._clock = options, records, bus, news, clock
+    def __init__(self, options: Api, *, records: Records, bus: Bus, clock: Clock) -> None:
+        self._options, self._records, self._bus, self._clock = options, records, bus, clock
         self._woken, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
@@ -60,17 +56,15 @@ class Outbox:
     def _run(self) -> None:
         wait_s = self._options.outbox_interval_s
         while not self._stopping.is_set():
-            told = self._clock.wait(self._woken, wait_s)
+            self._clock.wait(self._woken, wait_s)
             self._woken.clear()
-            wait_s = self._turn(wait_s, told=told)
+            wait_s = self._turn(wait_s)
 
-    def _turn(self, waited_s: float, *, told: bool) -> float:
+    def _turn(self, waited_s: float) -> float:
         """One turn; how long to wait for the next at most. While the broker is away, requests do not hurry it."""
         try:
             while self.drain() == self._options.outbox_batch and not self._stopping.is_set():
                 pass
-            if told:
-                self._news.tell()
         except Unavailable as problem:
             log.warning("outbox waits", reason=problem.detail)
             self._clock.wait(self._stopping, waited_s)

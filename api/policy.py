@@ -39,7 +39,7 @@ RULES: Final = [
     _rule("operation:read", Role.READER, "See operations", "GET /v1/operations", "GET /v1/operations/{operation}"),
     _rule("operation:cancel", Role.OPERATOR, "Ask that an operation be undone", "POST /v1/operations/{operation}/cancel"),
     _rule("event:read", Role.READER, "Follow the history", "GET /v1/events"),
-    _rule("leader:read", Role.READER, "See who leads", "GET /v1/leaders"),
+    _rule("leader:read", Role.READER, "See who leads", "GET /v1/leaders", "GET /v1/leaders/{service}"),
     _rule("token:read", Role.ADMIN, "See tokens, never their secrets", "GET /v1/tokens"),
     _rule("token:create", Role.ADMIN, "Make a token", "POST /v1/tokens"),
     _rule("token:delete", Role.ADMIN, "Take a token away", "DELETE /v1/tokens/{token}"),
@@ -81,7 +81,7 @@ class Policy:
             for rule in defaults():
                 self._enforcer.rules.setdefault(rule.name, rule.check)
             self._enforcer.check_rules(raise_on_violation=True)
-        except (oslo.InvalidDefinitionError, cfg.Error, ValueError, OSError) as error:
+        except (oslo.InvalidDefinitionError, cfg.Error, ValueError, OSError, AttributeError) as error:  # the last: no mapping
             raise SettingsRefused(f"[api] policy_file: {policy_file} cannot be used: {error}") from error
         unknown = set(self._enforcer.file_rules) - {rule.name for rule in defaults()}
         if unknown:

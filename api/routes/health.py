@@ -66,9 +66,9 @@ def _state(ask: Callable[[], object]) -> dict[str, Any]:
 def _count(context: Context) -> None:
     gauges = context.metrics
     with context.records.read() as session:
-        disks = session.execute(select(DiskRow.state, func.count()).group_by(DiskRow.state)).tuples().all()
+        disks = session.execute(select(DiskRow.state, func.count()).group_by(DiskRow.state)).all()
         going = select(OperationRow.state, func.count()).where(OperationRow.ended_at.is_(None)).group_by(OperationRow.state)
-        operations = session.execute(going).tuples().all()
+        operations = session.execute(going).all()
         waiting = session.scalar(select(func.count()).where(OperationRow.cast_at.is_(None))) or 0
     gauges.disks.clear()
     gauges.open.clear()

@@ -1,0 +1,176 @@
+"""The API over SQLite and peers in memory, for tests: what it would cast is kept, and each part can be taken away."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import select
+
+from api.app import create_app
+from rpc.bus import Bus
+from rpc.messages import Message, Wake
+from rpc.news import News
+from sanderling import settings
+from sanderling.clock import SystemClock
+from sanderling.coordination.base import Entry, Listing
+from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.errors import Unavailable
+from sanderling.images.base import Capacity, Images
+from sanderling.model.subnets import Subnet
+from sanderling.records import subnets, tokens
+from sanderling.records.database import Records
+from sanderling.records.tables import Base
+from sanderling.records.tokens import Role
+
+GIB = 1 << 30
+
+
+@dataclass
+class KeptBus:
+    """Keeps what is cast; `down` makes it a broker that is away."""
+
+    down: bool = False
+    cast_ids: list[str] = field(default_factory=list)
+    tried: threading.Event = field(default_factory=threading.Event)
+
+    def cast(self, topic: str, method: str, message: Message, *, server: str | None = None) -> None:
+        self.tried.set()
+        if self.down:
+            raise Unavailable("the broker is away", dependency="bus")
+        assert (topic, method, server) == ("conductor", "operation.wake", None)
+        assert isinstance(message, Wake)
+        self.cast_ids.append(message.operation_id)
+
+
+class KeptNews:
+    """Counts what is told and remembers who listens."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.listeners: list[Callable[[], None]] = []
+
+    def tell(self) -> None:
+        self.told += 1
+
+    def listen(self, on_news: Callable[[], None]) -> "KeptNews":
+        self.listeners.append(on_news)
+        return self
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Pool:
+    """Images as far as the API asks: how much the pool holds."""
+
+    def __init__(self) -> None:
+        self.capacity_bytes = 100 * GIB
+        self.down = False
+
+    def capacity(self) -> Capacity:
+        self.ping()
+        return Capacity(self.capacity_bytes, self.capacity_bytes)
+
+    def ping(self) -> None:
+        if self.down:
+            raise Unavailable("no monitor answers", dependency="images")
+
+
+class Consul(EmbeddedCoordination):
+    """Embedded coordination that can be away (`down`), or silent until `answers` is set."""
+
+    down = False
+
+    def __init__(self) -> None:
+        super().__init__(settings.Coordination(), clock=SystemClock())
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def get(self, key: str) -> Entry | None:
+        self._reach()
+        return super().get(key)
+
+    def list(self, prefix: str) -> Listing:
+        self._reach()
+        return super().list(prefix)
+
+    def _reach(self) -> None:
+        if self.down:
+            raise Unavailable("no Consul server answers", dependency="coordination")
+        self.answers.wait(30)
+
+
+@dataclass
+class Api:
+    """A running app, the parts behind it, and a client that speaks as an administrator."""
+
+    app: FastAPI
+    client: TestClient
+    records: Records
+    coordination: Consul
+    images: Pool
+    bus: KeptBus
+    news: KeptNews
+    clock: SystemClock
+    secrets: dict[Role, str]
+
+    def disk(self, name: str, **wanted: Any) -> dict[str, Any]:
+        """Ask for a disk; the operation."""
+        answer = self.client.post("/v1/disks", json={"name": name, "size_bytes": GIB, **wanted})
+        assert answer.status_code == 202, answer.text
+        operation: dict[str, Any] = answer.json()
+        return operation
+
+    def tables(self) -> dict[str, list[Any]]:
+        """All that requests store; not when a token was last used, nor when a wake-up was cast."""
+        stored = {}
+        with self.records.read() as session:
+            for table in Base.metadata.sorted_tables:
+                columns = [column for column in table.columns if column.name not in {"last_used_at", "cast_at"}]
+                stored[table.name] = [tuple(row) for row in session.execute(select(*columns))]
+        return stored
+
+
+@contextlib.contextmanager
+def running(folder: Path, **options: Any) -> Iterator[Api]:
+    """The API with two subnets, "left" (10.1.0.0/28) and "right" (10.2.0.0/28), and a token of each role."""
+    clock = SystemClock()
+    chosen = settings.Settings(
+        records=settings.Records(url=f"sqlite:///{folder}/records.sqlite"),
+        api=replace(settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05), **options),
+    )
+    records = Records(chosen.records, clock=clock)
+    records.migrate()
+    secrets = {}
+    with records.begin() as session:
+        for role in Role:
+            _, secrets[role] = tokens.create(session, name=f"a-{role}", role=role, now=clock.wall(), actor="test")
+        for name, number in (("left", 1), ("right", 2)):
+            network = f"10.{number}.0"
+            subnet = Subnet(
+                name=name, cidr=f"{network}.0/28", interface="eth1", pool_first=f"{network}.1", pool_last=f"{network}.14"
+            )
+            subnets.insert(session, subnet, now=clock.wall(), actor="test")
+    coordination, images, bus, news = Consul(), Pool(), KeptBus(), KeptNews()
+    app = create_app(
+        chosen,
+        records=records,
+        coordination=coordination,
+        images=cast("Images", images),
+        bus=cast("Bus", bus),
+        news=cast("News", news),
+        clock=clock,
+    )
+    headers = {"Authorization": f"Bearer {secrets[Role.ADMIN]}"}
+    try:
+        with TestClient(app, raise_server_exceptions=False, headers=headers) as client:
+            yield Api(app, client, records, coordination, images, bus, news, clock, secrets)
+    finally:
+        coordination.answers.set()
+        records.close()
