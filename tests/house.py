@@ -59,8 +59,8 @@ def migrated(file: Path) -> Path:
     records = Records(RecordsSettings(url=f"sqlite:///{file}"), clock=SystemClock())
     records.migrate()
     with records.begin() as session:
-        pool = {"pool_first": "10.0.0.1", "pool_last": "10.0.0.250"}
-        session.add(SubnetRow(name="front", cidr="10.0.0.0/24", interface="eth0", created_at=records.now(), **pool))
+        pool = {"pool_first": "10.0.0.1", "pool_last": "10.0.250.250"}
+        session.add(SubnetRow(name="front", cidr="10.0.0.0/16", interface="eth0", created_at=records.now(), **pool))
     records.close()
     return file
 
@@ -75,16 +75,20 @@ class House:
         self.coordination: Coordination = EmbeddedCoordination(CoordinationSettings(), clock=clock)
         self.images: Images = images or FileImages(ImagesSettings(backend="files", folder=str(folder / "images")), clock=clock)
         self.stores = Stores(self.records, self.coordination, self.images, clock)
+        self._disks = 0
         self._later = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=LaterClock())
 
     def close(self) -> None:
         self.records.close()
         self._later.close()
 
-    def disk(self, *, access: Access = Access.EXCLUSIVE, state: DiskState = DiskState.CREATING) -> Disk:
-        disk_id = str(uuid4())
-        paths = tuple(DiskPath(index=n, address=f"10.0.0.{n}", prefix_len=24, interface="eth0", subnet="front") for n in (1, 2))
-        disk = Disk(id=disk_id, name="vol", iqn="iqn.2026-11.io.sanderling:vol", size_bytes=1 << 20, paths=paths, access=access)
+    def disk(self, *, name: str = "vol", access: Access = Access.EXCLUSIVE, state: DiskState = DiskState.CREATING) -> Disk:
+        self._disks += 1
+        paths = tuple(
+            DiskPath(index=n, address=f"10.0.{self._disks}.{n}", prefix_len=16, interface="eth0", subnet="front") for n in (1, 2)
+        )
+        iqn = f"iqn.2026-11.io.sanderling:{name}"
+        disk = Disk(id=str(uuid4()), name=name, iqn=iqn, size_bytes=1 << 20, paths=paths, access=access)
         with self.records.begin() as session:
             disks.insert(session, disk, now=self.records.now(), state=state)
         return disk
@@ -119,6 +123,16 @@ class House:
         ended = self.drive(self.ask(kind, disk, start=start))
         assert ended.state is OperationState.SUCCEEDED, ended
         return ended
+
+    def use(self, coordination: Coordination) -> None:
+        """Go on with another store: the one before is lost with all it held."""
+        self.coordination = coordination
+        self.stores = replace(self.stores, coordination=coordination)
+
+    def forget(self, disk: Disk) -> None:
+        """Lose the index's row of the disk."""
+        with self.records.begin() as session:
+            session.delete(disks.get(session, disk.id))
 
     def operation(self, operation: Operation) -> Operation:
         with self.records.read() as session:

@@ -1,0 +1,84 @@
+"""Plans: the steps of each kind of operation, and what becomes of the disk."""
+
+import pytest
+
+from sanderling.model import plans
+from sanderling.model.disks import DISKS, DiskEvent, DiskState
+from sanderling.model.operations import OperationKind, Step, StepState
+from sanderling.settings import Conductor
+
+CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
+DELETE = OperationKind.DELETE_DISK
+BEGINS = {START: DiskEvent.START, STOP: DiskEvent.STOP, DELETE: DiskEvent.DELETE}
+
+
+def names(kind: OperationKind, *, start: bool = True, started: bool = True) -> list[str]:
+    return [step.name for step in plans.steps_of(kind, Conductor(), start=start, started=started)]
+
+
+def test_a_disk_that_is_not_to_be_started_is_only_made() -> None:
+    assert names(CREATE, start=False) == ["create_image", "describe", "settle"]
+
+
+def test_creating_with_start_is_creating_and_then_starting() -> None:
+    assert names(CREATE) == [*names(CREATE, start=False)[:-1], *names(START)]
+
+
+def test_a_disk_that_may_be_served_is_stopped_before_its_image_goes() -> None:
+    assert names(DELETE) == [*names(STOP)[:-1], *names(DELETE, started=False)]
+
+
+def test_exports_are_released_before_their_keys_are_removed() -> None:
+    assert names(STOP).index(plans.AWAIT_RELEASED) < names(STOP).index(plans.RETRACT)
+
+
+@pytest.mark.parametrize("kind", OperationKind)
+def test_every_step_has_a_deadline(kind: OperationKind) -> None:
+    assert all(step.deadline_s > 0 for step in plans.steps_of(kind, Conductor()))
+
+
+def test_a_plan_says_what_is_at_risk() -> None:
+    def at_risk(kind: OperationKind, *, started: bool = True) -> str:
+        return " ".join(plans.plan(kind, Conductor(), disk_name="vol", started=started).at_risk)
+
+    assert "all data of disk vol" in at_risk(DELETE)
+    assert "iSCSI session" in at_risk(DELETE)
+    assert "iSCSI session" not in at_risk(DELETE, started=False)
+    assert "iSCSI session" in at_risk(STOP)
+    assert (at_risk(CREATE), at_risk(START)) == ("", "")
+
+
+@pytest.mark.parametrize("kind", [CREATE, START])
+def test_what_makes_or_starts_a_disk_can_be_undone_until_it_settles(kind: OperationKind) -> None:
+    steps = [Step(name=name, deadline_s=1, state=StepState.DONE) for name in names(kind)]
+    assert plans.past_return(steps[:-1]) is None
+    assert plans.past_return(steps) == steps[-1]
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_what_stops_or_deletes_a_disk_cannot_be_undone_once_it_has_begun(started: bool) -> None:
+    for kind in (STOP, DELETE):
+        first, *rest = (Step(name=name, deadline_s=1) for name in names(kind, started=started))
+        assert plans.past_return([first, *rest]) is None
+        begun = first.model_copy(update={"state": StepState.RUNNING})
+        assert plans.past_return([begun, *rest]) == begun
+
+
+@pytest.mark.parametrize("was", [DiskState.STOPPED, DiskState.STARTED, DiskState.FAILED])
+@pytest.mark.parametrize("kind", [START, STOP, DELETE])
+@pytest.mark.parametrize("begun", [True, False])
+def test_however_an_operation_is_undone_its_disk_can_make_the_move(kind: OperationKind, was: DiskState, begun: bool) -> None:
+    if not DISKS.allows(was, BEGINS[kind]):
+        return
+    under_way = DISKS.next(was, BEGINS[kind])
+    after = DISKS.next(under_way, plans.when_undone(kind, was, begun=begun))
+    assert after == (DiskState.STOPPED if kind is START and begun else was)
+
+
+@pytest.mark.parametrize("kind", OperationKind)
+def test_however_an_operation_succeeds_its_disk_can_make_the_move(kind: OperationKind) -> None:
+    for start in (True, False):
+        under_way = DISKS.next(DiskState.STOPPED, BEGINS[kind]) if kind in (START, DELETE) else DiskState.STOPPING
+        if kind is CREATE:
+            under_way = DiskState.CREATING
+        assert DISKS.next(under_way, plans.when_done(kind, plans.steps_of(kind, Conductor(), start=start))) in DISKS.rest

@@ -1,0 +1,174 @@
+"""Mending coordination from what the images say: published again after a loss, cleared of what nobody needs."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conductor.publisher import Publisher
+from sanderling.coordination.base import Put
+from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.model.disks import Disk, DiskState
+from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
+from sanderling.model.operations import OperationKind
+from sanderling.records import disks
+from sanderling.settings import Coordination, Settings
+from tests.house import Gateways, House, migrated
+from tests.parts.daemons import start_time
+
+CREATE, STOP, DELETE = OperationKind.CREATE_DISK, OperationKind.STOP_DISK, OperationKind.DELETE_DISK
+PID_1 = "pid:1:1"  # a client whose process is long gone: the start time is not init's
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return migrated(tmp_path_factory.mktemp("records") / "template.sqlite")
+
+
+@pytest.fixture
+def house(tmp_path: Path, template: Path) -> Iterator[House]:
+    built = House(tmp_path, template)
+    yield built
+    built.close()
+
+
+@pytest.fixture
+def disk(house: House) -> Disk:
+    """Created and started, by gateways that are then gone without a trace."""
+    made, gateways = house.disk(), Gateways(house.coordination)
+    gateways.start()
+    house.done(CREATE, made)
+    gateways.stop()
+    return made
+
+
+def publisher(house: House) -> Publisher:
+    return Publisher(Settings(), house.stores, tell=lambda: None)
+
+
+def lose_coordination(house: House) -> None:
+    house.use(EmbeddedCoordination(Coordination(), clock=house.stores.clock))
+
+
+def own_client() -> str:
+    """A client that lives and was never fenced: this process."""
+    return f"pid:{os.getpid()}:{start_time(os.getpid())}"
+
+
+def serve(house: House, gateway: str, export: ExportId, client: str) -> None:
+    """A live gateway says that it serves the export with that client."""
+    value = Gateway(name=gateway, running={str(export): client})
+    session = house.coordination.open_session(gateway, check_ttl_s=3600)
+    assert house.coordination.acquire(value.key, value.model_dump_json().encode(), consul_session=session)
+
+
+def export(house: House, disk: Disk) -> Export:
+    entry = house.coordination.get(f"exports/{disk.id}/0")
+    assert entry is not None
+    return Export.model_validate_json(entry.value)
+
+
+def test_what_is_as_it_should_be_is_left_alone(house: House, disk: Disk) -> None:
+    before = house.coordination.list("")
+    publisher(house).turn()
+    assert house.coordination.list("").entries == before.entries
+
+
+def test_a_description_that_is_missing_is_published_again_in_the_same_generation(house: House, disk: Disk) -> None:
+    before = house.described(disk)
+    assert house.coordination.delete(f"disks/{disk.id}")
+    publisher(house).turn()
+    entry = house.coordination.get(f"disks/{disk.id}")
+    assert entry is not None
+    assert Disk.model_validate_json(entry.value) == before == house.described(disk)
+
+
+def test_lost_exports_come_back_in_a_new_generation_naming_the_client_that_serves(house: House, disk: Disk) -> None:
+    before = house.described(disk)
+    assert before is not None
+    lose_coordination(house)
+    client = own_client()
+    serve(house, "g1", ExportId(disk.id, 0), client)
+    publisher(house).turn()
+    assert house.keys(disk) == [f"disks/{disk.id}", f"exports/{disk.id}/0"]
+    assert export(house, disk).client == client
+    assert export(house, disk).generation == before.generation + 1
+    described = house.described(disk)
+    assert described is not None
+    assert described.generation == before.generation + 1
+    with house.records.read() as session:
+        assert disks.get(session, disk.id).generation == before.generation + 1
+
+
+def test_gateways_have_a_turns_time_to_say_what_they_serve(house: House, disk: Disk) -> None:
+    lose_coordination(house)
+    patient = publisher(house)
+    patient.turn()
+    assert house.keys(disk) == []
+    patient.turn()
+    assert export(house, disk).client == "unknown"
+
+
+def test_two_gateways_that_both_claim_an_export_are_not_believed(house: House, disk: Disk) -> None:
+    lose_coordination(house)
+    for gateway in ("g1", "g2"):
+        serve(house, gateway, ExportId(disk.id, 0), f"client-{gateway}")
+    patient = publisher(house)
+    patient.turn()
+    patient.turn()
+    assert export(house, disk).client == "unknown"
+
+
+def test_a_client_that_was_fenced_serves_no_more_whatever_its_gateway_says(house: House, disk: Disk) -> None:
+    lose_coordination(house)
+    serve(house, "g1", ExportId(disk.id, 0), PID_1)
+    patient = publisher(house)
+    patient.turn()
+    patient.turn()
+    assert export(house, disk).client == "unknown"
+
+
+def test_a_disk_with_an_open_operation_is_left_to_it(house: House, disk: Disk) -> None:
+    lose_coordination(house)
+    house.ask(STOP, disk)
+    patient = publisher(house)
+    patient.turn()
+    patient.turn()
+    assert house.keys(disk) == []
+
+
+@pytest.mark.parametrize("kind", [STOP, DELETE])
+def test_what_a_late_writer_left_of_a_disk_that_is_stopped_or_gone_is_cleared_away(
+    house: House, disk: Disk, kind: OperationKind
+) -> None:
+    published = house.coordination.get(f"disks/{disk.id}")
+    assert published is not None
+    lose_coordination(house)
+    house.done(kind, disk)
+    left = Export(generation=1, counter=3, node="g1", client=PID_1, phase=ExportPhase.SERVING)
+    assert house.coordination.txn(
+        [Put(f"disks/{disk.id}", published.value), Put(f"exports/{disk.id}/0", left.model_dump_json().encode())]
+    )
+    janitor = publisher(house)
+    janitor.turn()  # fences
+    janitor.turn()
+    assert house.keys(disk) == []
+    assert house.state(disk) == (DiskState.STOPPED if kind is STOP else None)
+
+
+def test_keys_that_a_worker_still_holds_are_left_to_it(house: House, disk: Disk) -> None:
+    lose_coordination(house)
+    house.done(STOP, disk)
+    session = house.coordination.open_session("g1", check_ttl_s=3600)
+    value = Export(generation=1, counter=1, node="g1", client="c").model_dump_json().encode()
+    assert house.coordination.acquire(f"exports/{disk.id}/0", value, consul_session=session)
+    publisher(house).turn()
+    assert house.keys(disk) == [f"exports/{disk.id}/0"]
+
+
+def test_an_image_that_the_records_do_not_know_keeps_its_keys(house: House, disk: Disk) -> None:
+    before = house.keys(disk)
+    house.forget(disk)
+    publisher(house).turn()
+    assert house.keys(disk) == before
