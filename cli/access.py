@@ -68,7 +68,7 @@ def write(file: Path, access: Access) -> None:
 
 
 def grant(records: Records, name: str, *, replace: bool = False) -> str:
-    """A new admin token of that name, straight into the records, for whoever may write them; `Conflict` if there is one already."""
+    """A new admin token of that name, straight into the records, for whoever may write them; `Conflict` if there is one."""
     with records.begin() as session:
         if replace:
             with contextlib.suppress(NotFound):

@@ -1,5 +1,6 @@
 """How results are shown: tables and live progress for people, JSON for scripts."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -70,14 +71,16 @@ def size(size_bytes: int) -> str:
 def watched(client: Client, operation: Json, *, quiet: bool = False) -> Json:
     """Follow an operation to its end, showing its steps; `OperationFailed` unless it succeeded."""
     clock, never = SystemClock(), threading.Event()
-    with Live(console=err, auto_refresh=False, transient=False) as live:
+    with Live(console=err, auto_refresh=False) if err.is_terminal and not quiet else contextlib.nullcontext() as live:
         while True:
-            if not quiet:
+            if live is not None:
                 live.update(_steps(operation), refresh=True)
             if operation["ended_at"]:
                 break
             clock.wait(never, POLL_S)
             operation = client.get(f"/v1/operations/{operation['id']}")
+    if not err.is_terminal and not quiet:
+        err.print(_steps(operation))
     if operation["state"] != "succeeded":
         problem = operation.get("problem") or {}
         reason = problem.get("detail") or f"it was {operation['state']}"

@@ -17,8 +17,10 @@ def show(json: AsJson = False) -> None:
     if json:
         as_json(found)
         return
-    for service, leader in found.items():
-        if leader:
-            facts([("service", service), *leader.items()])
+    for one in found:
+        if one["leader"]:
+            facts([("service", one["service"]), *one["leader"].items()])
         else:
-            out.print(f"{service} has no leader now.", highlight=False)
+            out.print(f"{one['service']} has no leader now.", highlight=False)
+    if not found:
+        out.print("No service has ever had a leader.", highlight=False)

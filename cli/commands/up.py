@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, TextIO
 
-import rpc.news
 import typer
 
 import iscsi_worker.addresses
 import iscsi_worker.targets
+import rpc.news
 import rpc.oslo
 import sanderling.coordination
 import sanderling.images
@@ -33,6 +33,7 @@ from sanderling.errors import Conflict, Malformed, NotFound, SettingsRefused
 from sanderling.records import tokens
 from sanderling.records.database import Records
 from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
+from sanderling.settings import Conductor as ConductorSettings
 from sanderling.settings import Records as RecordsSettings
 from sanderling.settings import Worker as WorkerSettings
 
@@ -98,6 +99,7 @@ def _settings(folder: Path, port: int) -> Settings:
         images=Images(backend="files", folder=str(folder / "images")),
         bus=Bus(url="fake://"),
         api=Api(port=port),
+        conductor=ConductorSettings(republish_interval_s=1.0),  # coordination is in memory: each start finds it lost
         iscsi_worker=WorkerSettings(addresses="loopback"),
     )
 
