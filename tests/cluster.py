@@ -41,7 +41,7 @@ class Part(Protocol):
     @property
     def alive(self) -> bool: ...
     def start(self) -> None: ...
-    def stop(self) -> None: ...
+    def kill(self) -> None: ...
     def resume(self) -> None: ...
 
 
@@ -151,8 +151,7 @@ class Cluster:
         for node in self.network.nodes:
             self._kill_all(node)
         for part in (*self.agents.values(), *self._parts):
-            with contextlib.suppress(AssertionError):  # one that was paused for good is no reason to leave the others
-                part.stop()
+            part.kill()
 
     def heal(self) -> None:
         """Mend the network, resume what is paused, start what is dead, and wait until all are ready."""
