@@ -19,7 +19,7 @@ from sanderling.images import connect
 from sanderling.images.base import Image, Images
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as Bounds
-from tests.parts.daemons import CLOCK
+from tests.parts.daemons import CLOCK, waited
 from tests.parts.image_client import ImageClient, block_of
 
 SIZE = 8 << 20
@@ -190,6 +190,23 @@ def test_no_update_of_metadata_is_lost_between_processes_and_new_ones_read_it(ba
         assert sum(counter.result() for counter in counters) >= 80
     assert backend.images.get_metadata(image) == FRESH | {"count": "80"}
     assert reached(backend.settings).get_metadata(image) == FRESH | {"count": "80"}
+
+
+def test_a_process_killed_while_it_writes_metadata_leaves_it_whole_and_free(backend: Backend, image: str) -> None:
+    for turn in range(1, 6):
+        writer = multiprocessing.get_context("spawn").Process(target=count_up, args=(backend.settings, image, 10**9))
+        writer.start()
+        try:
+            waited(lambda: int(written(backend, image)) >= 10 * turn, within_s=30, what="the writer has written")  # noqa: B023
+        finally:
+            writer.kill()
+            writer.join()
+        held = written(backend, image)
+        assert backend.images.set_metadata(image, "count", str(int(held) + 10), expected=held)
+
+
+def written(backend: Backend, image: str) -> str:
+    return backend.images.get_metadata(image).get("count", "0")
 
 
 def test_clients_are_those_who_have_the_image_open(backend: Backend, image: str) -> None:
