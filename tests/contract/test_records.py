@@ -1,0 +1,200 @@
+"""What the records promise: transactions that are whole and durable, writers in line across processes, readers beside them."""
+
+import sqlite3
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+from sanderling import settings
+from sanderling.clock import SystemClock
+from sanderling.errors import Unavailable
+from sanderling.records import events
+from sanderling.records.database import Records
+from sanderling.records.tables import Base
+from tests.parts.daemons import run, spawn, waited
+
+CLOCK = SystemClock()
+WRITER = """
+import sys
+from sanderling import settings
+from sanderling.clock import SystemClock
+from sanderling.records import events
+from sanderling.records.database import Records
+
+url, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+records = Records(settings.Records(url=url), clock=SystemClock())
+records.migrate()
+for number in range(count):
+    with records.begin() as session:
+        before = events.newest(session)
+        events.append(session, f"{name}.{number}", at=records.now(), actor=name, data={"before": before})
+    print(number, flush=True)
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/records.sqlite"
+
+
+@pytest.fixture
+def records(url: str) -> Iterator[Records]:
+    opened = Records(settings.Records(url=url, busy_timeout_s=0.3), clock=CLOCK)
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+def append(session: Session, kind: str) -> None:
+    events.append(session, kind, at=CLOCK.wall(), actor="test")
+
+
+def kinds(records: Records) -> list[str]:
+    with records.read() as session:
+        return [event.kind for event in events.page(session, after=0, limit=10_000)]
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_code(records: Records, url: str) -> None:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        made = {row[0] for row in connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'index'"))}
+    engine.dispose()
+    wanted = {str(index.name) for table in Base.metadata.sorted_tables for index in table.indexes}
+    assert wanted <= made
+    records.migrate()
+
+
+def test_processes_that_migrate_at_once_make_the_schema_once(tmp_path: Path, url: str) -> None:
+    env = {"PYTHONPATH": str(Path.cwd())}
+    started = [
+        spawn(f"writer {n}", [sys.executable, "-c", WRITER, url, f"w{n}", "5"], log=tmp_path / f"{n}.log", env=env)
+        for n in range(4)
+    ]
+    try:
+        for process in started:
+            process.wait(within_s=60)
+    finally:
+        for process in started:
+            process.kill()
+    opened = Records(settings.Records(url=url), clock=CLOCK)
+    assert len(kinds(opened)) == 20, [path.read_text() for path in tmp_path.glob("*.log")]
+    opened.close()
+
+
+def test_a_transaction_that_raises_leaves_nothing(records: Records) -> None:
+    def fail() -> None:
+        with records.begin() as session:
+            append(session, "a.b")
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert kinds(records) == []
+    with records.begin() as session:
+        append(session, "c.d")
+    assert kinds(records) == ["c.d"]
+
+
+def test_a_reader_is_not_held_up_by_a_writer_and_sees_nothing_unfinished(records: Records) -> None:
+    with records.begin() as session:
+        append(session, "a.b")
+        session.flush()
+        assert kinds(records) == []
+    assert kinds(records) == ["a.b"]
+
+
+def test_writers_of_one_process_wait_for_each_other_within_the_bound(records: Records) -> None:
+    with records.begin(), ThreadPoolExecutor(1) as pool, pytest.raises(Unavailable, match="records"):
+        pool.submit(lambda: records.begin().__enter__()).result()
+    with records.begin() as session:
+        append(session, "a.b")
+
+
+def test_a_writer_of_another_process_is_waited_for_within_the_bound(records: Records, url: str) -> None:
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="locked"), records.begin() as session:
+        append(session, "a.b")
+    assert kinds(records) == []
+    other.execute("COMMIT")
+    other.close()
+    with records.begin() as session:
+        append(session, "a.b")
+
+
+def test_two_processes_and_twenty_threads_write_and_nothing_is_lost_or_seen_twice(tmp_path: Path, url: str) -> None:
+    opened = Records(settings.Records(url=url), clock=CLOCK)
+    opened.migrate()
+    log = tmp_path / "other.log"
+    other = spawn("other", [sys.executable, "-c", WRITER, url, "other", "60"], log=log, env={"PYTHONPATH": str(Path.cwd())})
+    try:
+        waited(lambda: "0" in log.read_text(), within_s=30, what="the other process writes")
+
+        def write(thread: int) -> None:
+            for number in range(5):
+                with opened.begin() as session:
+                    before = events.newest(session)
+                    events.append(session, f"t{thread}.{number}", at=CLOCK.wall(), actor="t", data={"before": before})
+
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(write, range(20)))
+        other.wait(within_s=60)
+    finally:
+        other.kill()
+    with opened.read() as session:
+        found = events.page(session, after=0, limit=1000)
+    assert len({event.kind for event in found}) == len(found) == 160, log.read_text()
+    assert [event.data["before"] for event in found] == [0, *(event.id for event in found[:-1])]
+    opened.close()
+
+
+def test_what_was_committed_outlives_a_process_that_is_killed(tmp_path: Path, url: str) -> None:
+    log = tmp_path / "writer.log"
+    writer = spawn("writer", [sys.executable, "-c", WRITER, url, "w", "100000"], log=log, env={"PYTHONPATH": str(Path.cwd())})
+    try:
+        waited(lambda: log.read_text().count("\n") > 20, within_s=30, what="the writer writes")
+    finally:
+        writer.kill()
+    opened = Records(settings.Records(url=url), clock=CLOCK)
+    acknowledged = log.read_text().splitlines()[:-1]
+    assert len(kinds(opened)) >= len(acknowledged) > 10
+    opened.close()
+
+
+def test_a_commit_waits_for_the_disk_and_references_are_checked(records: Records) -> None:
+    with records.read() as session:
+        assert session.scalar(text("PRAGMA synchronous")) == 2  # FULL
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+def test_records_that_cannot_be_opened_are_unavailable(tmp_path: Path) -> None:
+    opened = Records(settings.Records(url=f"sqlite:///{tmp_path}/none/records.sqlite"), clock=CLOCK)
+    with pytest.raises(Unavailable) as caught:
+        opened.ping()
+    assert caught.value.context == {"dependency": "records"}
+
+
+def test_records_without_a_schema_are_not_ready(url: str) -> None:
+    opened = Records(settings.Records(url=url), clock=CLOCK)
+    with pytest.raises(Unavailable):
+        opened.ping()
+    opened.migrate()
+    opened.ping()
+    opened.close()
+
+
+def test_the_migrations_are_part_of_what_is_installed() -> None:
+    listed = run(
+        [sys.executable, "-c", "import sanderling.records.migrations as m; print(m.__path__[0])"], env={"PYTHONPATH": "."}
+    )
+    assert (Path(listed.strip()) / "versions" / "0001_first_schema.py").exists()
