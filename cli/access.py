@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sanderling.errors import Malformed, NotFound, Unauthenticated
-from sanderling.records import tokens
-from sanderling.records.database import Records
+from sanderling.errors import Malformed, Unauthenticated
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +63,3 @@ def write(file: Path, access: Access) -> None:
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         json.dump({"url": access.url, "token": access.token, "ca_file": access.ca_file, "by_up": access.by_up}, out, indent=2)
     fresh.replace(file)
-
-
-def grant(records: Records, name: str, *, replace: bool = False) -> str:
-    """A new admin token of that name, straight into the records, for whoever may write them; `Conflict` if there is one."""
-    with records.begin() as session:
-        if replace:
-            with contextlib.suppress(NotFound):
-                tokens.remove(session, name, now=records.now(), actor=name)
-        _, secret = tokens.create(session, name=name, role=tokens.Role.ADMIN, now=records.now(), actor=name)
-    return secret

@@ -16,7 +16,8 @@ from cli.client import Client, Json
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
 
-out = Console(soft_wrap=True)
+PIPE_WIDTH = 240  # where there is no terminal, nothing is folded into one
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 POLL_S = 0.25
 _COLOURS = {"succeeded": "green", "done": "green", "started": "green", "serving": "green", "running": "cyan", "failed": "red"}

@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
-from cli.access import Access, find, grant, own_file, write
+from cli.access import Access, find, own_file, write
 from cli.client import Client
 from cli.commands.disks import AsJson
 from cli.output import as_json, err, out, table
 from sanderling import settings
 from sanderling.clock import SystemClock
-from sanderling.records.database import Records
 
 app = typer.Typer(no_args_is_help=True, help="Who may use the service, and as what.")
 
@@ -53,6 +52,9 @@ def init(
     client_file: Annotated[Path | None, typer.Option(help="Client file to write; the user's own when not given.")] = None,
 ) -> None:
     """Make the first admin token, on the machine that has the records: whoever can write them needs no other permission."""
+    from cli.grants import grant  # noqa: PLC0415  the database's imports, which no other command needs
+    from sanderling.records.database import Records  # noqa: PLC0415
+
     file = client_file or own_file()
     records = Records(settings.load().records, clock=SystemClock())
     try:

@@ -11,33 +11,13 @@ from typing import Annotated, TextIO
 
 import typer
 
-import iscsi_worker.addresses
-import iscsi_worker.targets
-import rpc.news
-import rpc.oslo
-import sanderling.coordination
-import sanderling.images
-from api.app import create_app
-from api.server import HttpServer
-from cli.access import Access, files, grant, own_file, read, write
+from cli.access import Access, files, own_file, read
 from cli.client import Client
 from cli.output import POLL_S, out, watched
-from conductor.server import Conductor
-from iscsi_worker.worker import Worker
-from leader.duties import LogDuty
-from leader.server import SERVICE
-from leader.service import Candidate
 from sanderling import logs
 from sanderling.clock import SystemClock
-from sanderling.errors import Conflict, Malformed, NotFound, SettingsRefused
-from sanderling.records import tokens
-from sanderling.records.database import Records
-from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
-from sanderling.settings import Conductor as ConductorSettings
-from sanderling.settings import Records as RecordsSettings
-from sanderling.settings import Worker as WorkerSettings
+from sanderling.errors import Conflict, NotFound, SettingsRefused
 
-TOKEN = "up"  # noqa: S105  the token's name
 SUBNET = {"name": "loopback", "cidr": "127.0.1.0/24", "interface": "lo"}
 SERVED_WITHIN_S = 15.0
 DEMO = {"name": "demo", "size_bytes": 256 << 20, "paths": 2, "allow_any": True}
@@ -58,10 +38,12 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: told.set())
     with _owned(state) as folder, (folder / "sanderling.log").open("a") as journal:
-        settings = _settings(folder, port)
+        from cli.together import running, settings_of  # noqa: PLC0415  a second of imports that no other command needs
+
+        settings = settings_of(folder, port)
         logs.configure(settings.sanderling, process="up", to=journal)
         out.print(f"Starting; state in {folder}, log in {folder / 'sanderling.log'}", highlight=False)
-        with _running(settings, folder) as access:
+        with running(settings, folder) as access:
             _prepare(access, demo=demo, told=told)
             _greet(access, folder)
             told.wait()
@@ -89,91 +71,6 @@ def _owned(state: Path) -> Iterator[Path]:
         held.write(str(os.getpid()))
         held.flush()
         yield state.resolve()
-
-
-def _settings(folder: Path, port: int) -> Settings:
-    return Settings(
-        sanderling=General(state_dir=str(folder), runtime_dir=str(folder / "run"), log_format="console"),
-        records=RecordsSettings(url=f"sqlite:///{folder / 'records.sqlite'}"),
-        coordination=Coordination(backend="embedded"),
-        images=Images(backend="files", folder=str(folder / "images")),
-        bus=Bus(url="fake://"),
-        api=Api(port=port),
-        conductor=ConductorSettings(republish_interval_s=1.0),  # coordination is in memory: each start finds it lost
-        iscsi_worker=WorkerSettings(addresses="loopback"),
-    )
-
-
-@contextlib.contextmanager
-def _running(settings: Settings, folder: Path) -> Iterator[Access]:
-    """Every process's work as threads of this one, started in order and stopped in reverse."""
-    clock = SystemClock()
-    with contextlib.ExitStack() as stack:
-        records = Records(settings.records, clock=clock)
-        stack.callback(records.close)
-        records.migrate()
-        coordination = sanderling.coordination.connect(settings, clock=clock)
-        stack.callback(coordination.close)
-        images = sanderling.images.connect(settings, clock=clock)
-        stack.callback(images.close)
-        bus = rpc.oslo.connect(settings)
-        stack.callback(bus.close)
-        news = rpc.news.connect(settings)
-        stack.callback(news.close)
-        targets = iscsi_worker.targets.connect(settings, clock=clock)
-        app = create_app(settings, records=records, coordination=coordination, images=images, bus=bus, news=news, clock=clock)
-        server = HttpServer(app, settings.api)
-        server.start()
-        stack.callback(server.stop)
-        conductor = Conductor(
-            settings, records=records, coordination=coordination, images=images, bus=bus, news=news, clock=clock
-        )
-        conductor.start()
-        stack.callback(conductor.stop)
-        worker = Worker(
-            settings,
-            coordination=coordination,
-            images=images,
-            bus=bus,
-            targets=targets,
-            addresses=iscsi_worker.addresses.connect(settings),
-            clock=clock,
-        )
-        worker.start()
-        stack.callback(worker.stop)
-        candidate = Candidate(SERVICE, [LogDuty("presence", clock=clock)], settings, coordination=coordination, clock=clock)
-        candidate.start()
-        stack.callback(candidate.stop)
-        yield _access(records, folder, server.url)
-
-
-def _access(records: Records, folder: Path, url: str) -> Access:
-    """The token of last time if it is still good, else a new one; written here and where the command line looks by itself."""
-    file = folder / "client.json"
-    access = Access(url, _known(records, file) or grant(records, TOKEN, replace=True), by_up=True)
-    write(file, access)
-    if _may_write(own_file()):
-        write(own_file(), access)
-    return access
-
-
-def _known(records: Records, file: Path) -> str | None:
-    try:
-        secret = read(file).token
-    except (FileNotFoundError, Malformed):
-        return None
-    with records.read() as session:
-        return secret if tokens.authenticate(session, secret, now=records.now()) else None
-
-
-def _may_write(file: Path) -> bool:
-    """Not over the client file of another service."""
-    try:
-        return read(file).by_up
-    except FileNotFoundError:
-        return True
-    except Malformed:
-        return False
 
 
 def _prepare(access: Access, *, demo: bool, told: threading.Event) -> None:
