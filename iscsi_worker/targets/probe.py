@@ -121,6 +121,10 @@ class IscsiSession:
                     raise
         raise TargetFailed("it has one unit attention after another")
 
+    def read_first_sector(self, *, timeout_s: float) -> bytes:
+        cdb = bytes([_READ_10, 0, 0, 0, 0, 0, 0, 0, 1, 0])
+        return self.command(cdb, read_bytes=SECTOR_BYTES, timeout_s=timeout_s)
+
     def _once(self, cdb: bytes, read_bytes: int, write: bytes, timeout_s: float) -> bytes:
         if not self._context:
             raise TargetFailed("the session is closed")
@@ -177,11 +181,3 @@ class IscsiSession:
     def _lost(self, what: str) -> TargetFailed:
         said = self._lib.iscsi_get_error(self._context) if self._context else b""
         return TargetFailed(f"{what}: {(said or b'the connection is gone').decode(errors='replace')}")
-
-
-def read_first_sector(portal: str, iqn: str, *, lun: int, initiator: str, timeout_s: float, clock: Clock) -> None:
-    """Log in and read LBA 0, all within the time; `TargetFailed` when that does not succeed."""
-    deadline = clock.monotonic() + timeout_s
-    with IscsiSession(portal, iqn, lun=lun, initiator=initiator, timeout_s=timeout_s, clock=clock) as session:
-        cdb = bytes([_READ_10, 0, 0, 0, 0, 0, 0, 0, 1, 0])
-        session.command(cdb, read_bytes=SECTOR_BYTES, timeout_s=deadline - clock.monotonic())

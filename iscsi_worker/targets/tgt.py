@@ -16,9 +16,10 @@ from typing import Final
 
 import structlog
 
-from iscsi_worker.targets import probe, tcp, tgt_process
+from iscsi_worker.targets import tcp, tgt_process
 from iscsi_worker.targets.base import Running, TargetSpec
 from iscsi_worker.targets.guard import Ended, Guard, GuardLibrary
+from iscsi_worker.targets.probe import IscsiSession
 from iscsi_worker.targets.record import GUARD_STATE, Record, is_running, last_words
 from iscsi_worker.targets.tgt_admin import TgtAdmin
 from sanderling.clock import Clock
@@ -156,11 +157,13 @@ class TgtTargets:
 
     def probe(self, export: ExportId, *, timeout_s: float) -> bool:
         """As promised; False also while the gate is closed, where a read waits like any other operation."""
+        deadline = self._clock.monotonic() + timeout_s
         try:
             _, record = self._living(export)
-            probe.read_first_sector(
+            with IscsiSession(
                 record.base_portal, record.iqn, lun=LUN, initiator=record.probe_iqn, timeout_s=timeout_s, clock=self._clock
-            )
+            ) as session:
+                session.read_first_sector(timeout_s=deadline - self._clock.monotonic())
         except TargetFailed as failed:
             log.warning("probe failed", export=str(export), problem=failed.detail)
             return False

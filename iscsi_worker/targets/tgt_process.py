@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from iscsi_worker.targets.base import TargetSpec
-from iscsi_worker.targets.guard import FILE_ENV, STATE_ENV, GuardLibrary
+from iscsi_worker.targets.guard import FILE_ENV, STATE_ENV, Guard, GuardLibrary
+from iscsi_worker.targets.probe import IscsiSession
 from iscsi_worker.targets.record import GUARD_STATE, LOG, Record, is_running, last_words
 from iscsi_worker.targets.tgt_admin import SOCKET_NAME, TgtAdmin
 from sanderling.clock import Clock
@@ -25,6 +26,7 @@ from sanderling.settings import Worker
 
 _BACKING_STORE_TYPES: Final = {"file": "rdwr", "rbd": "rbd"}
 _POLL_S: Final = 0.002
+_HELD_S: Final = 0.005  # a read that nobody holds is answered in a tenth of this
 
 
 class NeverListened(TargetFailed):
@@ -42,6 +44,7 @@ def start(
         with library.open(folder / GUARD_STATE) as guard:
             if guard.pid != process.pid or (record.kind == "rbd" and not guard.connected):
                 raise TargetFailed("tgtd runs without its guard")
+            _prove_that_it_is_held(record, guard, clock=clock, deadline=deadline)
     except BaseException:
         process.kill()
         process.wait(settings.target_start_timeout_s)
@@ -69,6 +72,29 @@ def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])
+
+
+def _prove_that_it_is_held(record: Record, guard: Guard, *, clock: Clock, deadline: float) -> None:
+    """Read through the closed gate: an answer means that the guard is not between tgtd and the image, so nothing may be served.
+
+    The read stays at the gate, in a session that nobody listens to any more, and runs when the gate is opened first.
+    """
+    while not guard.held:
+        if clock.monotonic() >= deadline:
+            raise TargetFailed("tgtd reads nothing")
+        with IscsiSession(
+            record.base_portal,
+            record.iqn,
+            lun=LUN,
+            initiator=record.probe_iqn,
+            timeout_s=deadline - clock.monotonic(),
+            clock=clock,
+        ) as session:
+            try:
+                session.read_first_sector(timeout_s=_HELD_S)
+            except TargetFailed:
+                continue
+        raise TargetFailed("tgtd runs without its guard: a read passed the closed gate")
 
 
 def _spawn(
