@@ -62,6 +62,8 @@ class ReportServer(NotificationServer):  # type: ignore[misc]
         self._ended = threading.Event()
         super().__init__(transport, [target], _ReportDispatcher(dispatch, self._ended, pause_s), allow_requeue=True)
         self._handlers = handlers
+        self.heard = threading.Event()
+        self.saturated = False
 
     def begin(self) -> None:
         self.start(override_pool_size=self._handlers)
@@ -126,23 +128,32 @@ class Listening:
         self._thread.join(self._bus.stop_timeout_s)
 
     def _keep(self) -> None:
-        server, asked, failures = self._built(), False, 0
-        self._ready.set()
-        while not self._clock.wait(self._stopping, self._bus.probe_interval_s):
+        while not self._stopping.is_set():
+            server = self._build()
+            try:
+                server.begin()
+            except Exception:
+                log.exception("listening failed", server=self._name)
+                self._clock.wait(self._stopping, self._bus.probe_interval_s)
+                continue
+            self._ready.set()
+            self._watch(server)
+            if self._stopping.is_set():
+                server.end()
+            else:
+                threading.Thread(target=server.end, daemon=True).start()
+
+    def _watch(self, server: Any) -> None:
+        """Returns when the server is to stop, or has gone deaf."""
+        asked, failures = False, 0
+        while failures < self._bus.probe_failures_max:
+            if self._clock.wait(self._stopping, self._bus.probe_interval_s):
+                return
             failures = failures + 1 if asked and not server.heard.is_set() and not server.saturated else 0
-            if failures >= self._bus.probe_failures_max:
-                log.error("deaf: listening again", server=self._name)
-                DEAF.labels(self._name).inc()
-                deaf, server, failures = server, self._built(), 0
-                threading.Thread(target=deaf.end, daemon=True).start()
             server.heard.clear()
             asked = self._asks()
-        server.end()
-
-    def _built(self) -> Any:
-        server = self._build()
-        server.begin()
-        return server
+        log.error("deaf: listening again", server=self._name)
+        DEAF.labels(self._name).inc()
 
     def _asks(self) -> bool:
         if self._ask is None:
