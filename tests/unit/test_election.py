@@ -12,7 +12,7 @@ from leader.election import Act, Standing, View, decide
 from leader.service import Candidate
 from sanderling import settings
 from sanderling.clock import ManualClock
-from sanderling.coordination.base import Entry
+from sanderling.coordination.base import Entry, Listing
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.coordination.leaders import leader_of, leaders
 from sanderling.errors import SessionLost, Unavailable
@@ -72,6 +72,7 @@ def test_a_value_that_cannot_be_read_is_a_lost_one() -> None:
     assert decide(spoilt, 100.0 + HANDOVER_S, BOUNDS).term == 1_800_000_000
 
 
+@pytest.mark.rows("LE-6")
 def test_while_another_leads_a_candidate_waits_without_a_session() -> None:
     assert decide(view(locked_by="theirs"), 1000.0, BOUNDS).act is Act.REST
     resting = decide(view(locked_by="theirs", consul_session=None), 1000.0, BOUNDS)
@@ -461,7 +462,66 @@ def test_a_leader_whose_duty_fails_lets_another_lead(stage: Stage) -> None:
     assert acts_of(second, 1) == [Act.CAMPAIGN]
 
 
-@pytest.mark.rows("LE-13", "LE-15")
+def test_a_candidate_waits_anew_when_the_key_was_another_leaders_in_between(stage: Stage) -> None:
+    candidate = stage.candidate("a")
+    candidate.turn(0.0)
+    stage.clock.advance(HANDOVER_S - 0.1)
+    other = stage.store.open_session("b", check_ttl_s=60.0)
+    assert stage.store.acquire(KEY, LAST.to_value(), consul_session=other)
+    stage.store.close_session(other)
+    stage.clock.advance(0.1)
+    assert acts_of(candidate, 1) == [Act.WAIT]
+    stage.clock.advance(HANDOVER_S - 0.1)
+    assert acts_of(candidate, 1) == [Act.WAIT]
+    stage.clock.advance(0.1)
+    assert acts_of(candidate, 1) == [Act.CAMPAIGN]
+
+
+def test_a_candidate_does_not_win_a_key_that_is_no_longer_as_it_saw_it(stage: Stage) -> None:
+    class Overtaking(EmbeddedCoordination):
+        """Another leads for a moment while the candidate opens its session."""
+
+        def open_session(self, name: str, *, check_ttl_s: float) -> str:
+            other = super().open_session("b", check_ttl_s=60.0)
+            assert self.acquire(KEY, LAST.to_value(), consul_session=other)
+            self.close_session(other)
+            return super().open_session(name, check_ttl_s=check_ttl_s)
+
+    stage.store = Overtaking(settings.Coordination(lock_delay_s=0), clock=stage.clock)
+    candidate = stage.candidate("a")
+    stage.turned_until(candidate, Act.CAMPAIGN)
+    assert not candidate.leads
+    assert acts_of(candidate, 1) == [Act.REST]
+
+
+def test_a_lease_runs_from_before_the_look_that_proved_the_lock(stage: Stage) -> None:
+    class Slow(EmbeddedCoordination):
+        """A look takes most of a lease."""
+
+        def watch(self, prefix: str, *, index: int, timeout_s: float) -> Listing:
+            seen = super().watch(prefix, index=index, timeout_s=timeout_s)
+            stage.clock.advance(BOUNDS.lease_s * 0.9)
+            return seen
+
+    stage.store = Slow(settings.Coordination(), clock=stage.clock)
+    leading = stage.leading("a")
+    assert acts_of(leading, 1) == [Act.GO_ON]
+    stage.clock.advance(BOUNDS.lease_s * 0.1)
+    assert not leading.leads
+
+
+@pytest.mark.rows("W-LE-9")
+def test_a_leader_that_stepped_down_alone_leads_again_only_after_its_pause(stage: Stage) -> None:
+    leading = stage.leading("a")
+    leading.step_down()
+    assert acts_of(leading, 3) == [Act.RESIGN, Act.REST, Act.WAIT]
+    stage.clock.advance(BOUNDS.candidacy_pause_s - 0.1)
+    assert acts_of(leading, 1) == [Act.WAIT]
+    stage.clock.advance(0.1)
+    assert acts_of(leading, 1) == [Act.CAMPAIGN]
+
+
+@pytest.mark.rows("LE-4", "LE-13", "LE-15")
 def test_a_candidate_goes_on_when_the_store_was_away(stage: Stage) -> None:
     away = threading.Event()
 
