@@ -22,7 +22,7 @@ _ATTENTIONS_MAX: Final = 8
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
-class _Data(ctypes.Structure):
+class _Buffer(ctypes.Structure):
     _fields_ = (("size", ctypes.c_size_t), ("data", ctypes.c_void_p))
 
 
@@ -131,7 +131,7 @@ class IscsiSession:
         direction = _OUT if write else _IN if read_bytes else _NOTHING
         task = self._lib.scsi_create_task(len(cdb), cdb, direction, len(write) or read_bytes)
         buffer = ctypes.create_string_buffer(write or b"", len(write) or max(1, read_bytes))
-        data = _Data(len(write), ctypes.cast(buffer, ctypes.c_void_p))
+        data = _Buffer(len(write), ctypes.cast(buffer, ctypes.c_void_p))
         answered, done = self._answer()
         self._kept += [buffer, data]
         try:

@@ -53,7 +53,8 @@ def names_say_what_a_thing_is(path: Path, text: str) -> Iterator[str]:
 
 
 def modules_say_what_they_are(path: Path, text: str) -> Iterator[str]:
-    if path.suffix == ".py" and text.strip() and not ast.get_docstring(ast.parse(text)):
+    nodes = _nodes(path, text)
+    if nodes and isinstance(nodes[0], ast.Module) and nodes[0].body and not ast.get_docstring(nodes[0]):
         yield f"{path}: no docstring"
 
 
@@ -188,9 +189,13 @@ def test_every_dependency_has_its_reason() -> None:
     assert not [name for name in names if f"| {name} |" not in reasons]
 
 
-def _nodes(path: Path, text: str) -> Iterator[ast.AST]:
-    if path.suffix == ".py":
-        yield from ast.walk(ast.parse(text))
+def _nodes(path: Path, text: str) -> tuple[ast.AST, ...]:
+    return _parsed(text) if path.suffix == ".py" else ()
+
+
+@cache
+def _parsed(text: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(text)))
 
 
 def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
