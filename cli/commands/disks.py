@@ -38,7 +38,7 @@ def size_bytes(text: str) -> int:
     epilog="Example: sanderling disk create backup --size 100G --paths 2 --initiator iqn.1993-08.org.debian:host1 --wait"
 )
 def create(
-    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and hyphens.")],
     size_text: Annotated[str, typer.Option("--size", help="Such as 10G (powers of 1024).")],
     paths: Annotated[int | None, typer.Option("--paths", min=1, max=8, help="How many portal addresses.")] = None,
     subnet: Annotated[list[str] | None, typer.Option(help="Take addresses from this subnet; repeatable.")] = None,
@@ -145,7 +145,8 @@ def _shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: boo
     if json:
         as_json(answer)
     elif dry_run:
-        facts([("would run", [step["name"] for step in answer["steps"]]), ("at risk", answer["at_risk"])])
+        plan = answer["plan"]
+        facts([("would run", [step["name"] for step in plan["steps"]]), ("at risk", plan["at_risk"])])
     elif not wait:
         out.print(f"Operation {answer['id']} accepted: sanderling operation watch {answer['id']}", highlight=False)
     elif said == "deleted":

@@ -32,7 +32,7 @@ def list_(json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: sanderling gateway show node-1")
-def show(name: Annotated[str, typer.Argument(help="The node's name.")], json: AsJson = False) -> None:
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")], json: AsJson = False) -> None:
     """Show one gateway."""
     gateway = Client(find()).get(f"/v1/gateways/{name}")
     if json:

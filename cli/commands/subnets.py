@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Subnets that path addresses are ta
     epilog="Example: sanderling subnet create front --cidr 10.78.0.0/16 --interface eth1 --first 10.78.1.1 --last 10.78.1.254"
 )
 def create(
-    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower-case letters, digits and hyphens.")],
     cidr: Annotated[str, typer.Option(help="Such as 10.78.0.0/16.")],
     interface: Annotated[str, typer.Option(help="The network interface that carries it on every gateway.")],
     first: Annotated[str | None, typer.Option(help="First address that may be given to a path.")] = None,
@@ -53,7 +53,7 @@ def list_(json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: sanderling subnet delete front")
-def delete(name: Annotated[str, typer.Argument(help="The subnet's name.")]) -> None:
+def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="The subnet's name.")]) -> None:
     """Remove a subnet that no path uses."""
     Client(find()).delete(f"/v1/subnets/{name}")
     out.print(f"Subnet {name} removed.", highlight=False)

@@ -24,7 +24,7 @@ class Role(StrEnum):
 
 @app.command(epilog="Example: sanderling token create monitoring --role reader --client-file monitoring.json")
 def create(
-    name: Annotated[str, typer.Argument(help="Whom it is for.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whom it is for.")],
     role: Annotated[Role, typer.Option(help="reader sees, operator changes disks, admin also subnets and tokens.")],
     client_file: Annotated[Path | None, typer.Option(help="Save it as a client file (0600) instead of printing it.")] = None,
     json: AsJson = False,
@@ -85,7 +85,7 @@ def list_(json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: sanderling token delete monitoring")
-def delete(name: Annotated[str, typer.Argument(help="The token's name or id.")]) -> None:
+def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="The token's name or id.")]) -> None:
     """Revoke a token; it is refused from now on."""
     Client(find()).delete(f"/v1/tokens/{name}")
     out.print(f"Token {name} revoked.", highlight=False)
