@@ -22,13 +22,13 @@ log = structlog.get_logger(__name__)
 class Runner:
     """A fixed number of threads, each driving one operation at a time, and a bounded queue before them.
 
-    `tell` says that there are new events; it is called off the drives' way, once for what was committed meanwhile.
+    `tell` says that there are new events; it must not wait.
     """
 
     def __init__(
         self, settings: Settings, stores: Stores, *, tell: Callable[[], None], failpoints: Failpoints | None = None
     ) -> None:
-        self._own, self._stores, self._tell_now = settings.conductor, stores, tell
+        self._own, self._stores, self._tell = settings.conductor, stores, tell
         self._name = settings.sanderling.node
         self._failpoints = failpoints or Failpoints()
         self._queue_max = self._own.workers * 8
@@ -38,10 +38,8 @@ class Runner:
         self._drives: set[Drive] = set()
         self._stopping = threading.Event()
         self._idle = threading.Event()  # the queue ran dry: look for more now
-        self._told = threading.Event()  # something was committed
         self._threads = [threading.Thread(target=self._sweep, name="sweep", daemon=True)]
         self._threads += [threading.Thread(target=self._work, name=f"drive {n}", daemon=True) for n in range(self._own.workers)]
-        self._threads += [threading.Thread(target=self._tell, name="news", daemon=True)]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -50,8 +48,7 @@ class Runner:
     def stop(self) -> None:
         """Let every operation go where it stands, within about a claim's time; another conductor may take it at once."""
         self._stopping.set()
-        for event in (self._idle, self._told):
-            event.set()
+        self._idle.set()
         with self._lock:
             drives = list(self._drives)
         for drive in drives:
@@ -86,7 +83,7 @@ class Runner:
 
     def _work(self) -> None:
         while (operation_id := self._queue.get()) is not None:
-            drive = Drive(self._name, self._own, self._stores, tell=self._told.set, failpoints=self._failpoints)
+            drive = Drive(self._name, self._own, self._stores, tell=self._tell, failpoints=self._failpoints)
             with self._lock:
                 if self._stopping.is_set():
                     return
@@ -104,12 +101,3 @@ class Runner:
                 with self._lock:
                     self._drives.discard(drive)
                     self._known.discard(operation_id)
-
-    def _tell(self) -> None:
-        while not self._stopping.is_set():
-            self._told.wait()
-            self._told.clear()
-            try:
-                self._tell_now()
-            except Exception:
-                log.exception("news failed")

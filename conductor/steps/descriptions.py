@@ -10,10 +10,12 @@ from conductor.steps.base import Action, Context
 from sanderling.errors import Conflict, NotFound
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk, image_of
+from sanderling.model.exports import UNKNOWN_CLIENT, Export
 from sanderling.model.operations import OperationKind
 
 METADATA_KEY: Final = "sanderling.disk"
 _REVISION: Final = "revision"  # among the operation's params
+SERVED_BY: Final = "served_by"  # likewise: the clients of the exports that a stop makes workers give up
 
 
 def read(images: Images, image: str) -> tuple[str, Disk] | None:
@@ -78,9 +80,15 @@ def _write(context: Context, *, started: bool) -> None:
     target = context.operation.params.get(_REVISION)
     if target is None:
         target = described(context).revision + 1
+        clients = [] if started else _serving(context)
         with context.effect("note"):
-            context.note({_REVISION: target})
+            context.note({_REVISION: target, SERVED_BY: clients})
     _compare_and_set(context, revision=target, started=started)
+
+
+def _serving(context: Context) -> list[str]:
+    entries = context.stores.coordination.list(f"exports/{context.disk_id}/").entries
+    return [client for entry in entries if (client := Export.model_validate_json(entry.value).client) not in ("", UNKNOWN_CLIENT)]
 
 
 def _compare_and_set(context: Context, *, revision: int, started: bool) -> None:

@@ -2,11 +2,16 @@
 
 from typing import Final
 
+import structlog
+
 from conductor.steps.base import Action, Context
+from conductor.steps.descriptions import SERVED_BY
 from sanderling.errors import InUse
 from sanderling.model.disks import image_of
 
-_LOOK_AGAIN_S: Final = 1.0
+log = structlog.get_logger(__name__)
+
+_LOOK_AGAIN_S: Final = 0.5
 
 
 def create(context: Context) -> None:
@@ -16,20 +21,28 @@ def create(context: Context) -> None:
 
 
 def remove(context: Context) -> None:
-    """Remove image and data. Clients that just ended may be listed for a while yet, so one in use is waited for."""
-    image = image_of(context.disk_id)
+    """Remove image and data. One that somebody has open is waited for, since clients that ended are listed for a while yet.
+
+    What this operation made workers give up is known to have ended: fencing it takes it off the list at once.
+    """
+    image, images = image_of(context.disk_id), context.stores.images
     while True:
-        with context.effect("remove"):
-            try:
-                context.stores.images.remove(image)
-            except InUse as problem:
-                in_use = problem
-            else:
-                return
-        if context.left_s <= _LOOK_AGAIN_S:
-            clients = list(context.stores.images.clients(image))
-            raise InUse(f"{in_use.detail}; end what has it open, then delete the disk again", image=image, clients=clients)
-        context.pause(_LOOK_AGAIN_S)
+        try:
+            with context.effect("remove"):
+                images.remove(image)
+        except InUse as problem:
+            clients = set(images.clients(image))
+            if context.left_s <= _LOOK_AGAIN_S:
+                fix = "end what has it open, then delete the disk again"
+                raise InUse(f"{problem.detail}; {fix}", image=image, clients=sorted(clients)) from problem
+            ended = clients & set(context.operation.params.get(SERVED_BY, ()))
+            for client in ended:
+                with context.effect("fence"):
+                    images.fence(client)
+                log.info("fenced what was given up and is still listed", client=client, image=image)
+            context.pause(0 if ended else _LOOK_AGAIN_S)
+        else:
+            return
 
 
 CREATE_IMAGE = Action(create, undo=remove, effects=("create",), undo_effects=("remove",))

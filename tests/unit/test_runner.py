@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conductor.runner import Runner
-from sanderling.errors import ImageFailed, Unavailable
+from sanderling.errors import ImageFailed, InUse, Unavailable
 from sanderling.images.base import Images
 from sanderling.model import plans
 from sanderling.model.disks import DiskState
@@ -31,6 +31,7 @@ class Troubled:
     def __init__(self, images: Images) -> None:
         self._images = images
         self.before: dict[str, Callable[[], None]] = {}
+        self.answers: dict[str, Callable[[], Any]] = {}
         self.fenced: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -38,6 +39,8 @@ class Troubled:
             self.before.get(name, lambda: None)()
             if name == "fence":
                 return self.fenced.append(args[0])
+            if name in self.answers:
+                return self.answers[name]()
             return getattr(self._images, name)(*args, **kwargs)
 
         return call
@@ -302,3 +305,33 @@ def test_a_disk_started_again_gets_a_generation_of_its_own(house: House, gateway
     assert after is not None
     assert after.generation > before.generation
     assert after.revision == before.revision + 2
+
+
+def test_a_client_that_was_made_to_give_up_and_is_still_listed_is_fenced_so_that_the_image_can_go(
+    house: House, images: Troubled, gateways: Gateways
+) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk)
+    listed = ["client-of-g1", "client-of-somebody-else"]
+    images.answers["clients"] = lambda: tuple(client for client in listed if client not in images.fenced)
+    images.before["remove"] = lambda: in_use() if "client-of-g1" not in images.fenced else None
+    house.done(DELETE, disk)
+    assert images.fenced == ["client-of-g1"]
+    assert house.images.list() == ()
+
+
+def test_an_image_that_somebody_else_has_open_is_not_removed_and_the_problem_names_who(house: House, images: Troubled) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk, start=False)
+    images.answers["clients"] = lambda: ("client-of-somebody-else",)
+    images.before["remove"] = in_use
+    ended = house.drive(house.ask(DELETE, disk, deadline_s=0.3))
+    assert ended.state is OperationState.FAILED
+    assert ended.problem is not None
+    assert ended.problem["code"] == "in-use"
+    assert ended.problem["context"]["clients"] == ["client-of-somebody-else"]
+    assert images.fenced == []
+
+
+def in_use() -> None:
+    raise InUse("it is open")
