@@ -6,10 +6,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import structlog
-from rpc.news import News
 from starlette.concurrency import run_in_threadpool
 
 from rpc.bus import Serving
+from rpc.news import News
 from sanderling.clock import Clock
 from sanderling.errors import Exhausted
 from sanderling.records import events

@@ -6,12 +6,12 @@ import socket
 import sys
 import threading
 
-import rpc.news
-import rpc.oslo
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
+import rpc.news
+import rpc.oslo
 from api.app import create_app
 from sanderling import coordination, images, logs, settings
 from sanderling.clock import SystemClock

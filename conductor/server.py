@@ -5,11 +5,10 @@ import sys
 import threading
 from collections.abc import Callable
 
+import structlog
+
 import rpc.news
 import rpc.oslo
-import structlog
-from rpc.news import News
-
 import sanderling.coordination
 import sanderling.images
 from conductor import failpoints
@@ -19,6 +18,7 @@ from conductor.runner import Runner
 from conductor.steps.base import Stores
 from rpc import topics
 from rpc.bus import Bus, Serving
+from rpc.news import News
 from sanderling import logs, settings
 from sanderling.clock import Clock, SystemClock
 from sanderling.coordination.base import Coordination
