@@ -18,13 +18,14 @@ Json = dict[str, Any]
 class Client:
     """Requests under a bound; every answer that is not a success is raised as the `Problem` the service described."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
         self._access = access
         self._http = httpx.Client(
             base_url=access.url,
             headers={"Authorization": f"Bearer {access.token}"},
             timeout=TIMEOUT_S,
             verify=access.ca_file or True,
+            transport=transport,
         )
 
     def get(self, path: str, **params: Any) -> Json:

@@ -3,7 +3,6 @@
 import os
 import sys
 
-import click
 import typer
 
 from cli.commands import disks, events, gateways, leaders, operations, paths, subnets, tokens, up
@@ -35,7 +34,7 @@ for name, noun in {
     "token": tokens,
 }.items():
     app.add_typer(noun.app, name=name)
-app.command("up")(up.up)
+app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)
 
 
 def run() -> None:
@@ -45,8 +44,6 @@ def run() -> None:
     except Problem as problem:
         _say(problem)
         sys.exit(_exit_code(problem))
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what reads us has seen enough
         sys.exit(0)

@@ -9,7 +9,7 @@ import typer
 
 from cli.access import find
 from cli.client import Client, Json
-from cli.output import as_json, facts, out, size, table, watched
+from cli.output import as_json, err, facts, out, size, table, watched
 from sanderling.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Create, show, start, stop and delete disks.")
@@ -140,6 +140,8 @@ def _change(path: str, body: Json | None, *, wait: bool, dry_run: bool, json: bo
 
 
 def _shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: bool, said: str) -> None:
+    for note in () if json else answer.get("notes", ()):
+        err.print(f"Note: {note}", markup=False, highlight=False)
     if wait and not dry_run:
         answer = watched(client, answer, quiet=json)
     if json:

@@ -196,15 +196,6 @@ def test_a_mistake_is_one_line_and_an_exit_code(served: Host, words: tuple[str, 
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_every_noun_has_help_with_an_example(served: Host) -> None:
-    for noun in ("disk", "path", "subnet", "gateway", "operation", "event", "leader", "token"):
-        said = served.typed(noun, "--help")
-        assert said.returncode == 0
-        for verb in re.findall(r"│ (\w+) ", said.stdout.partition("Commands")[2]):
-            told = served.typed(noun, verb, "--help").stdout
-            assert "Example: " in told or noun == "leader", f"{noun} {verb}"
-
-
 def test_commands_show_what_there_is(served: Host) -> None:
     assert served.asked("subnet", "list")[0]["cidr"] == "127.0.1.0/24"
     gateway = served.asked("gateway", "list")[0]["name"]

@@ -1,0 +1,107 @@
+"""What the command line says without asking anybody."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+
+from cli import access
+from cli.client import Client
+from cli.commands.disks import size_bytes
+from cli.main import app
+from cli.output import size
+from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, Unauthenticated
+
+
+def commands() -> list[tuple[str, Any]]:
+    """Every command with its full name. Typer brings a click of its own, so the kinds are told apart by what they have."""
+    nouns: Any = typer.main.get_command(app)
+    found: list[tuple[str, Any]] = []
+    for noun, command in nouns.commands.items():
+        verbs = getattr(command, "commands", {"": command})
+        found += [(f"{noun} {verb}".strip(), one) for verb, one in verbs.items()]
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), commands(), ids=lambda one: one if isinstance(one, str) else "")
+def test_every_command_says_what_it_does_and_gives_an_example(name: str, command: Any) -> None:
+    assert command.help
+    assert command.epilog, name
+    assert command.epilog.startswith("Example: ")
+    for parameter in command.params:
+        assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1G", 1 << 30), ("512M", 512 << 20), ("1.5T", 3 << 39), ("10GiB", 10 << 30), ("1GB", 10**9), ("4096", 4096), ("0", 0)],
+)
+def test_sizes_are_read_as_rbd_and_qemu_read_them(text: str, expected: int) -> None:
+    assert size_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "lots", "1X", "G", "-1G"])
+def test_what_is_no_size_is_refused_by_the_options_name(text: str) -> None:
+    with pytest.raises(InvalidInput, match="--size"):
+        size_bytes(text)
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (1 << 30, "1 GiB"), (1536 << 20, "1.5 GiB"), (1 << 63, "8192 PiB")])
+def test_sizes_are_said_in_powers_of_1024(count: int, said: str) -> None:
+    assert size(count) == said
+
+
+def test_a_client_file_is_its_owners_alone_and_says_its_token_to_nobody_else(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "client.json"
+    written = access.Access("http://127.0.0.1:1", "sdl_secret")
+    access.write(file, written)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert access.read(file) == written
+    assert "sdl_secret" not in repr(written)
+
+
+def test_the_named_client_file_counts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDERLING_CLIENT", str(tmp_path / "none.json"))
+    with pytest.raises(Unauthenticated, match=r"none\.json"):
+        access.find()
+
+
+def test_a_client_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "client.json"
+    file.write_text("{")
+    with pytest.raises(Malformed, match=r"client\.json"):
+        access.read(file)
+
+
+def test_problems_come_back_as_the_service_meant_them() -> None:
+    document = {"type": "/problems/not-found", "title": "t", "status": 404, "detail": "there is no disk x", "disk": "x"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(404, json=document, request=request)
+
+    client = Client(access.Access("http://test", "t"), transport=httpx.MockTransport(answer))
+    with pytest.raises(NotFound, match="there is no disk x") as caught:
+        client.get("/v1/disks/x")
+    assert caught.value.context["disk"] == "x"
+
+
+def test_an_answer_that_is_no_problem_document_is_a_problem_all_the_same() -> None:
+    client = Client(
+        access.Access("http://test", "t"), transport=httpx.MockTransport(lambda _: httpx.Response(502, text="<html>"))
+    )
+    with pytest.raises(Problem, match="502"):
+        client.get("/v1/disks")
+
+
+def test_a_listing_is_followed_to_its_last_page() -> None:
+    pages = {"": {"disks": [{"n": 1}], "next": "/v1/disks?marker=a"}, "a": {"disks": [{"n": 2}], "next": None}}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, text=json.dumps(pages[request.url.params.get("marker", "")]))
+
+    client = Client(access.Access("http://test", "t"), transport=httpx.MockTransport(answer))
+    assert [disk["n"] for disk in client.pages("/v1/disks", "disks")] == [1, 2]
