@@ -192,6 +192,16 @@ def test_of_writers_that_expect_the_same_one_succeeds(real_time: Backend) -> Non
         assert sum(pool.map(lambda n: real_time.store.put("a", b"%d" % n, expected=seen), range(8))) == 1
 
 
+def test_of_those_that_delete_the_same_one_succeeds(real_time: Backend) -> None:
+    store = real_time.store
+    for _ in range(5):
+        store.put("a", b"")
+        seen = index_of(store, "a")
+        with ThreadPoolExecutor(8) as pool:
+            tried = [pool.submit(store.delete, "a", expected=seen) for _ in range(8)]
+        assert sum(deleting.result() for deleting in tried) == 1
+
+
 # Locks
 
 
@@ -469,13 +479,14 @@ def test_a_watch_sees_every_change_since_its_index(backend: Backend) -> None:
         lambda: store.release("a/1", b"2", consul_session=mine),
         lambda: store.delete("a/1"),
     ]
-    listing = store.list("a/")
+    listing, deadline = store.list("a/"), backend.clock.monotonic() + WITHIN_S
     for change in changes:
         before = listing
         assert change()
         listing = store.watch("a/", index=before.index, timeout_s=LONG_S)
         assert listing.entries != before.entries
         assert listing.entries == store.list("a/").entries
+    assert backend.clock.monotonic() < deadline  # none was found only when the wait was over
 
 
 def test_a_watch_sees_the_locks_of_the_dead_fall(backend: Backend) -> None:

@@ -37,6 +37,7 @@ class Canned:
 
     url: str = ""
     answers: list[tuple[str, int, str | None, bytes]] = field(default_factory=list)
+    once: list[tuple[str, int, str | None, bytes]] = field(default_factory=list)  # before those, and then no more
     asked: list[Asked] = field(default_factory=list)
     stall_at: int | None = None  # after how many bytes of a body nothing more comes
     released: threading.Event = field(default_factory=threading.Event)
@@ -55,8 +56,10 @@ def _handler(canned: Canned) -> type[BaseHTTPRequestHandler]:
             query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             canned.asked.append(Asked(self.command, url.path, query, self.headers.get("X-Consul-Token"), body))
-            fits = (answer for answer in canned.answers if url.path.startswith(answer[0]))
-            _, status, index, raw = next(fits, ("", 500, None, b"nothing canned"))
+            fits = [answer for answer in (*canned.once, *canned.answers) if url.path.startswith(answer[0])]
+            said = _, status, index, raw = fits[0] if fits else ("", 500, None, b"nothing canned")
+            if said in canned.once:
+                canned.once.remove(said)
             self.send_response(status)
             if index is not None:
                 self.send_header("X-Consul-Index", index)
@@ -172,6 +175,13 @@ def test_a_refused_lock_is_a_lost_session_when_consul_has_no_such_session(canned
     assert store.acquire("a", b"", consul_session=ID) is False
 
 
+def test_deleting_checks_the_index_as_well_since_consul_deletes_nothing_with_success(canned: Canned) -> None:
+    canned.answer("/v1/txn", {"Results": [{"KV": raw_entry(index=7)}], "Errors": None})
+    assert coordination(canned.url).delete("a", expected=7)
+    ops = [op["KV"] for op in json.loads(canned.asked[1].body)]
+    assert [(op["Verb"], op["Index"]) for op in ops] == [("check-index", 7), ("delete-cas", 7)]
+
+
 def test_a_change_that_others_keep_preventing_ends_within_the_bound(canned: Canned) -> None:
     canned.answer("/v1/txn", {"Results": None, "Errors": [{"OpIndex": 0, "What": "index is stale"}]}, status=409)
     store = coordination(canned.url, request_timeout_s=0.2)
@@ -220,6 +230,14 @@ def test_a_session_that_cannot_be_opened_leaves_no_check(canned: Canned) -> None
     checks = [asked.path for asked in canned.asked if "check/" in asked.path]
     assert [path.split("/")[4] for path in checks] == ["register", "deregister"]
     assert json.loads(canned.asked[1].body)["id"] == checks[1].rpartition("/")[2]
+
+
+def test_a_session_waits_for_its_check_to_reach_the_catalog(canned: Canned) -> None:
+    canned.answer("/v1/agent/check", b"{}")
+    canned.answer("/v1/session/create", {"ID": ID})
+    canned.once.append(("/v1/session/create", 500, None, b"Missing check 'sanderling:w:1' registration"))
+    assert coordination(canned.url).open_session("w", check_ttl_s=5.0) == ID
+    assert [asked.path for asked in canned.asked].count("/v1/session/create") == 2
 
 
 def test_a_session_asks_for_the_lock_delay_and_hangs_on_the_node_and_its_check(canned: Canned) -> None:
