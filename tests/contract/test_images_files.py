@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sanderling.clock import ManualClock, SystemClock
-from sanderling.errors import Unavailable
+from sanderling.errors import ImageFailed, Unavailable
 from sanderling.images.files import FileImages
 from sanderling.settings import Images as Bounds
 from tests.parts.image_client import ImageClient
@@ -70,6 +71,19 @@ def test_what_a_crash_left_of_a_creation_is_no_image_and_is_completed(images: Fi
     images.create("a", SIZE, metadata={"key": "value"})
     assert images.stat("a").size_bytes == SIZE
     assert images.list() == ("a",)
+
+
+def test_a_creation_that_fails_half_way_leaves_no_image(images: FileImages) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, hard))
+    try:
+        with pytest.raises(ImageFailed):
+            images.create("a", SIZE, metadata={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert images.list() == ()
+    images.create("a", SIZE, metadata={})
+    assert images.stat("a").size_bytes == SIZE
 
 
 def test_what_a_crash_left_of_a_removal_is_not_inherited(images: FileImages, bounds: Bounds) -> None:
