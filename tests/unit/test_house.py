@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+OWNERS = packages_distributions()
+FROM_DEBIAN = {"rados", "rbd"}
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 600, 70
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc", "base_manager"}
 VAGUE = re.compile(r"(Manager|Helper|Helpers|Util|Utils|Info|Data|Impl)$")
@@ -182,11 +185,35 @@ def test_every_pinned_requirement_has_hashes(name: str) -> None:
     assert not re.search("WARNING", tracked()[Path(name)]), "pip-compile left something out: --allow-unsafe"
 
 
+def undeclared(path: Path, text: str) -> Iterator[str]:
+    """Imports of what we neither wrote nor declared: it may be here because of something else, and gone tomorrow."""
+    declared = _names(PROJECT["project"]["dependencies"])
+    if path.parts[0] == "tests":
+        declared |= _names(PROJECT["project"]["optional-dependencies"]["dev"])
+    for node in _nodes(path, text):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for top in {module.split(".")[0] for module in modules}:
+            if top in sys.stdlib_module_names or top in {*PACKAGES, "tests", *FROM_DEBIAN}:
+                continue
+            if not {re.sub(r"[-_.]+", "-", name).lower() for name in OWNERS.get(top, [])} & declared:
+                yield f"{path}:{node.lineno}: {top} is not among the dependencies"  # type: ignore[attr-defined]
+
+
+def test_whatever_is_imported_is_a_declared_dependency() -> None:
+    assert not [fault for path, text in tracked().items() for fault in undeclared(path, text)]
+    assert list(undeclared(PY, "import webob\n")), "installed, but by another's wish"
+    assert list(undeclared(PY, "import pytest\n")), "for tests alone"
+
+
 def test_every_dependency_has_its_reason() -> None:
     reasons = (ROOT / "docs/decisions/0002-dependencies.md").read_text()
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
-    names = [re.split(r"[><=\[]", line)[0] for line in wanted]
-    assert not [name for name in names if f"| {name} |" not in reasons]
+    wanted = _names(PROJECT["project"]["dependencies"]) | _names(PROJECT["project"]["optional-dependencies"]["dev"])
+    assert not [name for name in sorted(wanted) if f"| {name.replace('oslo-', 'oslo.')} |" not in reasons]
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {re.sub(r"[-_.]+", "-", re.split(r"[><=\[]", line)[0]).lower() for line in requirements}
 
 
 def _nodes(path: Path, text: str) -> tuple[ast.AST, ...]:
