@@ -17,8 +17,8 @@ log = structlog.get_logger(__name__)
 class Membership:
     """One consul session at a time, its id kept on disk so that a restarted worker goes on with it.
 
-    `prove` is called by a thread of its own, since a store that does not answer may hold it for long; the other methods
-    are called by the reconcile loop alone.
+    `feed` and `prove` are called by threads of their own, apart, so that a store that hangs does not keep a live worker from
+    feeding; the other methods are called by the reconcile loop alone.
     """
 
     def __init__(self, settings: Settings, coordination: Coordination, *, clock: Clock) -> None:
@@ -64,27 +64,35 @@ class Membership:
             log.info("consul session opened", consul_session=self._session)
         return self._session
 
-    def prove(self) -> None:
-        """Feed the session's check and ask, by a consistent read, whether the session lives."""
-        session, began = self._session, self._clock.monotonic()
+    def feed(self) -> None:
+        """Feed the session's check, unless the reconcile loop hangs. It asks nobody but the Consul agent of this node."""
+        session, since_s = self._session, self._clock.monotonic() - self._turned_at
         if session is None or session == self._lost:
             return
-        if began - self._turned_at > self._settings.coordination.check_ttl_s:
-            log.error("the reconcile loop hangs; the session's check is not fed", since_s=began - self._turned_at)
+        if since_s > self._settings.coordination.check_ttl_s:
+            log.error("the reconcile loop hangs; the session's check is not fed", since_s=since_s)
             return
         try:
             self._coordination.renew_session(session)
-            live = self._coordination.session_is_live(session)
         except SessionLost:
-            live = False
+            self._lose(session)
+        except Unavailable as problem:
+            log.warning("cannot feed the consul session's check", problem=problem.detail)
+
+    def prove(self) -> None:
+        """Ask, by a consistent read, whether the session lives; a store that hangs may hold this up for long."""
+        session, began = self._session, self._clock.monotonic()
+        if session is None or session == self._lost:
+            return
+        try:
+            live = self._coordination.session_is_live(session)
         except Unavailable as problem:
             log.warning("cannot prove the consul session", problem=problem.detail)
             return
         if live:
             self._proof = (session, began + self._settings.iscsi_worker.lease_s)
         else:
-            log.error("consul session lost", consul_session=session)
-            self._lost = session
+            self._lose(session)
 
     def announce(self, gateway: Gateway) -> None:
         """Publish this gateway if it differs from what is published; a key that cannot be had is tried for again next time."""
@@ -111,6 +119,10 @@ class Membership:
             self._coordination.close_session(self._session)
         self._file.unlink(missing_ok=True)
         self._session = self._gateway = None
+
+    def _lose(self, session: str) -> None:
+        log.error("consul session lost", consul_session=session)
+        self._lost = session
 
     def _kept(self) -> str | None:
         try:

@@ -85,6 +85,7 @@ class Worker:
         interval = self._own.renew_interval_s
         turns = {
             "watch": lambda: self._watch.follow(self._stopping),
+            "feed": lambda: every(interval, self._membership.feed, self._stopping, self._clock),
             "prove": lambda: every(interval, self._membership.prove, self._stopping, self._clock),
             "renew": lambda: every(interval, self._leases.extend, self._stopping, self._clock),
             "reconcile": self._reconcile,

@@ -81,8 +81,20 @@ def test_a_worker_whose_loop_hangs_lets_its_session_die(
     bound = settings.coordination.check_ttl_s
     for _ in range(4):
         clock.advance(bound * 0.75)
-        membership.prove()
+        membership.feed()
     assert not store.session_is_live(session)
+
+
+def test_a_worker_whose_loop_turns_keeps_its_session(
+    start: Callable[[], Membership], store: EmbeddedCoordination, settings: Settings, clock: ManualClock
+) -> None:
+    membership = start()
+    session = membership.ensure()
+    for _ in range(4):
+        clock.advance(settings.coordination.check_ttl_s * 0.75)
+        membership.turned()
+        membership.feed()
+    assert store.session_is_live(session)
 
 
 def test_a_gateway_is_published_under_the_sessions_lock_and_again_when_it_changes(
