@@ -8,10 +8,12 @@ from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import SERVED_BY
 from sanderling.errors import InUse
 from sanderling.model.disks import image_of
+from sanderling.records import operations
 
 log = structlog.get_logger(__name__)
 
 _LOOK_AGAIN_S: Final = 0.5
+_OPERATIONS_MAX: Final = 20  # of the disk's latest; an older one's clients have long been taken off the list
 
 
 def create(context: Context) -> None:
@@ -23,7 +25,7 @@ def create(context: Context) -> None:
 def remove(context: Context) -> None:
     """Remove image and data. One that somebody has open is waited for, since clients that ended are listed for a while yet.
 
-    What this operation made workers give up is known to have ended: fencing it takes it off the list at once.
+    What this operation or one before it made workers give up has ended: fencing it takes it off the list at once.
     """
     image, images = image_of(context.disk_id), context.stores.images
     while True:
@@ -35,7 +37,7 @@ def remove(context: Context) -> None:
             if context.left_s <= _LOOK_AGAIN_S:
                 fix = "end what has it open, then delete the disk again"
                 raise InUse(f"{problem.detail}; {fix}", image=image, clients=sorted(clients)) from problem
-            ended = clients & set(context.operation.params.get(SERVED_BY, ()))
+            ended = clients & _given_up(context)
             for client in ended:
                 with context.effect("fence"):
                     images.fence(client)
@@ -43,6 +45,12 @@ def remove(context: Context) -> None:
             context.pause(0 if ended else _LOOK_AGAIN_S)
         else:
             return
+
+
+def _given_up(context: Context) -> set[str]:
+    with context.stores.records.read() as session:
+        before = operations.page(session, marker=None, limit=_OPERATIONS_MAX, resource_id=context.disk_id)
+    return {client for operation in before for client in operation.params.get(SERVED_BY, ())}
 
 
 CREATE_IMAGE = Action(create, undo=remove, effects=("create",), undo_effects=("remove",))

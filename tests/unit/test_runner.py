@@ -307,11 +307,14 @@ def test_a_disk_started_again_gets_a_generation_of_its_own(house: House, gateway
     assert after.revision == before.revision + 2
 
 
+@pytest.mark.parametrize("stopped_before", [False, True])
 def test_a_client_that_was_made_to_give_up_and_is_still_listed_is_fenced_so_that_the_image_can_go(
-    house: House, images: Troubled, gateways: Gateways
+    house: House, images: Troubled, gateways: Gateways, stopped_before: bool
 ) -> None:
     disk = house.disk()
     house.done(CREATE, disk)
+    if stopped_before:
+        house.done(STOP, disk)
     listed = ["client-of-g1", "client-of-somebody-else"]
     images.answers["clients"] = lambda: tuple(client for client in listed if client not in images.fenced)
     images.before["remove"] = lambda: in_use() if "client-of-g1" not in images.fenced else None
