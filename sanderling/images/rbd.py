@@ -139,8 +139,10 @@ class RbdImages:
         return any(entry["addr"] in {client, f"{address}/0"} for entry in _entries(said))
 
     def ping(self) -> None:
+        """A monitor and an OSD answer."""
+
         def work(cluster: Any, pool: Any) -> None:
-            cluster.wait_for_latest_osdmap()
+            _command(cluster, prefix="fsid")
             _touch(pool)
 
         self._ask("ping", work)
@@ -150,7 +152,10 @@ class RbdImages:
             self._cluster = None  # the last call at work, or this line, shuts it down
 
     def _ask(self, what: str, work: Callable[[Any, Any], T]) -> T:
-        """Run `work(cluster, pool)` in a thread of its own, so that a call that hangs in librados hangs nobody else."""
+        """Run `work(cluster, pool)` in a thread of its own: librados bounds neither waiting for a map nor registering a watch.
+
+        A thread that was given up ends by the bounds that librados does have, or else when Ceph is back.
+        """
         answer: Future[T] = Future()
         done = threading.Event()
         answer.add_done_callback(lambda _: done.set())

@@ -142,6 +142,20 @@ def test_an_image_that_somebody_has_open_is_not_removed(backend: Backend, image:
     assert image not in backend.images.list()
 
 
+def test_a_refused_removal_does_not_hide_the_image_for_a_moment(backend: Backend, image: str) -> None:
+    def refused() -> None:
+        for _ in range(40):
+            with pytest.raises(InUse):
+                backend.images.remove(image)
+
+    watcher = reached(backend.settings)
+    with backend.client(image), ThreadPoolExecutor(1) as pool:
+        removals = pool.submit(refused)
+        while not removals.done():
+            assert watcher.stat(image) == Image(image, SIZE)
+        removals.result()
+
+
 def test_what_is_not_there_is_said_to_be_missing(backend: Backend, name: str) -> None:
     for call in (backend.images.stat, backend.images.get_metadata, backend.images.clients):
         with pytest.raises(NotFound):

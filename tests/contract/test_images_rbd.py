@@ -1,10 +1,12 @@
 """What the rbd backend does when Ceph does not answer, comes back, or shows the traces of a crash; on a cluster of its own."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from sanderling.images.base import Images
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as Bounds
 from tests.parts.ceph import CephCluster
+from tests.parts.daemons import waited
 from tests.parts.image_client import ImageClient
 from tests.parts.usage import used
 
@@ -38,10 +41,13 @@ def own_ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
 
 @pytest.fixture
 def bounds(own_ceph: CephCluster) -> Bounds:
+    """Short bounds, on a configuration file that sets none itself."""
     used("Ceph", own_ceph.version)
+    unbounded = Path(own_ceph.conf).with_name("unbounded.conf")
+    unbounded.write_text(Path(own_ceph.conf).read_text().replace("client mount timeout = 5\n", ""))
     return Bounds(
         backend="rbd",
-        ceph_conf=own_ceph.conf,
+        ceph_conf=str(unbounded),
         ceph_user=own_ceph.user,
         pool=own_ceph.pool,
         connect_timeout_s=2,
@@ -98,6 +104,10 @@ def ended(asked: dict[str, Callable[[], object]]) -> dict[str, str]:
         return {name: answer.result(timeout=WITHIN_S) for name, answer in answers.items()}
 
 
+def nothing_hangs() -> bool:
+    return not any(thread.name.startswith("rbd: ") for thread in threading.enumerate())
+
+
 @pytest.mark.parametrize("connected", [True, False], ids=["connected before", "never connected"])
 def test_no_call_outlasts_its_bound_when_ceph_is_silent_and_all_work_when_it_is_back(
     own_ceph: CephCluster, bounds: Bounds, unique: str, *, connected: bool
@@ -110,6 +120,7 @@ def test_no_call_outlasts_its_bound_when_ceph_is_silent_and_all_work_when_it_is_
     own_ceph.pause()
     try:
         assert ended(asked) == dict.fromkeys(asked, "unavailable: ceph")
+        waited(nothing_hangs, within_s=WITHIN_S, what="the threads of calls that were given up end")
     finally:
         own_ceph.resume()
     assert ended(asked) == dict.fromkeys(asked, "answered")
