@@ -73,7 +73,7 @@ class Exports:
             holding.write(client=UNKNOWN_CLIENT)
             running = self._start(export, disk, holding.value)
             holding.write(client=running.client)
-            self._open(export, paths)
+            self._open(running, paths)
             self._tickle(held.export.connections, addresses)
             holding.write(phase=ExportPhase.SERVING, connections=())
         except Problem as problem:
@@ -170,7 +170,8 @@ class Exports:
         lease_s = self._settings.target_start_timeout_s + self._settings.lease_s
         return self._targets.start(spec, epoch=(value.generation, value.counter), revision=disk.revision, lease_s=lease_s)
 
-    def _open(self, export: ExportId, paths: Iterable[Path]) -> None:
+    def _open(self, running: Running, paths: Iterable[Path]) -> None:
+        export = running.export
         for path in paths:
             self._addresses.add(
                 path.address,
@@ -181,7 +182,7 @@ class Exports:
             self._targets.open_portal(export, path.address)
             self._addresses.announce(path.address, interface=path.interface)
         self._targets.renew(export, lease_s=self._settings.lease_s)
-        log.info("gate opened", export=str(export), at=self._clock.monotonic())
+        log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
         self._targets.ungate(export)
 
     def _drained(self, export: ExportId, running: Running) -> bool:

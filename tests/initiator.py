@@ -180,6 +180,11 @@ class Writer:
         """Acknowledged writes so far."""
         return self._count
 
+    @property
+    def logins(self) -> int:
+        """How often a session had to be made."""
+        return self._initiator.logins
+
     def start(self) -> None:
         self._thread.start()
 
