@@ -1,0 +1,66 @@
+"""What keeps an attempt at a step that no longer counts from changing anything."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conductor.steps.base import Context, Halted
+from sanderling.errors import ClaimLost, StepTimedOut
+from sanderling.model.operations import Operation, OperationKind
+from sanderling.records import operations
+from tests.house import House, migrated
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    built = House(tmp_path, migrated(tmp_path / "template.sqlite"))
+    yield built
+    built.close()
+
+
+def claimed(house: House) -> Operation:
+    operation = house.ask(OperationKind.CREATE_DISK, house.disk())
+    with house.records.begin() as session:
+        claim = operations.claim(session, operation.id, conductor="c1", now=house.records.now(), ttl_s=0.0)
+    assert claim is not None
+    return claim
+
+
+def attempt(house: House, operation: Operation, *, left_s: float = 60.0) -> Context:
+    deadline = house.stores.clock.monotonic() + left_s
+    return Context(house.stores, operation, operation.steps[0], deadline, threading.Event(), lambda _: None)
+
+
+def changed_by(context: Context) -> list[str]:
+    done = []
+    with context.effect("create"):
+        done.append("changed")
+    return done
+
+
+def test_an_attempt_that_counts_has_its_effect(house: House) -> None:
+    assert changed_by(attempt(house, claimed(house))) == ["changed"]
+
+
+def test_an_attempt_whose_claim_was_taken_changes_nothing(house: House) -> None:
+    context = attempt(house, claimed(house))
+    with house.records.begin() as session:
+        later = operations.claim(session, context.operation.id, conductor="c2", now=house.records.now(), ttl_s=60.0)
+    assert later is not None
+    with pytest.raises(ClaimLost):
+        changed_by(context)
+
+
+def test_an_attempt_that_was_left_behind_changes_nothing(house: House) -> None:
+    context = attempt(house, claimed(house))
+    context.halted.set()
+    with pytest.raises(Halted):
+        changed_by(context)
+
+
+def test_an_attempt_whose_time_is_over_changes_nothing(house: House) -> None:
+    with pytest.raises(StepTimedOut) as refused:
+        changed_by(attempt(house, claimed(house), left_s=0))
+    assert refused.value.context["step"] == "create_image"
