@@ -10,7 +10,7 @@ from oslo_policy import policy as oslo
 from sanderling.errors import Forbidden, SettingsRefused
 from sanderling.records.tokens import Role
 
-_DENY = "!"
+_DENY = "!"  # what decides where there is no rule; no rule can have this name
 
 _ROLES: Final = [
     oslo.RuleDefault("admin", "role:admin", "May do everything"),
@@ -51,6 +51,15 @@ RULES: Final = [
 def defaults() -> list[oslo.RuleDefault]:
     """Every rule with its default, for the generated sample (entry point oslo.policy.policies)."""
     return [*_ROLES, *RULES]
+
+
+def sample() -> str:
+    """The rules with their defaults, commented out, as a file to start one's own from (etc/policy.yaml.sample)."""
+    lines = ["# Each rule as it is without a file ([api] policy_file). Uncomment a line to change it.", ""]
+    for rule in defaults():
+        routes = [f"{each['method']} {each['path']}" for each in getattr(rule, "operations", ())]
+        lines += [f"# {rule.description}", *(f"#   {route}" for route in routes), f'#"{rule.name}": "{rule.check_str}"', ""]
+    return "\n".join(lines)
 
 
 class Policy:

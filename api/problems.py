@@ -63,7 +63,7 @@ def answer(problem: Problem, *, instance: str, headers: Mapping[str, str] | None
         extra["WWW-Authenticate"] = 'Bearer realm="sanderling"'
     if problem.status == 503:
         extra["Retry-After"] = "1"
-    body = json.dumps(document(problem, instance=instance))  # ASCII: input that is echoed may hold what UTF-8 cannot
+    body = json.dumps(document(problem, instance=instance))
     return Response(body, problem.status, headers=extra, media_type=MEDIA_TYPE)
 
 

@@ -32,16 +32,16 @@ GIB = 1 << 30
 
 @dataclass
 class KeptBus:
-    """Keeps what is cast; `down` makes it a broker that is away."""
+    """Keeps what is cast, or raises the `fault` that it is given."""
 
-    down: bool = False
+    fault: Exception | None = None
     cast_ids: list[str] = field(default_factory=list)
     tried: threading.Event = field(default_factory=threading.Event)
 
     def cast(self, topic: str, method: str, message: Message, *, server: str | None = None) -> None:
         self.tried.set()
-        if self.down:
-            raise Unavailable("the broker is away", dependency="bus")
+        if self.fault is not None:
+            raise self.fault
         assert (topic, method, server) == ("conductor", "operation.wake", None)
         assert isinstance(message, Wake)
         self.cast_ids.append(message.operation_id)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 
 from api import app as app_module
 from api.auth import Allowed, Caller, check_routes, everybody
-from api.policy import RULES, Policy, defaults
+from api.policy import RULES, Policy, defaults, sample
 from sanderling.errors import Forbidden, SettingsRefused
 from sanderling.records import tokens
 from sanderling.records.tokens import Role
@@ -159,6 +159,11 @@ def test_a_rule_that_no_route_asks_for_is_refused_at_the_start() -> None:
     whole = [route for router in app_module.ROUTERS for route in router.routes if route.path != "/v1/subnets/{subnet}"]
     with pytest.raises(SettingsRefused, match="subnet:delete"):
         check_routes(whole)
+
+
+def test_the_sample_of_the_policy_is_what_the_code_says() -> None:
+    make = "python -c 'from api.policy import sample; print(sample(), end=\"\")' > etc/policy.yaml.sample"
+    assert Path("etc/policy.yaml.sample").read_text() == sample(), f"stale; make it again: {make}"
 
 
 def test_every_rule_says_what_it_is_for() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sanderling.clock import SystemClock
+from sanderling.errors import TooLarge, Unavailable
 from sanderling.model.disks import DiskEvent
 from sanderling.model.exports import Connection, Export, ExportId, ExportPhase
 from sanderling.model.operations import OperationEvent
@@ -38,11 +39,17 @@ def made(api: Api, name: str, *, started: bool, **wanted: Any) -> dict[str, Any]
     return operation
 
 
-def serve(api: Api, disk_id: str, node: str, *connections: Connection) -> None:
-    """Do what a worker would: lock the disk's export and say that it serves."""
+def serve(api: Api, disk_id: str, node: str, *connections: Connection) -> str:
+    """Do what a worker would: lock the disk's export and say that it serves; its consul session."""
     consul_session = api.coordination.open_session(node, check_ttl_s=60)
     value = Export(generation=1, counter=1, node=node, phase=ExportPhase.SERVING, revision=1, connections=connections)
     assert api.coordination.acquire(ExportId(disk_id, 0).key, value.model_dump_json().encode(), consul_session=consul_session)
+    return consul_session
+
+
+def waiting(api: Api) -> list[operations.Outgoing]:
+    with api.records.read() as session:  # a session of its own each time: one session sees one moment
+        return operations.outbox(session, limit=9)
 
 
 @pytest.mark.rows("MC-8", "W-MC-7")
@@ -251,9 +258,12 @@ def test_a_disk_shows_who_serves_its_paths_or_that_it_is_not_known(api: Api) -> 
     operation = made(api, "db", started=True, paths=2)
     paths = api.client.get("/v1/disks/db").json()["paths"]
     assert [(p["gateway"], p["status"]) for p in paths] == [(None, "down")] * 2
-    serve(api, operation["resource_id"], "node-a")
+    owner = serve(api, operation["resource_id"], "node-a")
     paths = api.client.get("/v1/disks/db").json()["paths"]
     assert [(p["gateway"], p["status"]) for p in paths] == [("node-a", "serving")] * 2
+    api.coordination.close_session(owner)  # the value still names it; only the lock counts
+    paths = api.client.get("/v1/disks/db").json()["paths"]
+    assert [(p["gateway"], p["status"]) for p in paths] == [(None, "down")] * 2
     api.coordination.down = True
     shown = api.client.get("/v1/disks/db")
     assert shown.status_code == 200
@@ -276,14 +286,22 @@ def test_disks_are_listed_by_name_in_pages_and_filtered(api: Api) -> None:
 
 @pytest.mark.rows("MC-7")
 def test_a_broker_that_is_away_costs_a_delay_and_never_an_answer(api: Api) -> None:
-    api.bus.down = True
+    api.bus.fault = Unavailable("the broker is away")
     operation = api.disk("db")
     waited(api.bus.tried.is_set, within_s=10, what="the outbox tries")
     assert api.bus.cast_ids == []
-    api.bus.down = False
+    api.bus.fault = None
     waited(lambda: api.bus.cast_ids == [operation["id"]], within_s=10, what="the wake-up is cast")
-    with api.records.read() as session:
-        waited(lambda: not operations.outbox(session, limit=1), within_s=10, what="the outbox is empty")
+    waited(lambda: not waiting(api), within_s=10, what="the outbox is empty")
+
+
+@pytest.mark.parametrize("fault", [Unavailable("the broker is away"), TooLarge("not this one"), ZeroDivisionError()])
+def test_whatever_goes_wrong_with_a_cast_the_outbox_goes_on(api: Api, fault: Exception) -> None:
+    api.bus.fault = fault
+    operation = api.disk("db")
+    waited(api.bus.tried.is_set, within_s=10, what="the outbox tries")
+    api.bus.fault = None
+    waited(lambda: api.bus.cast_ids == [operation["id"]], within_s=10, what="the wake-up is cast")
 
 
 def test_what_is_committed_is_told_to_the_other_processes(api: Api) -> None:

@@ -1,11 +1,12 @@
 """Paths, subnets, gateways, leaders, operations, events, health: what is read, and what is said when it cannot be known."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sanderling.errors import Problem
+from sanderling.errors import Problem, Unavailable
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.model.leaders import Leader, leader_key
 from sanderling.records import events
@@ -195,13 +196,16 @@ def test_a_stream_does_not_begin_at_what_is_no_event(api: Api) -> None:
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "Last-Event-ID")
 
 
-def test_news_from_another_process_makes_the_feed_look(api: Api) -> None:
-    woken: list[int] = []
-    api.app.state.context.feed._wakes.add(lambda: woken.append(1))
-    with api.records.begin() as session:
-        events.append(session, "test.happened", at=api.clock.wall(), actor="another process")
-    api.news.listeners[0]()
-    waited(lambda: bool(woken), within_s=10, what="streams are woken")
+def test_news_from_another_process_makes_the_feed_look(tmp_path: Path) -> None:
+    with running(tmp_path, events_interval_s=600.0) as api:
+        feed, woken = api.app.state.context.feed, threading.Event()
+        feed._wakes.add(woken.set)
+        for look in (feed.look, api.news.listeners[0]):
+            woken.clear()
+            with api.records.begin() as session:
+                events.append(session, "test.happened", at=api.clock.wall(), actor="another process")
+            look()
+            waited(woken.is_set, within_s=10, what="streams are woken")
 
 
 def test_a_process_says_that_it_lives_and_which_part_it_cannot_reach(api: Api) -> None:
@@ -218,7 +222,7 @@ def test_a_process_says_that_it_lives_and_which_part_it_cannot_reach(api: Api) -
 
 
 def test_metrics_count_requests_by_route_and_show_the_outbox(api: Api) -> None:
-    api.bus.down = True
+    api.bus.fault = Unavailable("the broker is away")
     api.disk("db")
     api.client.get("/v1/disks/db")
     api.client.get("/v1/disks/other")
