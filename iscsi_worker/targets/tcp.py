@@ -28,25 +28,24 @@ _TIMEOUT_S: Final = 1.0
 _HEADER = struct.Struct("=IHHII")
 _ASK = struct.Struct("=BBBBI48s")
 _ID = struct.Struct("!HH16s16s")
-_TOLD = struct.Struct("=BBBB48sIIIII")  # the last is the inode
+_TOLD = struct.Struct("=BBBB48s")
 
 
 @dataclass(frozen=True, slots=True)
 class TcpConnection:
-    """`inode` rises with the age of the socket's file, so it orders connections; `key` is the kernel's name for it."""
+    """`key` is the kernel's own name for it."""
 
     local_address: str
     remote_address: str
     remote_port: int
-    inode: int
     family: int
     key: bytes
 
 
 def connected_to(addresses: Collection[str], port: int) -> tuple[TcpConnection, ...]:
-    """Connections that end at one of these addresses of this node, oldest first. `TargetFailed` when the kernel does not say."""
+    """Connections that end at one of these addresses of this node. `TargetFailed` when the kernel does not say."""
     try:
-        return tuple(sorted(_listed(addresses, port), key=lambda one: one.inode))
+        return tuple(_listed(addresses, port))
     except OSError as error:
         raise TargetFailed(f"the kernel does not list connections: {error}") from error
 
@@ -73,11 +72,11 @@ def _listed(addresses: Collection[str], port: int) -> Iterator[TcpConnection]:
 
 
 def _read(body: bytes) -> TcpConnection:
-    family, _, _, _, key, _, _, _, _, inode = _TOLD.unpack_from(body)
+    family, _, _, _, key = _TOLD.unpack_from(body)
     _, remote_port, local, remote = _ID.unpack_from(key)
     size = 4 if family == socket.AF_INET else 16
     local_address, remote_address = (str(ipaddress.ip_address(raw[:size])) for raw in (local, remote))
-    return TcpConnection(local_address, remote_address, remote_port, inode, family, key)
+    return TcpConnection(local_address, remote_address, remote_port, family, key)
 
 
 def _ask(kind: int, flags: int, body: bytes) -> Iterator[bytes]:

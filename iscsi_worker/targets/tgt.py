@@ -141,18 +141,17 @@ class TgtTargets:
                 raise TargetFailed(f"the lease of export {export} has lapsed", export=str(export))
 
     def connections(self, export: ExportId) -> tuple[Connection, ...]:
-        """tgtd tells names and addresses, the kernel addresses and ports: those with one address are paired oldest first."""
+        """Every connection once. tgtd tells names and addresses, the kernel addresses and ports, so two initiators that come
+        from one address may have each other's name here."""
         folder, record = self._living(export)
-        sessions = TgtAdmin(folder, timeout_s=self._settings.target_command_timeout_s).sessions(record.tid)
-        sockets = list(tcp.connected_to(record.portals, PORTAL_PORT))
+        shown = TgtAdmin(folder, timeout_s=self._settings.target_command_timeout_s).sessions(record.tid)
+        newest = sorted((one for one in shown if one.initiator_iqn != record.probe_iqn), key=lambda one: one.sid, reverse=True)
         found = []
-        for session in sorted(sessions, key=lambda one: one.sid):
-            same = [one for one in sockets if one.remote_address == session.initiator_address]
-            if session.initiator_iqn != record.probe_iqn and same:
-                sockets.remove(same[0])
-                found.append(
-                    Connection(session.initiator_iqn, same[0].remote_address, same[0].remote_port, same[0].local_address)
-                )
+        for one in tcp.connected_to(record.portals, PORTAL_PORT):
+            session = next((session for session in newest if session.initiator_address == one.remote_address), None)
+            if session is not None:  # else it has not logged in yet
+                newest.remove(session)  # what is left over is sessions whose connection is gone
+                found.append(Connection(session.initiator_iqn, one.remote_address, one.remote_port, one.local_address))
         return tuple(found)
 
     def probe(self, export: ExportId, *, timeout_s: float) -> bool:
@@ -242,7 +241,7 @@ class TgtTargets:
         tgt_process.kill(guard.pid, guard.start_time, within_s=self._settings.target_start_timeout_s)
         child = self._children.pop(guard.pid, None)
         if child is not None:
-            child.wait()
+            child.poll()  # it is dead: this reaps it
         reason, at = guard.ended
         killed = reason is Ended.RUNNING
         log.info(

@@ -100,7 +100,6 @@ static int64_t lease_left_ns(void) {
 
 /* Counted first and asked second: whoever closes the gate and then reads 0 in flight knows that nothing will begin. */
 static void enter(void) {
-    lease_left_ns();
     for (;;) {
         atomic_fetch_add(&state->in_flight, 1);
         if (atomic_load(&state->gate) == OPEN)
@@ -109,9 +108,8 @@ static void enter(void) {
         atomic_fetch_add(&state->held, 1);
         futex_wait(&state->gate, CLOSED, lease_left_ns());
         atomic_fetch_sub(&state->held, 1);
-        lease_left_ns();
     }
-    lease_left_ns();
+    lease_left_ns(); /* asked last: no wait may lie between this and the operation */
 }
 
 /* An answer leaves only while the lease runs: a read that took longer may be older than another owner's writes. */

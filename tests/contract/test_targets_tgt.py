@@ -24,7 +24,7 @@ from tests.contract.test_targets import LONG_S, NEW, OLD
 from tests.contract.test_targets import tgt_file as tgt_file  # noqa: PLC0414  fixtures
 from tests.contract.test_targets import tgt_rbd as tgt_rbd  # noqa: PLC0414
 from tests.initiator import SECTOR, BlockHistory, Initiator, Writer
-from tests.parts.daemons import run
+from tests.parts.daemons import run, start_time
 from tests.parts.exports import NAME, SentByIscsi, TgtBench, running
 
 CLOCK = SystemClock()
@@ -112,6 +112,8 @@ def test_a_process_that_is_frozen_past_its_lease_does_nothing_when_it_resumes(be
     bench.targets.renew(spec.export, lease_s=0.3)
     lapsed = CLOCK.monotonic() + 0.4
     bench.until(lambda: CLOCK.monotonic() > lapsed, "the lease lapses")
+    with pytest.raises(TargetFailed, match="lapsed"):
+        bench.targets.renew(spec.export, lease_s=LONG_S)
     bench.thaw(spec.export)
     bench.until(lambda: sent.lost or sent.answered, "the write is not answered but lost")
     assert sent.lost
@@ -160,16 +162,15 @@ def test_a_frozen_process_fails_its_probe(bench: TgtBench, served: tuple[TargetS
     assert bench.targets.probe(spec.export, timeout_s=5.0)
 
 
-def test_connections_tell_the_port_that_each_initiator_has(bench: TgtBench, served: tuple[TargetSpec, str]) -> None:
+def test_connections_tell_every_initiator_and_every_port(bench: TgtBench, served: tuple[TargetSpec, str]) -> None:
     spec, address = served
-    ports: dict[str, int] = {}
     with _initiator(spec, address, name=f"{NAME}-a") as first, _initiator(spec, address, name=f"{NAME}-b") as second:
-        for name, initiator in ((f"{NAME}-a", first), (f"{NAME}-b", second)):
-            initiator.login()
-            ports[name] = next(port for port, _ in _connected(address) if port not in ports.values())
+        first.login()
+        second.login()
         seen = bench.targets.connections(spec.export)
-    assert {one.initiator_iqn: one.initiator_port for one in seen} == ports
-    assert {one.portal_address for one in seen} == {address}
+        assert {one.initiator_iqn for one in seen} == {f"{NAME}-a", f"{NAME}-b"}
+        assert {one.initiator_port for one in seen} == {port for port, _ in _connected(address)}
+        assert {(one.initiator_address, one.portal_address) for one in seen} == {("127.0.0.1", address)}
 
 
 def _connected(address: str) -> list[tuple[int, int]]:
@@ -219,7 +220,9 @@ def test_a_cache_in_the_sites_configuration_is_not_used(tgt_rbd: TgtBench, tmp_p
     spec = tgt_rbd.spec()
     conf = Path(tgt_rbd.settings.images.ceph_conf).read_text().replace("rbd cache = false", "")
     caching = tmp_path / "caching.conf"
-    caching.write_text(conf + "\n[client]\nrbd cache = true\nrbd cache writethrough until flush = false\n")
+    caching.write_text(
+        conf + "\n[client]\nrbd cache = true\nrbd cache writethrough until flush = false\nrbd cache policy = writeback\n"
+    )
     store = replace(spec.backing_store, options=f"conf={caching};id=admin")
     spec, address = _served(tgt_rbd, replace(spec, backing_store=store))
     with _initiator(spec, address) as initiator:
@@ -242,6 +245,21 @@ def test_without_the_guard_library_the_worker_does_not_start(tgt_file: TgtBench,
     settings = replace(tgt_file.settings, iscsi_worker=Worker(guard=str(tmp_path / "nowhere.so")))
     with pytest.raises(SettingsRefused, match="guard"):
         TgtTargets(settings, clock=CLOCK)
+
+
+def test_another_process_that_was_given_the_pid_is_not_the_export(tgt_file: TgtBench) -> None:
+    spec, _ = _served(tgt_file, tgt_file.spec())
+    pid = tgt_file.pid(spec.export)
+    with (tgt_file.run_folder / f"{spec.export.disk_id}.0" / "guard").open("r+b") as state:
+        state.seek(56)
+        before = state.read(8)
+        state.seek(56)
+        state.write(struct.pack("<Q", struct.unpack("<Q", before)[0] + 1))
+        state.flush()
+        assert tgt_file.targets.actual() == ()
+        tgt_file.targets.stop(spec.export)
+    assert start_time(pid) == str(struct.unpack("<Q", before)[0]), "a stranger was killed"
+    tgt_file.images.fence(f"pid:{pid}:{struct.unpack('<Q', before)[0]}")
 
 
 @pytest.mark.parametrize("wrong", ["missing", "another version", "claimed", "lapsed"])
