@@ -6,6 +6,7 @@ What is written is checked on the image itself, so nothing that a target says ab
 import itertools
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -242,17 +243,17 @@ def _freeze_with_a_write_in_the_socket(cluster: Cluster, disk: dict[str, Any], *
         with Initiator(disk["iqn"], portal, initiator_name=SESSION_HOST, timeout_s=30.0) as again:
             again.write(lba, _block(b"old"))
             again.write(lba, _block(b"new"))
-        if not fenced:
-            cluster.ceph.ceph("osd", "blocklist", "clear")
-        for pid in pids:
-            os.kill(pid, 18)  # SIGCONT: the target first, so that nobody stops it before it has read its socket
-        waited(
-            lambda: _stored(cluster, disk["id"], lba) == _block(b"old") or not any(start_time(pid) for pid in pids),
-            within_s=20,
-            what="the thawed process has written, or is gone",
-        )
-        assert _stored(cluster, disk["id"], lba) == _block(expected)
-        old.close()
+    if not fenced:
+        cluster.ceph.ceph("osd", "blocklist", "clear")
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)  # the target first, so that nobody stops it before it has read its socket
+    waited(
+        lambda: _stored(cluster, disk["id"], lba) == _block(b"old") or not any(start_time(pid) for pid in pids),
+        within_s=20,
+        what="the thawed process has written, or is gone",
+    )
+    assert _stored(cluster, disk["id"], lba) == _block(expected)
+    old.close()
 
 
 def _write16(lba: int) -> bytes:
