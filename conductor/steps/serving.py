@@ -42,7 +42,7 @@ def await_released(context: Context) -> None:
             _clear(context, entry)
         if not held and not left:
             return
-        holders = ", ".join(f"{ExportId.from_key(e.key)} by {Export.model_validate_json(e.value).node}" for e in held)
+        holders = ", ".join(f"{e.key} by {Export.model_validate_json(e.value).node}" for e in held)
         context.check(f"the gateways to give up what they hold ({holders}); look at the worker there, then ask again")
         listing = coordination.watch(prefix, index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
 

@@ -167,8 +167,14 @@ def test_keys_that_a_worker_still_holds_are_left_to_it(house: House, disk: Disk)
     assert house.keys(disk) == [f"exports/{disk.id}/0"]
 
 
-def test_an_image_that_the_records_do_not_know_keeps_its_keys(house: House, disk: Disk) -> None:
-    before = house.keys(disk)
-    house.forget(disk)
+@pytest.mark.parametrize("start", [True, False])
+def test_an_image_that_the_records_do_not_know_keeps_its_keys(house: House, start: bool) -> None:
+    unknown, gateways = house.disk(), Gateways(house.coordination)
+    gateways.start()
+    house.done(CREATE, unknown, start=start)
+    gateways.stop()
+    assert house.coordination.put(f"disks/{unknown.id}", unknown.model_dump_json().encode())
+    before = house.keys(unknown)
+    house.forget(unknown)
     publisher(house).turn()
-    assert house.keys(disk) == before
+    assert house.keys(unknown) == before

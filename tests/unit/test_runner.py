@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from conductor.runner import Runner
+from conductor.steps.publication import delete_keys, keys_of
 from sanderling.errors import ImageFailed, InUse, Unavailable
 from sanderling.images.base import Images
 from sanderling.model import plans
@@ -254,12 +255,33 @@ def test_a_step_that_blocks_past_its_deadline_is_left_behind_and_changes_nothing
     assert ended.state is OperationState.ROLLED_BACK
     assert ended.problem is not None
     assert ended.problem["code"] == "step-timed-out"
+    blocked = [thread for thread in threading.enumerate() if thread.name == "step describe_started"]
+    assert blocked, "the operation ended before what blocked it"
     go_on.set()
-    left_behind = lambda: not any(t.name == "step describe_started" for t in threading.enumerate())  # noqa: E731
-    waited(left_behind, within_s=10, what="the attempt that was left behind ends")
+    blocked[0].join(10)
+    assert not blocked[0].is_alive()
     described = house.described(disk)
     assert described is not None
     assert not described.started
+
+
+def test_a_stop_that_a_gateway_does_not_follow_fails_and_names_the_gateway(house: House, gateways: Gateways) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk)
+    gateways.stop()
+    ended = house.drive(house.ask(STOP, disk, deadline_s=0.2))
+    assert ended.state is OperationState.FAILED
+    assert ended.problem is not None
+    assert ended.problem["context"]["step"] == plans.AWAIT_RELEASED
+    assert f"exports/{disk.id}/0 by g1" in ended.problem["detail"]
+    assert house.keys(disk) == [f"disks/{disk.id}", f"exports/{disk.id}/0"]
+
+
+def test_keys_that_name_a_client_which_may_still_write_are_not_removed(house: House) -> None:
+    left = Export(generation=1, counter=1, node="g1", client="c", phase=ExportPhase.SERVING)
+    assert house.coordination.put("exports/d1/0", left.model_dump_json().encode())
+    assert not delete_keys(house.coordination, keys_of(house.coordination, "d1"))
+    assert house.coordination.get("exports/d1/0") is not None
 
 
 def test_what_a_dead_worker_left_is_fenced_before_the_disk_counts_as_stopped(
@@ -328,7 +350,7 @@ def test_an_image_that_somebody_else_has_open_is_not_removed_and_the_problem_nam
     house.done(CREATE, disk, start=False)
     images.answers["clients"] = lambda: ("client-of-somebody-else",)
     images.before["remove"] = in_use
-    ended = house.drive(house.ask(DELETE, disk, deadline_s=0.3))
+    ended = house.drive(house.ask(DELETE, disk, deadline_s=0.8))
     assert ended.state is OperationState.FAILED
     assert ended.problem is not None
     assert ended.problem["code"] == "in-use"
