@@ -43,7 +43,9 @@ def transport_url(bus: Bus) -> Any:
     if url.transport == "rabbit":
         url.query.update(
             rabbit_quorum_queue="true",
-            rabbit_transient_quorum_queue="true",
+            # reply and fanout queues go with the broker and are declared again: RabbitMQ 3.10 never elects a leader for a quorum
+            # queue that was declared just before a crash, and whoever publishes to such a queue waits without end
+            rabbit_transient_quorum_queue="false",
             rabbit_qos_prefetch_count=str(bus.prefetch),
             heartbeat_timeout_threshold=str(bus.heartbeat_s),
             rabbit_retry_interval="1",  # with the next two: a broker that is back is found within about a second

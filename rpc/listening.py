@@ -10,6 +10,7 @@ from oslo_messaging.notify.listener import NotificationServer
 from oslo_messaging.rpc.server import RPCServer
 from prometheus_client import Counter
 
+from rpc.bounded import Handlers
 from rpc.dispatch import Dispatch
 from sanderling.clock import SystemClock
 from sanderling.errors import Unavailable
@@ -23,23 +24,20 @@ DEAF = Counter("sanderling_bus_deaf", "Servers built again because they no longe
 class RpcServer(RPCServer):  # type: ignore[misc]
     """Hands what arrives to `Dispatch`, with at most `handlers` at work.
 
-    oslo.messaging acknowledges a message when it reads it and queues it for its threads without bound; here reading stops while
-    all handlers are at work, so that the rest stays in the broker, within the prefetch.
+    oslo.messaging acknowledges a message when it reads it; reading stops while all handlers are at work, so that the rest
+    stays in the broker.
     """
 
     def __init__(self, transport: Any, target: Any, dispatch: Dispatch, *, handlers: int) -> None:
         super().__init__(transport, target, _RpcDispatcher(dispatch))
         self._handlers = handlers
-        self._room = threading.BoundedSemaphore(handlers)
+        self._executor_cls = Handlers
         self.heard = threading.Event()
 
     @property
     def saturated(self) -> bool:
         """All handlers are at work, so nothing is being read."""
-        free = self._room.acquire(blocking=False)
-        if free:
-            self._room.release()
-        return not free
+        return bool(self._work_executor.saturated)
 
     def begin(self) -> None:
         self.start(override_pool_size=self._handlers)
@@ -51,19 +49,20 @@ class RpcServer(RPCServer):  # type: ignore[misc]
 
     def _on_incoming(self, incoming: Sequence[Any]) -> None:
         self.heard.set()
-        self._room.acquire()
-        self._work_executor.submit(self._process_incoming, incoming).add_done_callback(lambda _: self._room.release())
+        super()._on_incoming(incoming)
 
 
 class ReportServer(NotificationServer):  # type: ignore[misc]
     """Takes reports, at most `prefetch` of them unacknowledged; one that is to come again waits `pause_s` first."""
 
+    saturated = False
+
     def __init__(self, transport: Any, target: Any, dispatch: Dispatch, *, handlers: int, pause_s: float) -> None:
         self._ended = threading.Event()
         super().__init__(transport, [target], _ReportDispatcher(dispatch, self._ended, pause_s), allow_requeue=True)
         self._handlers = handlers
+        self._executor_cls = Handlers
         self.heard = threading.Event()
-        self.saturated = False
 
     def begin(self) -> None:
         self.start(override_pool_size=self._handlers)
