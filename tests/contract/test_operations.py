@@ -307,9 +307,14 @@ def test_a_page_is_newest_first_and_goes_on_after_its_marker(records: Records) -
 
 def test_an_event_is_written_or_not_together_with_its_change(records: Records) -> None:
     operation = submitted(records)
-    with pytest.raises(NotFound), records.begin() as session:
-        operations.claim(session, operation.id, conductor="c1", now=records.now(), ttl_s=TTL_S)
-        operations.get(session, "nobody")
+
+    def claim_and_fail() -> None:
+        with records.begin() as session:
+            operations.claim(session, operation.id, conductor="c1", now=records.now(), ttl_s=TTL_S)
+            operations.get(session, "nobody")
+
+    with pytest.raises(NotFound):
+        claim_and_fail()
     assert kinds(records, operation.id) == ["operation.pending"]
     with records.read() as session:
         assert operations.get(session, operation.id) == operation
