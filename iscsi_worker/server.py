@@ -1,5 +1,6 @@
 """The process of one storage node: `sanderling-iscsi-worker`."""
 
+import os
 import signal
 import sys
 import threading
@@ -22,8 +23,8 @@ log = structlog.get_logger(__name__)
 def main() -> None:
     """Serve until told to stop.
 
-    SIGTERM and SIGINT give every export up in order first. SIGHUP leaves them running for the worker that is started next
-    (within a lease's time), which adopts them: what an upgrade wants.
+    SIGTERM and SIGINT give every export up in order first. SIGHUP ends this process at once and leaves them running for the
+    worker that is started next (within a lease's time), which adopts them: what an upgrade wants.
     """
     try:
         _serve()
@@ -60,7 +61,9 @@ def _serve() -> None:
     log.info("serving")
     told.wait()
     log.info("stopping", withdraw=withdraw)
-    worker.stop(withdraw=withdraw)
+    if not withdraw:
+        os._exit(0)  # stopping in order would take as long as the leases last, and the next worker needs none of it
+    worker.stop()
     for part in (bus, images, coordination):
         part.close()
 

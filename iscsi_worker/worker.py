@@ -96,15 +96,12 @@ class Worker:
             thread.start()
             self._threads.append(thread)
 
-    def stop(self, *, withdraw: bool = True) -> None:
-        """Stop, bounded. `withdraw` gives every export up in order first; without it they go on for a lease's time,
-        long enough for a worker that is started again to adopt them.
-        """
-        if withdraw:
-            self._withdrawing = True
-            self.wake()
-            if not self._clock.wait(self._withdrawn, self._own.withdraw_timeout_s):
-                log.error("stopping although exports are not given up; they end by their leases")
+    def stop(self) -> None:
+        """Give every export up in order, then stop, bounded."""
+        self._withdrawing = True
+        self.wake()
+        if not self._clock.wait(self._withdrawn, self._own.withdraw_timeout_s):
+            log.error("stopping although exports are not given up; they end by their leases")
         self._stopping.set()
         self.wake()
         if self._serving:
@@ -113,7 +110,7 @@ class Worker:
             thread.join(self._settings.coordination.request_timeout_s)
         self._lanes.shutdown(wait=True, cancel_futures=True)
         self._leases.stop()
-        if withdraw and self._withdrawn.is_set():
+        if self._withdrawn.is_set():
             self._leave()
         self._reports.stop(timeout_s=self._settings.bus.stop_timeout_s)
 
