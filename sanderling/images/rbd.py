@@ -43,7 +43,7 @@ class RbdImages:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
-        self._cluster: Any = None
+        self._connection: _Connection | None = None
 
     def create(self, name: str, size_bytes: int, *, metadata: dict[str, str]) -> None:
         assert NAME.fullmatch(name), name
@@ -149,7 +149,9 @@ class RbdImages:
 
     def close(self) -> None:
         with self._lock:
-            self._cluster = None  # the last call at work, or this line, shuts it down
+            unused, self._connection = self._connection, None
+        if unused is not None:
+            unused.released()
 
     def _ask(self, what: str, work: Callable[[Any, Any], T]) -> T:
         """Run `work(cluster, pool)` in a thread of its own: librados bounds neither waiting for a map nor registering a watch.
@@ -174,14 +176,18 @@ class RbdImages:
             return answer.result()
 
     def _on_cluster(self, work: Callable[[Any, Any], T]) -> T:
-        cluster = self._connected()
-        with cluster.open_ioctx(self._settings.pool) as pool:
-            return work(cluster, pool)
+        connection = self._connected()
+        try:
+            with connection.cluster.open_ioctx(self._settings.pool) as pool:
+                return work(connection.cluster, pool)
+        finally:
+            connection.released()
 
-    def _connected(self) -> Any:
+    def _connected(self) -> "_Connection":
+        """To be released by the caller."""
         with self._lock:
-            if self._cluster is not None:
-                return self._cluster
+            if self._connection is not None:
+                return self._connection.taken()
         settings = self._settings
         bounds = {
             "client_mount_timeout": str(math.ceil(settings.connect_timeout_s)),
@@ -195,9 +201,13 @@ class RbdImages:
             raise Unavailable(
                 f"Ceph cannot be reached as {settings.ceph_user} with {settings.ceph_conf}: {error}", dependency="ceph"
             ) from error
+        made = _Connection(cluster)
         with self._lock:
-            self._cluster = self._cluster or cluster
-            return self._cluster
+            spare, self._connection = (made, self._connection) if self._connection else (None, made)
+            taken = self._connection.taken()
+        if spare is not None:  # another thread was quicker
+            spare.released()
+        return taken
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -240,6 +250,27 @@ class RbdImages:
                 image.resize(size - _SLICE_BYTES)
                 if self._clock.monotonic() > deadline:
                     raise Unavailable(f"{image.size() >> 30} GiB are still to be given back; repeat to go on", dependency="ceph")
+
+
+class _Connection:
+    """Shut down by the last who uses it: rados leaves sockets and threads behind when its object merely goes."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster = cluster
+        self._lock = threading.Lock()
+        self._users = 1  # the store itself
+
+    def taken(self) -> "_Connection":
+        with self._lock:
+            self._users += 1
+        return self
+
+    def released(self) -> None:
+        with self._lock:
+            self._users -= 1
+            unused = self._users == 0
+        if unused:  # in a thread of its own: it waits for Ceph, within no bound
+            threading.Thread(target=self.cluster.shutdown, name="rados shutdown", daemon=True).start()
 
 
 def _create(pool: Any, name: str, size_bytes: int) -> int:

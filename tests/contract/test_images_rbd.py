@@ -1,9 +1,11 @@
 """What the rbd backend does when Ceph does not answer, comes back, or shows the traces of a crash; on a cluster of its own."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -172,7 +174,7 @@ def test_a_fence_lasts_as_long_as_the_settings_say(own_ceph: CephCluster, images
 
 def test_who_was_fenced_itself_is_told_and_goes_on_as_a_new_client(images: Images, bounds: Bounds, unique: str) -> None:
     images.create(unique, SIZE, metadata={})
-    fenced = images._cluster.get_addrs()  # type: ignore[attr-defined]
+    fenced = images._connection.cluster.get_addrs()  # type: ignore[attr-defined]
     reached(bounds).fence(fenced)
     with pytest.raises(Fenced):
         images.set_metadata(unique, "key", "value", expected=None)
@@ -300,3 +302,19 @@ def test_the_capacity_is_unknown_without_a_manager_daemon(images: Images) -> Non
 def test_what_is_set_wrong_is_named(bounds: Bounds, wrong: dict[str, str]) -> None:
     with pytest.raises(Unavailable, match="nowhere"):
         reached(replace(bounds, **wrong)).ping()  # type: ignore[arg-type]
+
+
+def test_a_store_that_is_closed_gives_its_connection_back(bounds: Bounds) -> None:
+    def sockets() -> int:
+        count = 0
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # a thread of librados closed it meanwhile
+                count += os.readlink(link).startswith("socket:")
+        return count
+
+    before = sockets()
+    for _ in range(5):
+        images = reached(bounds)
+        images.ping()
+        images.close()
+    waited(lambda: sockets() <= before, within_s=WITHIN_S, what="no socket is left")
