@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,9 +29,12 @@ from tests.initiator import SECTOR, BlockHistory, Initiator, Writer
 from tests.parts.daemons import run, start_time, waited
 
 CLOCK = SystemClock()
-SUITES_WITHIN_S = 120.0
+SUITE_WITHIN_S = 300.0
 SESSION_HOST = "iqn.2026-11.io.sanderling.tests:host"
-KNOWN_PASSED, KNOWN_RUN = 598, 615  # iscsi-test-cu 1.19 on a file LUN of tgt 1.0.85
+# iscsi-test-cu 1.19 on a bare tgt 1.0.85: all four families, and the two that have each test once. The rest fails there too.
+ALL_RUN, ALL_PASSED = 615, 598
+ONCE_RUN, ONCE_PASSED = 230, 222
+FULL = bool(os.environ.get("SANDERLING_FULL"))
 
 
 @contextmanager
@@ -122,26 +126,32 @@ def disk(cluster: Cluster, unique: str, libiscsi: str) -> Iterator[dict[str, Any
     cluster.delete_disk(unique)
 
 
-def test_a_disk_passes_the_conformance_suites_as_a_bare_target_does(cluster: Cluster, disk: dict[str, Any]) -> None:
-    """Show 3: every suite of iscsi-test-cu under a bound of its own, on a disk on Ceph that Sanderling serves."""
+@pytest.mark.timeout(3600)
+def test_a_disk_passes_the_conformance_suites_as_a_bare_target_does(cluster: Cluster, unique: str, libiscsi: str) -> None:
+    """Show 3: iscsi-test-cu suite by suite, each under a bound, on a disk on Ceph that Sanderling serves.
+
+    SANDERLING_FULL=1 runs all four families; without it the two that have every test once.
+    """
+    disk = cluster.create_disk(unique, paths=2, size_bytes=8 << 20)
     url = f"iscsi://{disk['paths'][0]['address']}/{disk['iqn']}/1"
     listed = subprocess.run(["iscsi-test-cu", "--list"], capture_output=True, text=True, timeout=30, check=False).stdout
-    suites = [line for line in listed.splitlines() if re.fullmatch(r"\w+\.\w+", line)]
-    ran = passed = 0
-    for suite in suites:
-        said = subprocess.run(
-            ["ip", "netns", "exec", cluster.network.initiator, "iscsi-test-cu", "-d", "-n", "-t", suite, url],
-            capture_output=True,
-            text=True,
-            timeout=SUITES_WITHIN_S,
-            check=False,
-        ).stdout
-        counts = re.search(r"^\s*tests\s+\d+\s+(\d+)\s+(\d+)", said, re.MULTILINE)
-        assert counts, f"{suite}: {said[-2000:]}"
-        ran, passed = ran + int(counts[1]), passed + int(counts[2])
-    print(f"iscsi-test-cu: {len(suites)} suites, {ran} tests run, {passed} passed")  # noqa: T201
-    assert ran >= KNOWN_RUN
-    assert passed >= KNOWN_PASSED
+    suites = re.findall(r"^\w+\.\w+$" if FULL else r"^(?:SCSI|iSCSI)\.\w+$", listed, re.MULTILINE)
+    counts = [suite_counts(cluster.network.initiator, suite, url) for suite in suites]
+    ran, passed = sum(ran for ran, _ in counts), sum(passed for _, passed in counts)
+    failing = [f"{suite} {ran - passed}" for suite, (ran, passed) in zip(suites, counts, strict=True) if ran > passed]
+    sys.stdout.write(f"iscsi-test-cu: {len(suites)} suites, {ran} tests run, {passed} passed; failed: {', '.join(failing)}\n")
+    cluster.delete_disk(unique)
+    assert ran >= (ALL_RUN if FULL else ONCE_RUN)
+    assert passed >= (ALL_PASSED if FULL else ONCE_PASSED)
+
+
+def suite_counts(namespace: str, suite: str, url: str) -> tuple[int, int]:
+    """How many tests of the suite ran, and how many passed."""
+    words = ["ip", "netns", "exec", namespace, "iscsi-test-cu", "-d", "-n", "-t", suite, url]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=SUITE_WITHIN_S, check=False).stdout
+    found = re.search(r"^\s*tests\s+\d+\s+(\d+)\s+(\d+)", said, re.MULTILINE)
+    assert found, f"{suite}: {said[-2000:]}"
+    return int(found[1]), int(found[2])
 
 
 @pytest.mark.timeout(600)
