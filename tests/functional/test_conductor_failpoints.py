@@ -129,7 +129,5 @@ def test_a_killed_conductor_costs_time_and_nothing_else(
     assert killing.killed == sum(map(len, lists))
     assert set(images.list()) == known
     with capsys.disabled():
-        sys.stdout.write(
-            f"\nconductor killed at {killing.killed} of {total} points of {', '.join(KINDS)} (one in {every}, from number {first}); "
-            "every operation succeeded\n"
-        )
+        which = f"{killing.killed} of {total} points of {', '.join(KINDS)} (one in {every}, from number {first})"
+        sys.stdout.write(f"\nconductor killed at {which}; every operation succeeded\n")
