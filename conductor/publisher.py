@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from conductor.steps.base import Stores
 from conductor.steps.descriptions import METADATA_KEY, read
-from conductor.steps.publication import delete_keys, exports_prefix, keys_of, publish_disk, publish_exports
+from conductor.steps.keys import delete_keys, exports_prefix, keys_of, publish_disk, publish_exports
 from conductor.steps.serving import fence_left, mark_left
 from sanderling.errors import Problem
 from sanderling.model.disks import Disk, DiskState, image_of

@@ -9,7 +9,8 @@ from typing import Final
 import structlog
 
 from conductor.steps.base import Action, Context
-from conductor.steps.descriptions import described
+from conductor.steps.descriptions import METADATA_KEY, described, read
+from conductor.steps.keys import exports_prefix, publish_disk, publish_exports
 from sanderling.coordination.base import Coordination, Entry, Listing
 from sanderling.errors import NotFound, StepTimedOut
 from sanderling.images.base import Images
@@ -23,17 +24,36 @@ _WATCH_S: Final = 1.0  # how long a stop or an abandoned attempt may go unnotice
 
 def await_served(context: Context) -> None:
     disk, coordination = described(context), context.stores.coordination
-    listing = coordination.list(_prefix(disk.id))
+    listing = coordination.list(exports_prefix(disk.id))
     while missing := _unserved(listing, disk):
         if context.left_s <= 0:
             raise _not_served(context, disk, missing)
         context.check()
-        listing = coordination.watch(_prefix(disk.id), index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
+        if len(listing.entries) < len(disk.export_indexes):
+            _publish_again(context)
+        listing = coordination.watch(exports_prefix(disk.id), index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
+
+
+def _publish_again(context: Context) -> None:
+    """Coordination was lost while it was waited for: a new generation, whose first owner fences whoever has the image open."""
+    images, image = context.stores.images, image_of(context.disk_id)
+    found = read(images, image)
+    if found is None:
+        raise NotFound(f"image {image} is missing or has no description", image=image)
+    stored, disk = found
+    raised = disk.model_copy(update={"generation": disk.generation + 1})
+    with context.effect("generation"):
+        if not images.set_metadata(image, METADATA_KEY, raised.model_dump_json(), expected=stored):
+            return
+    with context.effect("publish"):
+        publish_disk(context.stores.coordination, raised)
+        publish_exports(context.stores.coordination, raised, client_of=lambda _: UNKNOWN_CLIENT)
+    log.warning("published again", disk=disk.id, generation=raised.generation)
 
 
 def await_released(context: Context) -> None:
     """Return once no process serves any export of the disk, and none can any more."""
-    prefix, coordination = _prefix(context.disk_id), context.stores.coordination
+    prefix, coordination = exports_prefix(context.disk_id), context.stores.coordination
     listing = coordination.list(prefix)
     while True:
         held = [entry for entry in listing.entries if entry.consul_session is not None]
@@ -88,7 +108,7 @@ def _not_served(context: Context, disk: Disk, missing: set[ExportId]) -> StepTim
     """Say of each export what keeps it from being served, as far as the gateways have said."""
     coordination = context.stores.coordination
     gateways = [Gateway.model_validate_json(entry.value) for entry in coordination.list("nodes/").entries if entry.consul_session]
-    entries = {ExportId.from_key(entry.key): entry for entry in coordination.list(_prefix(disk.id)).entries}
+    entries = {ExportId.from_key(entry.key): entry for entry in coordination.list(exports_prefix(disk.id)).entries}
     reasons = []
     for export in sorted(missing):
         entry, refusals = (
@@ -107,10 +127,6 @@ def _not_served(context: Context, disk: Disk, missing: set[ExportId]) -> StepTim
         step=context.step.name,
         gateways=[gateway.name for gateway in gateways],
     )
-
-
-def _prefix(disk_id: str) -> str:
-    return f"exports/{disk_id}/"
 
 
 AWAIT_SERVED = Action(await_served)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conductor.runner import Runner
-from conductor.steps.publication import delete_keys, keys_of
+from conductor.steps.keys import delete_keys, keys_of
 from sanderling.errors import ImageFailed, InUse, Unavailable
 from sanderling.images.base import Images
 from sanderling.model import plans

@@ -1,0 +1,83 @@
+"""Operations whose coordination store is lost, with all it held, while they are under way."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sanderling.clock import SystemClock
+from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.images.files import FileImages
+from sanderling.model.disks import DiskState
+from sanderling.model.exports import Export
+from sanderling.model.operations import OperationKind, OperationState
+from sanderling.settings import Coordination, Images
+from tests.house import Crash, Gateways, House, migrated
+
+
+class Opened(FileImages):
+    """Images that a worker nobody knows of any more still has open."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Images(backend="files", folder=str(folder)), clock=SystemClock())
+        self.openers: tuple[str, ...] = ()
+        self.fenced: list[str] = []
+
+    def clients(self, name: str) -> tuple[str, ...]:
+        return self.openers
+
+    def fence(self, client: str) -> None:
+        self.fenced.append(client)
+        self.openers = tuple(opener for opener in self.openers if opener != client)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Opened:
+    return Opened(tmp_path / "images")
+
+
+@pytest.fixture
+def house(tmp_path: Path, images: Opened) -> Iterator[House]:
+    built = House(tmp_path, migrated(tmp_path / "template.sqlite"), images=images)
+    yield built
+    built.close()
+
+
+def lose_coordination(house: House) -> None:
+    house.use(EmbeddedCoordination(Coordination(), clock=SystemClock()))
+
+
+@pytest.mark.parametrize("kind", [OperationKind.STOP_DISK, OperationKind.DELETE_DISK])
+def test_what_still_serves_is_fenced_before_the_disk_counts_as_stopped(house: House, images: Opened, kind: OperationKind) -> None:
+    disk = house.disk()
+    gateways = Gateways(house.coordination)
+    gateways.start()
+    house.done(OperationKind.CREATE_DISK, disk)
+    gateways.stop()
+    lose_coordination(house)
+    images.openers = ("pid:1:1",)
+    operation = house.ask(kind, disk)
+    assert house.drive(operation).state is OperationState.SUCCEEDED
+    assert images.fenced == ["pid:1:1"]
+    assert not house.coordination.list("").entries
+
+
+def test_a_disk_that_was_waited_for_is_published_again_in_a_new_generation(house: House) -> None:
+    disk = house.disk()
+    operation = house.ask(OperationKind.CREATE_DISK, disk)
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint="disk.create.await_served.begin:after")
+    before = house.described(disk)
+    lose_coordination(house)
+    gateways = Gateways(house.coordination, fences=True)
+    gateways.start()
+    ended = house.drive(operation, later=True)
+    gateways.stop()
+    assert ended.state is OperationState.SUCCEEDED
+    after = house.described(disk)
+    assert before is not None
+    assert after is not None
+    assert after.generation == before.generation + 1
+    entry = house.coordination.list(f"exports/{disk.id}/").entries[0]
+    assert Export.model_validate_json(entry.value).generation == after.generation
+    assert house.state(disk) == DiskState.STARTED
