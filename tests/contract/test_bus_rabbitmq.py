@@ -13,7 +13,7 @@ import pytest
 
 import rpc.oslo
 from rpc import topics
-from rpc.bus import Endpoint
+from rpc.bus import Bus, Endpoint
 from rpc.connections import connection
 from rpc.listening import DEAF
 from rpc.messages import Ping, Pong, Wake
@@ -165,6 +165,54 @@ def test_a_process_killed_at_work_loses_a_cast_but_not_a_report(
     else:
         bus.listen({unique: (Wake, got)})
         assert [m.operation_id for m in got.wait(1)] == ["x"]
+
+
+ENDING = """
+import sys, threading
+from pathlib import Path
+import rpc.oslo
+from rpc.bus import Endpoint
+from rpc.messages import Wake
+from tests.parts.buses import configured
+from tests.parts.daemons import waited
+
+go = threading.Event()
+
+def work(message):
+    print("began", flush=True)
+    go.wait()
+
+bus = rpc.oslo.connect(configured(sys.argv[1], stop_timeout_s=0.5))
+bus.serve(sys.argv[2], "child", [Endpoint("operation", {"wake": (Wake, work)})])
+waited(Path(sys.argv[3]).exists, within_s=60, what="told to go on")
+go.set()
+bus.close()
+print("closed", flush=True)
+"""
+
+
+def test_a_process_ends_though_a_reply_of_it_waits_for_the_broker(
+    buses: Buses, broker: RabbitMQ, unique: str, tmp_path: Path
+) -> None:
+    log, go_on, bus = tmp_path / "child.log", tmp_path / "go-on", buses.connect()
+    child = spawn("child", [sys.executable, "-c", ENDING, broker.url, unique, str(go_on)], log=log)
+    try:
+        asking = threading.Thread(target=ask, args=(bus, unique), daemon=True)
+        waited(lambda: f"{unique}.child" in queues(broker), within_s=20, what="the child listens")
+        asking.start()
+        waited(lambda: "began" in log.read_text(), within_s=20, what="the child is at work")
+        broker.settle()
+        broker.kill()
+        go_on.touch()
+        child.wait(within_s=30)
+        assert "closed" in log.read_text()
+    finally:
+        child.kill()
+
+
+def ask(bus: Bus, topic: str) -> None:
+    with contextlib.suppress(Unavailable):
+        bus.call(topic, "operation.wake", Wake(operation_id="x"), server="child", timeout_s=20)
 
 
 def test_without_a_broker_every_send_is_unavailable(broker: RabbitMQ, buses: Buses, unique: str) -> None:

@@ -1,6 +1,7 @@
 """A real RabbitMQ broker in one folder, with an epmd, a cookie and ports of its own, so that several can run side by side."""
 
 import contextlib
+import re
 import signal
 import socket
 import uuid
@@ -62,11 +63,10 @@ class RabbitMQ:
 
     @property
     def version(self) -> str:
-        return run([str(_BIN / "rabbitmqctl"), "version"], env=self._env()).split()[-1]
-
-    @property
-    def alive(self) -> bool:
-        return self._broker is not None and self._broker.alive
+        """What the broker said of itself when it started; rabbitmqctl, asked without a broker, would leave an epmd behind."""
+        said = re.search(r"Starting RabbitMQ (\S+) on Erlang", self._log.read_text(errors="replace"))
+        assert said is not None, "it was never started"
+        return said[1]
 
     @property
     def running(self) -> bool:
@@ -81,6 +81,7 @@ class RabbitMQ:
         try:
             argv = ["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)]
             self._epmd = spawn("epmd", argv, log=self._folder / "epmd.log", netns=self._netns)
+            waited(self._epmd_answers, within_s=20, what="epmd answers")  # a broker that finds none leaves one of its own behind
             argv = [str(_BIN / "rabbitmq-server")]
             env = self._env() | {"RUNNING_UNDER_SYSTEMD": "true"}  # exec the Erlang machine instead of waiting for it
             said = self._log.stat().st_size if self._log.exists() else 0
@@ -134,8 +135,18 @@ class RabbitMQ:
         self._broker.signal(signal.SIGCONT)
 
     def ctl(self, *args: str, within_s: float = 30.0) -> str:
-        """Run rabbitmqctl against this broker; its output, without headings."""
+        """Run rabbitmqctl against this broker, which must be running (else it would leave an epmd behind); its output."""
+        assert self.running, "it is not running"
         return run([str(_BIN / "rabbitmqctl"), "-q", *args], netns=self._netns, env=self._env(), within_s=within_s)
+
+    def _epmd_answers(self) -> bool:
+        assert self._epmd is not None
+        assert self._epmd.alive, f"epmd ended: {(self._folder / 'epmd.log').read_text(errors='replace')[-2000:]}"
+        try:
+            run(["epmd", "-port", str(self._epmd_port), "-names"], netns=self._netns, within_s=10)
+        except AssertionError:
+            return False
+        return True
 
     @property
     def _log(self) -> Path:
