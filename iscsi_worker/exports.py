@@ -166,6 +166,7 @@ class Exports:
             backing_store=self._images.backing_store(disk.image),
             initiators=disk.initiators,
             allow_any=disk.allow_any,
+            paths=disk.export_paths(export.index),
         )
         lease_s = self._settings.target_start_timeout_s + self._settings.lease_s
         return self._targets.start(spec, epoch=(value.generation, value.counter), revision=disk.revision, lease_s=lease_s)

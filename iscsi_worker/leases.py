@@ -49,6 +49,7 @@ class Leases:
         self._probes: dict[ExportId, Future[None]] = {}
         self._probed_at: dict[ExportId, float] = {}
         self._connections: dict[ExportId, tuple[Connection, ...]] = {}
+        self._extended: set[tuple[ExportId, str]] = set()
         self._failures: dict[tuple[ExportId, str], int] = {}
         self._pool = ThreadPoolExecutor(settings.lanes, thread_name_prefix="probe")
 
@@ -73,6 +74,7 @@ class Leases:
         present = {(lease.export, lease.client) for lease in self._leases}
         for gone in self._failures.keys() - present:
             self._failures.pop(gone, None)
+        self._extended &= present
         for stopped in self._connections.keys() - {export for export, _ in present}:
             self._connections.pop(stopped, None)
         for lease in self._leases:
@@ -94,6 +96,9 @@ class Leases:
         except TargetFailed as problem:
             log.error("export process is dead", export=str(lease.export), problem=problem.detail)
             return
+        if (lease.export, lease.client) not in self._extended:
+            self._extended.add((lease.export, lease.client))
+            log.info("lease extended", export=str(lease.export), client=lease.client, by_s=lease_s)
         for path in lease.paths if lease.gate_open else ():
             try:
                 self._addresses.add(

@@ -26,7 +26,7 @@ class Membership:
         self._coordination = coordination
         self._clock = clock
         self._file = Path(settings.sanderling.runtime_dir) / "consul_session"
-        self._session: str | None = None
+        self._session = self._kept()
         self._lost: str | None = None
         self._proof: tuple[str | None, float] = (None, 0.0)
         self._gateway: Gateway | None = None
@@ -52,9 +52,7 @@ class Membership:
         self._turned_at = self._clock.monotonic()
 
     def ensure(self) -> str:
-        """The session to work with: the present one, the one of before the restart, or a new one."""
-        if self._session is None:
-            self._session = self._kept()
+        """The session to work with: the present one, which may be the one of before the restart, or a new one."""
         if self._session is None or self._session == self._lost:
             self._gateway = None
             self._session = self._coordination.open_session(
@@ -125,11 +123,11 @@ class Membership:
         self._lost = session
 
     def _kept(self) -> str | None:
+        """The session of before the restart: fed from the first moment, and given up once a proof fails."""
         try:
-            session = self._file.read_text().strip()
+            return self._file.read_text().strip() or None
         except FileNotFoundError:
             return None
-        return session if session and self._coordination.session_is_live(session) else None
 
     def _keep(self, session: str) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,6 @@ from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem, SessionLost, StaleEpoch, Unavailable
 from sanderling.images.base import Images
-from sanderling.model.disks import Path
 from sanderling.model.exports import Epoch, ExportId, Gateway
 from sanderling.settings import Settings
 
@@ -71,7 +70,6 @@ class Worker:
         self._unwanted: dict[ExportId, Epoch] = {}
         self._stale = threading.Event()  # something was changed by this node since the last view
         self._waiting: dict[ExportId, Waiting] = {}
-        self._paths: dict[ExportId, tuple[Path, ...]] = {}
         self._awake = threading.Event()
         self._stopping = threading.Event()
         self._withdrawing = False
@@ -82,6 +80,7 @@ class Worker:
     def start(self) -> None:
         """Begin; returns at once. A broker or a coordination store that is away is waited for in the background."""
         self._reports.start()
+        self._cover({one.export: one for one in self._targets.actual()})  # a dead worker's leases are running out
         interval = self._own.renew_interval_s
         turns = {
             "watch": lambda: self._watch.follow(self._stopping),
@@ -170,7 +169,6 @@ class Worker:
         session = self._membership.ensure()
         view = self._seen()
         now = self._clock.monotonic()
-        self._learn_paths(view, running)
         passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items()}
         placed = free_placed(view, passed_over)
         self._waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
@@ -210,22 +208,11 @@ class Worker:
                 withdrawing=self._withdrawing,
             )
 
-    def _learn_paths(self, view: View, running: dict[ExportId, Running]) -> None:
-        """Remember where each export's addresses belong: its description may be gone when they are to be renewed or removed."""
-        for export in view.exports:
-            if disk := view.disks.get(export.disk_id):
-                self._paths[export] = disk.export_paths(export.index)
-        for gone in self._paths.keys() - view.exports.keys() - running.keys():
-            del self._paths[gone]
-
     def _cover(self, running: dict[ExportId, Running]) -> None:
         view, session = self._watch.latest, self._membership.consul_session
         owned = {export for export, held in view.exports.items() if held.consul_session == session} if view and session else ()
         self._leases.cover(
-            [
-                Lease(export, one.client, self._paths.get(export, ()), export in owned, one.gate_open)
-                for export, one in running.items()
-            ]
+            [Lease(export, one.client, one.paths, export in owned, one.gate_open) for export, one in running.items()]
         )
 
     def _gateway(self, running: dict[ExportId, Running]) -> Gateway:
@@ -277,7 +264,7 @@ class Worker:
             self.wake()
 
     def _act(self, action: Action, view: View, session: str, running: Running | None) -> bool:
-        addresses = {path.address for path in self._paths.get(action.export, ())} | set(running.portals if running else ())
+        addresses = [path.address for path in running.paths] if running else []
         match action:
             case Take(export, disk, held):
                 return self._exports.take(export, disk, held, consul_session=session, view=view)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sanderling.images.base import BackingStore
+from sanderling.model.disks import Path
 from sanderling.model.exports import Connection, ExportId
 
 
@@ -24,11 +25,14 @@ class TargetSpec:
     backing_store: BackingStore
     initiators: tuple[str, ...]
     allow_any: bool
+    paths: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A target process that runs. `client` is what the image store would fence; `epoch` is the caller's own, kept for it."""
+    """A target process that runs. `client` is what the image store would fence; `epoch` and `paths` (where it is to answer)
+    are the caller's own, kept for it, so that a worker that is started again renews the addresses before it has asked anybody.
+    """
 
     export: ExportId
     epoch: tuple[int, int]
@@ -37,6 +41,7 @@ class Running:
     portals: tuple[str, ...]
     gate_open: bool
     lease_left_s: float
+    paths: tuple[Path, ...] = ()
 
 
 class Targets(Protocol):

@@ -221,6 +221,7 @@ class MemoryTargets:
             portals=process.portals,
             gate_open=process.gate_open,
             lease_left_s=max(0.0, process.lease_until - self._clock.monotonic()),
+            paths=process.spec.paths,
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from sanderling.errors import TargetFailed
+from sanderling.model.disks import Path as DiskPath
 from sanderling.model.exports import ExportId
 
 RECORD: str = "record.json"
@@ -27,6 +28,7 @@ class Record(BaseModel):
     kind: str
     base_port: int
     probe_iqn: str
+    paths: tuple[DiskPath, ...] = ()
     portals: tuple[str, ...] = ()
 
     @property

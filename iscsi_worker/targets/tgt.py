@@ -63,6 +63,7 @@ class TgtTargets:
                 tid=spec.tid,
                 kind=spec.backing_store.kind,
                 base_port=tgt_process.free_port(),
+                paths=spec.paths,
                 probe_iqn=f"iqn.2026-11.io.sanderling:probe-{secrets.token_hex(16)}",
             )
             try:
@@ -195,6 +196,7 @@ class TgtTargets:
             portals=record.portals,
             gate_open=guard.gate_open,
             lease_left_s=max(0.0, guard.lease_until_s - self._clock.monotonic()),
+            paths=record.paths,
         )
 
     def _folder(self, export: ExportId) -> Path:

@@ -42,7 +42,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 def broker(own: RabbitMQ) -> Iterator[RabbitMQ]:
     usage.used("RabbitMQ", own.version)
     yield own
-    if not own.running:
+    if not own.alive:
         own.start()
 
 

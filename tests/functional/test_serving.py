@@ -163,10 +163,10 @@ def test_a_worker_killed_and_started_twenty_times_costs_no_session(cluster: Clus
     with writing(cluster, disk) as writer:
         logins = writer.logins
         for _ in range(20):
-            serving = len(worker.log(event="serving"))
+            extended = len(worker.log(event="lease extended"))
             worker.kill()
             worker.start()
-            worker.wait_for_log("serving", after=serving)
+            worker.wait_for_log("lease extended", after=extended)
             writer.wrote(20)
         assert writer.logins == logins
     assert gateway_of(cluster, disk["id"]) == node

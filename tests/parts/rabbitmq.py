@@ -69,7 +69,7 @@ class RabbitMQ:
         return said[1]
 
     @property
-    def running(self) -> bool:
+    def alive(self) -> bool:
         return self._broker is not None and self._broker.alive
 
     def start(self) -> None:
@@ -136,7 +136,7 @@ class RabbitMQ:
 
     def ctl(self, *args: str, within_s: float = 30.0) -> str:
         """Run rabbitmqctl against this broker, which must be running (else it would leave an epmd behind); its output."""
-        assert self.running, "it is not running"
+        assert self.alive, "it is not running"
         return run([str(_BIN / "rabbitmqctl"), "-q", *args], netns=self._netns, env=self._env(), within_s=within_s)
 
     def _epmd_answers(self) -> bool:

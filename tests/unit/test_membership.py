@@ -50,7 +50,19 @@ def test_a_restarted_worker_whose_session_is_gone_opens_a_new_one(
 ) -> None:
     before = start().ensure()
     store.close_session(before)
-    assert start().ensure() != before
+    again = start()
+    again.prove()
+    assert again.ensure() != before
+
+
+def test_a_restarted_worker_feeds_its_session_before_it_does_anything_else(
+    start: Callable[[], Membership], store: EmbeddedCoordination, settings: Settings, clock: ManualClock
+) -> None:
+    session = start().ensure()
+    for _ in range(4):
+        clock.advance(settings.coordination.check_ttl_s * 0.75)
+        start().feed()
+    assert store.session_is_live(session)
 
 
 def test_the_session_is_proven_only_from_the_moment_the_question_was_asked(
