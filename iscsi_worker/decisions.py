@@ -95,7 +95,7 @@ def free_placed(view: View, passed_over: Mapping[ExportId, Collection[str]]) -> 
 
 def _started(view: View, export: ExportId) -> bool:
     disk = view.disks.get(export.disk_id)
-    return disk is not None and disk.started
+    return disk is not None and disk.started and export.index in disk.export_indexes
 
 
 def _decided(view: View, local: Local, placed: Mapping[ExportId, str]) -> Iterator[Action]:
@@ -114,12 +114,11 @@ def _decided(view: View, local: Local, placed: Mapping[ExportId, str]) -> Iterat
 
 
 def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | None:
-    disk = view.disks.get(export.disk_id)
+    disk, running = view.disks.get(export.disk_id), local.running.get(export)
     if local.withdrawing or (disk and not disk.started) or local.unwanted.get(export) == held.export.epoch:
         return GiveUp(export, held)
     if disk is None:
-        return None
-    running = local.running.get(export)
+        return None if running else GiveUp(export, held)
     serves = (
         running is not None
         and running.gate_open
@@ -142,7 +141,7 @@ def _free(view: View, local: Local, export: ExportId, held: Held, chosen: str | 
         if running.gate_open and held.export.client == UNKNOWN_CLIENT:
             return Adopt(export, held, running, disk) if disk else None  # without its image's name nobody can be fenced
         return Drop(export)
-    if disk is None or not disk.started or local.withdrawing or export in local.refused or not local.member:
+    if disk is None or not _started(view, export) or local.withdrawing or export in local.refused or not local.member:
         return None
     if chosen == local.node or local.wanted.get(export) == held.export.epoch:
         return Take(export, disk, held)

@@ -5,6 +5,7 @@ always names whatever could still write: the last client until it is fenced, `un
 new one. A crash between any two steps leaves a value whose next reader fences the right client.
 """
 
+import contextlib
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Exports:
         addresses = [path.address for path in paths]
         try:
             self._retire(export, addresses)
-            self._fence_previous(export, disk, value.client, view)
+            self._fence_previous(export, disk, holding, view)
             holding.write(client=UNKNOWN_CLIENT)
             running = self._start(export, disk, holding.value)
             holding.write(client=running.client)
@@ -96,7 +97,7 @@ class Exports:
         holding = _Holding(self._coordination, export, value, consul_session)
         if value.client == UNKNOWN_CLIENT:
             assert disk is not None, "decided without a description"
-            self._fence_all(export, disk, spared=view.siblings_clients(export) | {running.client})
+            self._fence_all(export, disk, holding, spared=view.siblings_clients(export) | {running.client})
         if self._images.is_fenced(running.client):
             self._targets.stop(export)
             raise Fenced(f"the client of export {export} was fenced while its lock was free", client=running.client)
@@ -110,11 +111,13 @@ class Exports:
     ) -> None:
         """Stop serving in order and unlock: nothing acknowledged is lost, nothing unacknowledged happens later."""
         holding = _Holding(self._coordination, export, held.export, consul_session)
-        holding.write(phase=ExportPhase.GIVING_UP)
+        if not holding.write_unchanged(held.modify_index, phase=ExportPhase.GIVING_UP):
+            raise ClaimLost(f"export {export} is not what it was when giving it up was decided", export=str(export))
         connections = held.export.connections
         clean = held.export.client in {"", running.client if running else ""}
         if running is not None:
-            connections = self._targets.connections(export)
+            with contextlib.suppress(TargetFailed):  # a process that hangs is given up all the same
+                connections = self._targets.connections(export)
             clean = self._drained(export, running) and clean
         fenced = clean or self._fenced(export, held.export.client)
         self._retire(export, addresses)
@@ -128,19 +131,28 @@ class Exports:
         value = held.export.model_copy(update={"connections": connections})
         return self._coordination.acquire(export.key, _json(value), consul_session=consul_session, expected=held.modify_index)
 
-    def drop(self, export: ExportId, addresses: Iterable[str]) -> None:
-        """End what runs here of an export that is somebody else's."""
-        log.warning("dropping", export=str(export))
+    def drop(self, export: ExportId, addresses: Iterable[str], running: Running | None) -> None:
+        """End what runs here of an export that is somebody else's, or what is left of a process that ended by itself.
+
+        Its client is fenced first: what it had in flight must not land behind the back of whoever owns the export.
+        """
+        if running is not None:
+            log.warning("dropping", export=str(export), client=running.client)
+            self._fenced(export, running.client)
         self._retire(export, addresses)
 
-    def _fence_previous(self, export: ExportId, disk: Disk, client: str, view: View) -> None:
+    def _fence_previous(self, export: ExportId, disk: Disk, holding: "_Holding", view: View) -> None:
+        client = holding.value.client
         if client == UNKNOWN_CLIENT:
-            self._fence_all(export, disk, spared=view.siblings_clients(export))
+            self._fence_all(export, disk, holding, spared=view.siblings_clients(export))
         elif client:
             self._fence(export, (client,))
 
-    def _fence_all(self, export: ExportId, disk: Disk, *, spared: frozenset[str]) -> None:
-        self._fence(export, (client for client in self._images.clients(disk.image) if client not in spared))
+    def _fence_all(self, export: ExportId, disk: Disk, holding: "_Holding", *, spared: frozenset[str]) -> None:
+        """Fence whoever has the image open. The lock is proved in between: if it went on meanwhile, its new owner is listed."""
+        clients = [client for client in self._images.clients(disk.image) if client not in spared]
+        holding.write()
+        self._fence(export, clients)
 
     def _fence(self, export: ExportId, clients: Iterable[str]) -> None:
         for client in clients:
@@ -242,6 +254,16 @@ class _Holding:
         if not self._coordination.acquire(self._export.key, _json(after), consul_session=self._consul_session):
             raise ClaimLost(f"the lock of export {self._export} is held by another", export=str(self._export))
         self.value = after
+
+    def write_unchanged(self, modify_index: int, **changes: object) -> bool:
+        """The same, if nobody has written the key since; False, and nothing written, otherwise."""
+        after = self.value.model_copy(update=changes)
+        if not self._coordination.acquire(
+            self._export.key, _json(after), consul_session=self._consul_session, expected=modify_index
+        ):
+            return False
+        self.value = after
+        return True
 
     def release(self, **changes: object) -> None:
         after = self.value.model_copy(update=changes)

@@ -16,7 +16,7 @@ from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.exports import Seams
 from iscsi_worker.targets.base import Targets
 from sanderling.clock import Clock
-from sanderling.errors import AddressFailed, TargetFailed, Unavailable
+from sanderling.errors import AddressFailed, Problem, TargetFailed
 from sanderling.model.disks import Path
 from sanderling.model.exports import Connection, ExportId
 from sanderling.settings import Worker
@@ -50,6 +50,8 @@ class Leases:
         self._probed_at: dict[ExportId, float] = {}
         self._connections: dict[ExportId, tuple[Connection, ...]] = {}
         self._extended: set[tuple[ExportId, str]] = set()
+        self._until: dict[tuple[ExportId, str], float] = {}
+        self._lock = threading.Lock()  # one renewal at a time: the longest promise counts, whoever made it
         self._failures: dict[tuple[ExportId, str], int] = {}
         self._pool = ThreadPoolExecutor(settings.lanes, thread_name_prefix="probe")
 
@@ -61,7 +63,7 @@ class Leases:
     def sick(self) -> frozenset[ExportId]:
         """Exports whose process has failed too many probes in a row although the image store answers."""
         return frozenset(
-            export for (export, _), failures in self._failures.items() if failures >= self._settings.probe_failures_max
+            export for (export, _), failures in dict(self._failures).items() if failures >= self._settings.probe_failures_max
         )
 
     @property
@@ -71,34 +73,45 @@ class Leases:
 
     def extend(self) -> None:
         """Move every deadline that this node can account for; the rest lapse by themselves."""
-        present = {(lease.export, lease.client) for lease in self._leases}
-        for gone in self._failures.keys() - present:
-            self._failures.pop(gone, None)
-        self._extended &= present
-        for stopped in self._connections.keys() - {export for export, _ in present}:
-            self._connections.pop(stopped, None)
+        self._forget_what_is_gone()
         for lease in self._leases:
-            now, proven = self._clock.monotonic(), self._proven_until()
-            proved = lease.owned and proven > now
-            if proved:
-                self._extend(lease, proven - now)
+            now, proven = self._clock.monotonic(), self._proven_until() if lease.owned else 0.0
+            if proven > now:
+                self._extend(lease, until=proven)
             due = now - self._probed_at.get(lease.export, -self._settings.probe_interval_s) >= self._settings.probe_interval_s
-            if lease.gate_open and (due or not proved):
+            ageing = proven - now < self._settings.lease_s - 2 * self._settings.renew_interval_s
+            if lease.gate_open and (due or ageing):  # before the proof has run out: a probe takes its time
                 self._probe_soon(lease)
+
+    def _forget_what_is_gone(self) -> None:
+        present = {(lease.export, lease.client) for lease in self._leases}
+        exports = {export for export, _ in present}
+        with self._lock:
+            self._extended &= present
+            self._until = {key: until for key, until in self._until.items() if key in present}
+        for known in (self._connections, self._probed_at, self._probes):
+            for export in known.keys() - exports:
+                known.pop(export, None)
+        for key in self._failures.keys() - present:
+            self._failures.pop(key, None)
 
     def stop(self) -> None:
         self._leases = ()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _extend(self, lease: Lease, lease_s: float) -> None:
-        try:
-            self._targets.renew(lease.export, lease_s=lease_s)
-        except TargetFailed as problem:
-            log.error("export process is dead", export=str(lease.export), problem=problem.detail)
-            return
-        if (lease.export, lease.client) not in self._extended:
-            self._extended.add((lease.export, lease.client))
-            log.info("lease extended", export=str(lease.export), client=lease.client, by_s=lease_s)
+    def _extend(self, lease: Lease, *, until: float) -> None:
+        """Lend until then, or for as long as was lent already: a proof that ages must not take back what a probe has earned."""
+        key = (lease.export, lease.client)
+        with self._lock:
+            until = self._until[key] = max(until, self._until.get(key, 0.0))
+            try:
+                self._targets.renew(lease.export, lease_s=until - self._clock.monotonic())
+            except TargetFailed as problem:
+                log.error("export process is dead", export=str(lease.export), problem=problem.detail)
+                return
+            if key not in self._extended:
+                self._extended.add(key)
+                log.info("lease extended", export=str(lease.export), client=lease.client)
         for path in lease.paths if lease.gate_open else ():
             try:
                 self._addresses.add(
@@ -109,6 +122,13 @@ class Leases:
                 )
             except AddressFailed as problem:
                 log.error("address cannot be renewed", export=str(lease.export), address=path.address, problem=problem.detail)
+        self._take_back(lease)
+
+    def _take_back(self, lease: Lease) -> None:
+        """An export that was given up while its addresses were renewed has taken them off already: so again."""
+        if not any(one.client == lease.client for one in self._targets.actual() if one.export == lease.export):
+            for path in lease.paths:
+                self._addresses.remove(path.address)
 
     def _probe_soon(self, lease: Lease) -> None:
         under_way = self._probes.get(lease.export)
@@ -120,9 +140,7 @@ class Leases:
         began = self._clock.monotonic()
         if self._targets.probe(lease.export, timeout_s=self._settings.probe_timeout_s):
             self._failures.pop((lease.export, lease.client), None)
-            left = began + self._settings.lease_s - self._clock.monotonic()
-            if left > 0:
-                self._extend(lease, left)
+            self._extend(lease, until=began + self._settings.lease_s)
             self._note_connections(lease.export)
             return
         failures = self._failures.get((lease.export, lease.client), 0)
@@ -140,7 +158,7 @@ class Leases:
         """A probe that fails while the image store is away says nothing about the process."""
         try:
             self._images.ping()
-        except Unavailable:
+        except Problem:
             return False
         return True
 

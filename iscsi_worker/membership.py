@@ -92,10 +92,13 @@ class Membership:
         else:
             self._lose(session)
 
-    def announce(self, gateway: Gateway) -> None:
-        """Publish this gateway if it differs from what is published; a key that cannot be had is tried for again next time."""
+    def announce(self, gateway: Gateway, *, seen: bool) -> None:
+        """Publish this gateway if it differs from what was published, or if its key is not `seen` any more.
+
+        A key that cannot be had is tried for again next time.
+        """
         assert self._session is not None, "announced before there was a session"
-        if gateway == self._gateway:
+        if seen and gateway == self._gateway:
             return
         try:
             held = self._coordination.acquire(gateway.key, gateway.model_dump_json().encode(), consul_session=self._session)

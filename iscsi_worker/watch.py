@@ -51,6 +51,10 @@ class Watch:
                 log.warning("cannot watch", problem=problem.detail)
                 self._clock.wait(stopping, self._settings.iscsi_worker.renew_interval_s)
                 continue
+            except Exception:
+                log.exception("watching failed")
+                self._clock.wait(stopping, self._settings.iscsi_worker.renew_interval_s)
+                continue
             after = self._accept(parse(listing), began)
             if known is None or after.index != known.index:
                 self._on_change()

@@ -70,6 +70,7 @@ class Worker:
         self._unwanted: dict[ExportId, Epoch] = {}
         self._stale = threading.Event()  # something was changed by this node since the last view
         self._waiting: dict[ExportId, Waiting] = {}
+        self._ran: set[ExportId] = set()
         self._awake = threading.Event()
         self._stopping = threading.Event()
         self._withdrawing = False
@@ -164,6 +165,8 @@ class Worker:
     def turn(self) -> None:
         """Look, cover what runs by leases, decide, hand out. Never waits for a lane."""
         self._membership.turned()
+        with self._lock:
+            busy = frozenset(self._busy)  # read first: what a lane ends from here on is decided next time
         running = {one.export: one for one in self._targets.actual()}
         self._cover(running)
         session = self._membership.ensure()
@@ -172,11 +175,15 @@ class Worker:
         passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items()}
         placed = free_placed(view, passed_over)
         self._waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
-        local = self._local(session, running, now)
-        for action in decide(view, local, placed):
+        local = self._local(session, running, busy, now)
+        actions = {action.export: action for action in decide(view, local, placed)}
+        for ended in self._ran - running.keys() - busy - actions.keys():
+            actions[ended] = Drop(ended)  # by its lease or its fence: clear away what is left of it
+        self._ran = set(running)
+        for action in actions.values():
             self._hand_out(action, view, session, running.get(action.export))
         self._cover(running)
-        self._membership.announce(self._gateway(running))
+        self._membership.announce(self._gateway(running), seen=self._node in view.gateways)
         self._settle(view, session, running)
 
     def _seen(self) -> View:
@@ -190,7 +197,7 @@ class Worker:
                 raise
         return view
 
-    def _local(self, session: str, running: dict[ExportId, Running], now: float) -> Local:
+    def _local(self, session: str, running: dict[ExportId, Running], busy: frozenset[ExportId], now: float) -> Local:
         with self._lock:
             self._refused = {export: refusal for export, refusal in self._refused.items() if refusal.until > now}
             self._pending = {export: until for export, until in self._pending.items() if until > now}
@@ -199,7 +206,7 @@ class Worker:
                 consul_session=session,
                 running=running,
                 connections=self._leases.connections,
-                busy=frozenset(self._busy | self._pending.keys()),
+                busy=busy | self._pending.keys(),
                 sick=self._leases.sick,
                 refused=frozenset(self._refused),
                 wanted=dict(self._wanted),
@@ -273,7 +280,7 @@ class Worker:
             case GiveUp(export, held):
                 self._exports.give_up(export, held, addresses, running, consul_session=session)
             case Drop(export):
-                self._exports.drop(export, addresses)
+                self._exports.drop(export, addresses, running)
             case Publish(export, held, connections):
                 return self._exports.publish(export, held, connections, consul_session=session)
         return True

@@ -290,5 +290,9 @@ def _check_sense(settings: Settings) -> None:
         )
     if leader.renew_interval_s * 2 > leader.lease_s:
         raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
+    if worker.address_lifetime_s < 2 * worker.renew_interval_s + 1:
+        raise SettingsRefused("[iscsi_worker] address_lifetime_s: must be more than two renew_interval_s, or addresses flap")
+    if coordination.check_ttl_s < 2 * worker.renew_interval_s:
+        raise SettingsRefused("[coordination] check_ttl_s: must be at least two renew_interval_s, or live workers are replaced")
     if leader.lease_s >= leader.check_ttl_s + coordination.lock_delay_s:
         raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from iscsi_worker.decisions import Adopt, Drop, GiveUp, Local, Take, Waiting, decide, free_placed, wait_on
+from iscsi_worker.decisions import Adopt, Drop, GiveUp, Local, Publish, Take, Waiting, decide, free_placed, wait_on
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View, parse
 from sanderling.coordination.base import Entry, Listing
 from sanderling.model.disks import Access, Disk, Path
-from sanderling.model.exports import UNKNOWN_CLIENT, Epoch, Export, ExportId, ExportPhase, Gateway
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Gateway
 
 MINE, OTHER = "session-a", "session-b"
 DISK = Disk(
@@ -171,3 +171,22 @@ def test_a_key_that_cannot_be_read_is_left_out_and_the_rest_is_seen() -> None:
     )
     assert (set(seen.disks), set(seen.exports), set(seen.gateways)) == ({"d1"}, {E}, {"a"})
     assert seen.owners == {E: "a"}
+
+
+def test_an_export_key_that_no_path_of_the_disk_belongs_to_is_taken_by_nobody() -> None:
+    stray = ExportId("d1", 7)
+    seen = View(1, {"d1": DISK}, {stray: Held(SERVING.model_copy(update={"client": ""}), None, 7)}, {"a": Gateway(name="a")})
+    assert decided(seen, replace(LOCAL, wanted={stray: Epoch(1, 3)})) == []
+
+
+def test_a_key_held_for_a_disk_that_is_gone_is_given_back_when_nothing_runs() -> None:
+    seen = view(disk=None)
+    assert decided(seen, LOCAL) == [GiveUp(E, seen.exports[E])]
+
+
+def test_who_is_connected_is_published_when_it_has_changed() -> None:
+    now = (Connection("iqn.host", "10.0.0.9", 4000, "10.0.0.5"),)
+    local = replace(LOCAL, running={E: RUNS}, connections={E: now})
+    assert decided(view(), local) == [Publish(E, view().exports[E], now)]
+    same = view(SERVING.model_copy(update={"connections": now}))
+    assert decided(same, local) == []

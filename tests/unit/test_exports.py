@@ -14,7 +14,7 @@ from iscsi_worker.view import Held, View, parse
 from rpc.bus import Bus
 from sanderling.clock import ManualClock
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.errors import Fenced, Problem, TargetFailed, Unavailable
+from sanderling.errors import ClaimLost, Fenced, Problem, TargetFailed, Unavailable
 from sanderling.images.base import BackingStore
 from sanderling.model.disks import Disk, Path
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Export, ExportId, ExportPhase
@@ -322,6 +322,50 @@ def test_adopting_after_coordination_was_lost_fences_everybody_else_who_has_the_
     assert adopt(lab, "a")
     assert lab.store.memory.fenced == {"stranger:1"}
     assert lab.held.export.client == running.client
+
+
+def test_a_process_that_hangs_is_given_up_all_the_same(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_self: MemoryTargets, _export: ExportId) -> tuple[Connection, ...]:
+        raise TargetFailed("it does not answer")
+
+    lab.take("a")
+    monkeypatch.setattr(MemoryTargets, "connections", silent)
+    give_up(lab, "a")
+    assert (lab.held.consul_session, lab.held.export.client) == (None, "")
+    assert lab.targets("a").actual() == ()
+
+
+def test_giving_up_from_an_old_view_does_not_make_a_removed_key_again(lab: Lab) -> None:
+    lab.take("a")
+    old, running = lab.held, lab.targets("a").actual()[0]
+    give_up(lab, "a")
+    assert lab.coordination.delete(E.key)
+    with pytest.raises(ClaimLost):
+        lab.exports("a").give_up(E, old, [ADDRESS], running, consul_session=lab.sessions["a"])
+    assert lab.coordination.get(E.key) is None
+
+
+def test_what_is_dropped_is_fenced_so_that_nothing_of_it_lands_behind_the_new_owners_back(lab: Lab) -> None:
+    lab.take("a")
+    running = lab.targets("a").actual()[0]
+    lab.exports("a").drop(E, [ADDRESS], running)
+    assert lab.store.is_fenced(running.client)
+    assert lab.targets("a").actual() == ()
+
+
+def test_a_taker_that_lost_its_lock_does_not_fence_the_owner_it_finds(lab: Lab) -> None:
+    unknown = Export(generation=2, client=UNKNOWN_CLIENT)
+    lab.coordination.put(E.key, unknown.model_dump_json().encode())
+
+    class Slow(Store):
+        def clients(self, name: str) -> tuple[str, ...]:
+            lab.coordination.close_session(lab.sessions["a"])
+            return ("owner:1",)
+
+    lab.store = Slow()
+    with pytest.raises(Problem):
+        lab.take("a")
+    assert lab.store.memory.fenced == set()
 
 
 def give_up(lab: Lab, node: str) -> None:

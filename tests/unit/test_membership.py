@@ -114,12 +114,29 @@ def test_a_gateway_is_published_under_the_sessions_lock_and_again_when_it_change
 ) -> None:
     membership = start()
     session = membership.ensure()
-    membership.announce(GATEWAY)
+    membership.announce(GATEWAY, seen=True)
     changed = GATEWAY.model_copy(update={"withdrawing": True})
-    membership.announce(changed)
+    membership.announce(changed, seen=True)
     entry = store.get(GATEWAY.key)
     assert entry is not None
     assert (Gateway.model_validate_json(entry.value), entry.consul_session) == (changed, session)
+
+
+def test_a_gateway_whose_key_is_not_seen_is_published_again(
+    start: Callable[[], Membership], store: EmbeddedCoordination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    membership, written = start(), list[str]()
+    acquire = store.acquire
+
+    def counted(key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
+        written.append(key)
+        return acquire(key, value, consul_session=consul_session, expected=expected)
+
+    monkeypatch.setattr(store, "acquire", counted)
+    membership.ensure()
+    for seen in (False, True, True, False):
+        membership.announce(GATEWAY, seen=seen)
+    assert written == [GATEWAY.key, GATEWAY.key]
 
 
 def test_a_second_worker_of_the_same_name_is_no_member_until_the_first_is_gone(
@@ -127,14 +144,14 @@ def test_a_second_worker_of_the_same_name_is_no_member_until_the_first_is_gone(
 ) -> None:
     first = start()
     first.ensure()
-    first.announce(GATEWAY)
+    first.announce(GATEWAY, seen=True)
     elsewhere = replace(settings, sanderling=replace(settings.sanderling, runtime_dir=str(tmp_path / "other")))
     second = Membership(elsewhere, store, clock=clock)
     second.ensure()
-    second.announce(GATEWAY)
+    second.announce(GATEWAY, seen=True)
     assert not second.is_member
     first.leave()
-    second.announce(GATEWAY)
+    second.announce(GATEWAY, seen=True)
     assert second.is_member
 
 
@@ -143,7 +160,7 @@ def test_leaving_frees_the_key_at_once_and_forgets_the_session(
 ) -> None:
     membership = start()
     before = membership.ensure()
-    membership.announce(GATEWAY)
+    membership.announce(GATEWAY, seen=True)
     membership.leave()
     entry = store.get(GATEWAY.key)
     assert entry is not None
