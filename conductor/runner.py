@@ -72,7 +72,8 @@ class Runner:
             self._idle.clear()
             try:
                 with self._stores.records.read() as session:
-                    found = operations.due(session, now=self._stores.records.now(), limit=self._queue_max)
+                    now, ttl_s = self._stores.records.now(), self._own.claim_ttl_s
+                    found = operations.due(session, now=now, ttl_s=ttl_s, limit=self._queue_max)
                 for operation_id in found:
                     self.wake(operation_id)
             except Problem as problem:

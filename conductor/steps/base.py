@@ -56,10 +56,11 @@ class Context:
 
     @contextlib.contextmanager
     def effect(self, name: str) -> Iterator[None]:
-        """Around each lasting effect: it happens only while this attempt counts and the claim is this conductor's."""
+        """Around each lasting effect: only while this attempt counts, under its claim, and before the operation turns round."""
         self.check()
         with self.stores.records.read() as session:
-            operations.check_claim(session, self.operation.id, claim_epoch=self.operation.claim_epoch)
+            operation = self.operation
+            operations.check_claim(session, operation.id, claim_epoch=operation.claim_epoch, state=operation.state)
         undoing = "undo_" if OPERATIONS.allows(self.operation.state, OperationEvent.UNDONE) else ""
         point = f"{self.operation.kind}.{self.step.name}.{undoing}{name}"
         self.reach(f"{point}:before")

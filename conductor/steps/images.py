@@ -6,7 +6,7 @@ import structlog
 
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import SERVED_BY
-from sanderling.errors import InUse
+from sanderling.errors import InUse, Unavailable
 from sanderling.model.disks import image_of
 from sanderling.records import operations
 
@@ -25,10 +25,12 @@ def create(context: Context) -> None:
 def remove(context: Context) -> None:
     """Remove image and data. One that somebody has open is waited for, since clients that ended are listed for a while yet.
 
-    What this operation or one before it made workers give up has ended: fencing it takes it off the list at once.
+    What this operation or one before it made workers give up has ended: fencing it takes it off the list at once. A large
+    image is removed in parts; as long as there is time for another, no attempt is spent on it.
     """
-    image, images = image_of(context.disk_id), context.stores.images
+    image, images, clock = image_of(context.disk_id), context.stores.images, context.stores.clock
     while True:
+        began = clock.monotonic()
         try:
             with context.effect("remove"):
                 images.remove(image)
@@ -43,6 +45,10 @@ def remove(context: Context) -> None:
                     images.fence(client)
                 log.info("fenced what was given up and is still listed", client=client, image=image)
             context.pause(0 if ended else _LOOK_AGAIN_S)
+        except Unavailable as problem:
+            if "left_bytes" not in problem.context or context.left_s <= clock.monotonic() - began:
+                raise
+            log.info("removed a part", image=image, left_bytes=problem.context["left_bytes"])
         else:
             return
 

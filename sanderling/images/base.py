@@ -43,7 +43,10 @@ class Images(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove image and metadata. One that is not there is no error; `InUse` while a client has it open."""
+        """Remove image and metadata. One that is not there is no error; `InUse` while a client has it open.
+
+        An `Unavailable` with `left_bytes` in its context has done a part of the work: repeat to go on.
+        """
         ...
 
     def stat(self, name: str) -> Image: ...

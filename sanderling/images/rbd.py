@@ -249,7 +249,9 @@ class RbdImages:
             while (size := image.size()) > _SLICE_BYTES:
                 image.resize(size - _SLICE_BYTES)
                 if self._clock.monotonic() > deadline:
-                    raise Unavailable(f"{image.size() >> 30} GiB are still to be given back; repeat to go on", dependency="ceph")
+                    left = image.size()
+                    detail = f"{left >> 30} GiB are still to be given back; repeat to go on"
+                    raise Unavailable(detail, dependency="ceph", left_bytes=left)
 
 
 class _Connection:

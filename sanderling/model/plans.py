@@ -83,14 +83,15 @@ def when_done(kind: OperationKind, steps: Iterable[Step]) -> DiskEvent:
     }[kind]
 
 
-def when_undone(kind: OperationKind, was: DiskState, *, begun: bool) -> DiskEvent:
-    """What happens to the disk when nothing of the operation is left; `begun` is whether any step had begun.
+def when_undone(kind: OperationKind, was: DiskState, *, published: bool) -> DiskEvent:
+    """What happens to the disk when nothing of the operation is left; `published` is whether it had begun to tell the workers.
 
-    A disk that was being created is gone. One whose start was undone is stopped. Otherwise it is what it was.
+    A disk that was being created is gone. A start that is undone after the workers were told has made them give the disk up, so
+    it is stopped whatever it was. Otherwise it is what it was.
     """
     if kind is OperationKind.CREATE_DISK:
         return DiskEvent.DELETED
-    if kind is OperationKind.START_DISK and begun:
+    if kind is OperationKind.START_DISK and published:
         return DiskEvent.STOPPED
     return {DiskState.STARTED: DiskEvent.STARTED, DiskState.STOPPED: DiskEvent.STOPPED}.get(was, DiskEvent.FAIL)
 

@@ -150,8 +150,8 @@ def request_cancel(session: Session, operation_id: str, *, actor: str, now: date
 def undo_disk(session: Session, operation: Operation, *, now: datetime, actor: str, revision: int | None = None) -> None:
     """Move the operation's disk to what it is once nothing of the operation is left; write it with the operation's end."""
     was = DiskState(operation.params.get("was", DiskState.FAILED))
-    begun = any(step.state is not StepState.PENDING for step in operation.steps)
-    event = plans.when_undone(operation.kind, was, begun=begun)
+    begun = {step.name for step in operation.steps if step.state is not StepState.PENDING}
+    event = plans.when_undone(operation.kind, was, published=plans.PUBLISH in begun)
     if event is DiskEvent.DELETED:
         disks.forget(session, operation.resource_id, now=now, actor=actor, operation_id=operation.id)
         return
@@ -162,7 +162,7 @@ def undo_disk(session: Session, operation: Operation, *, now: datetime, actor: s
         now=now,
         actor=actor,
         operation_id=operation.id,
-        started=False if begun else None,
+        started=False if event is DiskEvent.STOPPED or revision is not None else None,
         revision=revision,
     )
 
@@ -177,9 +177,13 @@ def mark_cast(session: Session, ids: Sequence[str], *, now: datetime) -> None:
     session.execute(update(OperationRow).where(OperationRow.id.in_(ids), OperationRow.cast_at.is_(None)).values(cast_at=now))
 
 
-def due(session: Session, *, now: datetime, limit: int) -> list[str]:
-    """Operations that have not ended and that nobody works on now: never claimed, released, or with a claim that ran out."""
-    unclaimed = or_(OperationRow.claimed_until.is_(None), OperationRow.claimed_until <= now)
+def due(session: Session, *, now: datetime, ttl_s: float, limit: int) -> list[str]:
+    """Operations that have not ended and that nobody works on now: never claimed, released, or with a claim that ran out.
+
+    So has a claim that reaches further than one made now could: the clock went back, and its conductor has not renewed it.
+    """
+    until = OperationRow.claimed_until
+    unclaimed = or_(until.is_(None), until <= now, until > _latest_end(now, ttl_s))
     query = select(OperationRow.id).where(OperationRow.ended_at.is_(None), unclaimed)
     return list(session.scalars(query.order_by(OperationRow.created_at).limit(limit)))
 
@@ -191,7 +195,9 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
     outbox, is no longer needed.
     """
     row = session.get(OperationRow, operation_id, populate_existing=True)
-    if row is None or row.ended_at is not None or (row.claimed_until is not None and row.claimed_until > now):
+    if row is None or row.ended_at is not None:
+        return None
+    if row.claimed_until is not None and now < row.claimed_until <= _latest_end(now, ttl_s):
         return None
     taken = _compare(
         session,
@@ -213,6 +219,11 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
     return _model(row)
 
 
+def _latest_end(now: datetime, ttl_s: float) -> datetime:
+    """When a claim ends at the latest that was made by a clock as it is now; the margin is for clocks that differ."""
+    return now + timedelta(seconds=2 * ttl_s)
+
+
 def renew_claim(session: Session, operation_id: str, *, claim_epoch: int, now: datetime, ttl_s: float) -> Operation:
     row = _held(session, operation_id, claim_epoch)
     row.claimed_until = now + timedelta(seconds=ttl_s)
@@ -225,14 +236,10 @@ def release(session: Session, operation_id: str, *, claim_epoch: int) -> None:
     row.claimed_by, row.claimed_until = None, None
 
 
-def check_claim(session: Session, operation_id: str, *, claim_epoch: int) -> None:
-    """Return when the claim is still in force; reads only."""
-    found = session.scalar(
-        select(OperationRow.id).where(
-            OperationRow.id == operation_id, OperationRow.claim_epoch == claim_epoch, OperationRow.ended_at.is_(None)
-        )
-    )
-    if found is None:
+def check_claim(session: Session, operation_id: str, *, claim_epoch: int, state: OperationState) -> None:
+    """Return when the claim is still in force and the operation is going the same way as then; reads only."""
+    claimed = OperationRow.claim_epoch == claim_epoch, OperationRow.state == state
+    if session.scalar(select(OperationRow.id).where(OperationRow.id == operation_id, *claimed)) is None:
         raise _lost(operation_id)
 
 

@@ -150,7 +150,7 @@ def test_a_claim_that_ran_out_may_be_taken_and_the_first_owner_writes_nothing_mo
         lambda s: operations.note(s, operation.id, claim_epoch=first.claim_epoch, values={"revision": 9}),
         lambda s: operations.renew_claim(s, operation.id, claim_epoch=first.claim_epoch, now=records.now(), ttl_s=TTL_S),
         lambda s: operations.release(s, operation.id, claim_epoch=first.claim_epoch),
-        lambda s: operations.check_claim(s, operation.id, claim_epoch=first.claim_epoch),
+        lambda s: operations.check_claim(s, operation.id, claim_epoch=first.claim_epoch, state=first.state),
         lambda s: operations.end(s, operation.id, OperationEvent.SUCCEED, claim_epoch=first.claim_epoch, now=records.now()),
     ]
     for write in writes:
@@ -168,10 +168,10 @@ def test_what_is_due_is_what_nobody_works_on(records: Records) -> None:
     assert let_go is not None
     with records.begin() as session:
         operations.release(session, released.id, claim_epoch=let_go.claim_epoch)
-        assert operations.due(session, now=records.now(), limit=9) == [pending.id, released.id]
-        assert operations.due(session, now=records.now(), limit=1) == [pending.id]
+        assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=9) == [pending.id, released.id]
+        assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=1) == [pending.id]
         later = records.now() + timedelta(seconds=TTL_S)
-        assert operations.due(session, now=later, limit=9) == [pending.id, held.id, released.id]
+        assert operations.due(session, now=later, ttl_s=TTL_S, limit=9) == [pending.id, held.id, released.id]
 
 
 def test_a_renewed_claim_is_not_due(records: Records) -> None:
@@ -181,7 +181,23 @@ def test_a_renewed_claim_is_not_due(records: Records) -> None:
     later = records.now() + timedelta(seconds=TTL_S)
     with records.begin() as session:
         operations.renew_claim(session, operation.id, claim_epoch=held.claim_epoch, now=later, ttl_s=TTL_S)
-        assert operations.due(session, now=later, limit=9) == []
+        assert operations.due(session, now=later, ttl_s=TTL_S, limit=9) == []
+
+
+def test_a_claim_from_before_the_clock_went_back_has_run_out(records: Records) -> None:
+    operation = submitted(records)
+    assert claimed(records, operation.id, after_s=3600) is not None
+    with records.read() as session:
+        assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=9) == [operation.id]
+    assert claimed(records, operation.id, "c2") is not None
+
+
+def test_a_claim_made_by_a_clock_that_is_a_little_ahead_is_in_force(records: Records) -> None:
+    operation = submitted(records)
+    assert claimed(records, operation.id, after_s=TTL_S - 0.1) is not None
+    with records.read() as session:
+        assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=9) == []
+    assert claimed(records, operation.id, "c2") is None
 
 
 def test_the_outbox_holds_an_operation_until_it_is_cast_or_claimed(records: Records) -> None:

@@ -66,13 +66,13 @@ def test_what_stops_or_deletes_a_disk_cannot_be_undone_once_it_has_begun(started
 
 @pytest.mark.parametrize("was", [DiskState.STOPPED, DiskState.STARTED, DiskState.FAILED])
 @pytest.mark.parametrize("kind", [START, STOP, DELETE])
-@pytest.mark.parametrize("begun", [True, False])
-def test_however_an_operation_is_undone_its_disk_can_make_the_move(kind: OperationKind, was: DiskState, begun: bool) -> None:
+@pytest.mark.parametrize("published", [True, False])
+def test_however_an_operation_is_undone_its_disk_can_make_the_move(kind: OperationKind, was: DiskState, published: bool) -> None:
     if not DISKS.allows(was, BEGINS[kind]):
         return
     under_way = DISKS.next(was, BEGINS[kind])
-    after = DISKS.next(under_way, plans.when_undone(kind, was, begun=begun))
-    assert after == (DiskState.STOPPED if kind is START and begun else was)
+    after = DISKS.next(under_way, plans.when_undone(kind, was, published=published))
+    assert after == (DiskState.STOPPED if kind is START and published else was)
 
 
 @pytest.mark.parametrize("kind", OperationKind)

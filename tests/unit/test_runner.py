@@ -214,7 +214,7 @@ def test_a_conductor_that_stops_gives_its_operations_back_at_once(house: House, 
     waited(waiting, within_s=20, what="the wait for gateways begins")
     runner.stop()
     with house.records.read() as session:
-        assert operations.due(session, now=house.records.now(), limit=9) == [operation.id]
+        assert operations.due(session, now=house.records.now(), ttl_s=SETTINGS.claim_ttl_s, limit=9) == [operation.id]
 
 
 def test_a_conductor_whose_claim_was_taken_stops_at_once(house: House, images: Troubled) -> None:
@@ -360,3 +360,34 @@ def test_an_image_that_somebody_else_has_open_is_not_removed_and_the_problem_nam
 
 def in_use() -> None:
     raise InUse("it is open")
+
+
+def test_an_image_removed_in_many_parts_costs_one_attempt(house: House, images: Troubled) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk, start=False)
+    parts = SETTINGS.step_attempts_max * 3
+    images.before["remove"] = raising(Unavailable("repeat to go on", dependency="images", left_bytes=1 << 40), times=parts)
+    ended = house.done(DELETE, disk)
+    assert {step.name: step.attempts for step in ended.steps}[plans.REMOVE_IMAGE] == 1
+    assert house.images.list() == ()
+
+
+def test_a_disk_whose_image_is_half_removed_cannot_be_started_only_deleted(house: House, images: Troubled) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk, start=False)
+    images.before["remove"] = lambda: fail_having_removed(house, disk.image)
+    assert house.drive(house.ask(DELETE, disk)).state is OperationState.FAILED
+    images.before.clear()
+    ended = house.drive(house.ask(START, disk))
+    assert ended.state is OperationState.ROLLED_BACK
+    assert ended.problem is not None
+    assert (ended.problem["code"], ended.problem["context"]["step"]) == ("not-found", plans.DESCRIBE_STARTED)
+    assert "is missing or has no description" in ended.problem["detail"]
+    assert house.state(disk) == DiskState.FAILED
+    house.done(DELETE, disk)
+    assert house.state(disk) is None
+
+
+def fail_having_removed(house: House, image: str) -> None:
+    house.images.remove(image)
+    raise ImageFailed("half of it is in the trash")

@@ -64,3 +64,12 @@ def test_an_attempt_whose_time_is_over_changes_nothing(house: House) -> None:
     with pytest.raises(StepTimedOut) as refused:
         changed_by(attempt(house, claimed(house), left_s=0))
     assert refused.value.context["step"] == "create_image"
+
+
+def test_an_attempt_to_go_forward_changes_nothing_once_the_operation_is_being_undone(house: House) -> None:
+    context = attempt(house, claimed(house))
+    with house.records.begin() as session:
+        epoch = context.operation.claim_epoch
+        operations.begin_undo(session, context.operation.id, claim_epoch=epoch, now=house.records.now(), problem=None)
+    with pytest.raises(ClaimLost):
+        changed_by(context)
