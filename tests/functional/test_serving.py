@@ -201,6 +201,8 @@ def test_the_exports_of_a_lost_node_are_served_by_another_and_only_by_that(
     """Show 7: the intervals in which two nodes could write are disjoint, and no acknowledged write is lost."""
     node = gateway_of(cluster, disk["id"])
     assert node is not None
+    old = target_pids(cluster, node)
+    assert old
     with writing(cluster, disk) as writer:
         match fault:
             case "cut off behind":
@@ -218,7 +220,27 @@ def test_the_exports_of_a_lost_node_are_served_by_another_and_only_by_that(
     assert overlapping(found) == []
     assert any(entry["client"] == found[0][2] for entry in cluster.log(heir, event="fenced"))
     assert wrong_blocks(cluster, disk["id"], writer.history) == []
-    waited(lambda: not _runs(cluster, node, found[0][2]), within_s=20, what="the lost node's old process is gone")
+    waited(lambda: not any(start_time(pid) for pid in old), within_s=20, what="the lost node's old process is gone")
+
+
+@pytest.mark.timeout(600)
+def test_an_outage_of_consul_that_outlasts_every_lease_costs_no_session(cluster: Cluster, disk: dict[str, Any]) -> None:
+    """Nobody takes over without a fence, so an owner whose reads still succeed goes on, and holds its lock again afterwards."""
+    node = gateway_of(cluster, disk["id"])
+    assert node is not None
+    lease_s = cluster[node].settings.iscsi_worker.lease_s
+    with writing(cluster, disk) as writer:
+        logins, began = writer.logins, CLOCK.monotonic()
+        cluster.consul.kill()
+        while CLOCK.monotonic() - began < 3 * lease_s:
+            writer.wrote(50)
+        cluster.consul.start()
+        cluster.wait_until_ready()
+        waited(lambda: gateway_of(cluster, disk["id"]) == node, within_s=60, what=f"{node} is known to serve")
+        writer.wrote(50)
+        assert writer.logins == logins
+    assert len(intervals(cluster, disk["id"])) == 1
+    assert wrong_blocks(cluster, disk["id"], writer.history) == []
 
 
 @pytest.mark.timeout(600)
@@ -277,12 +299,6 @@ def _block(word: bytes) -> bytes:
 def _stored(cluster: Cluster, disk_id: str, lba: int) -> bytes:
     with image(cluster, disk_id) as opened:
         return bytes(opened.read(lba * SECTOR, SECTOR))
-
-
-def _runs(cluster: Cluster, node: str, client: str) -> bool:
-    """Whether a target process of that client is still alive on the node."""
-    folder = Path(cluster[node].settings.sanderling.runtime_dir)
-    return any(client in file.read_text(errors="replace") for file in folder.rglob("*.json"))
 
 
 def _unguard(cluster: Cluster, node: str, folder: Path) -> None:

@@ -1,0 +1,244 @@
+"""The worker's loop and its commands, on simulated targets and an embedded coordination store."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from iscsi_worker.addresses.memory import Memory
+from iscsi_worker.endpoints.exports import endpoint
+from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
+from iscsi_worker.worker import Worker
+from rpc.bus import Bus, Serving
+from rpc.messages import ExportCommand, Message
+from sanderling.clock import SystemClock
+from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.errors import StaleEpoch, Unavailable
+from sanderling.images.base import BackingStore, Images
+from sanderling.model.disks import Disk
+from sanderling.model.disks import Path as DiskPath
+from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
+from sanderling.model.placement import place
+from sanderling.settings import Coordination, General, Settings
+from sanderling.settings import Bus as BusSettings
+from sanderling.settings import Images as ImagesSettings
+from sanderling.settings import Worker as WorkerSettings
+from tests.parts.daemons import waited
+
+CLOCK = SystemClock()
+ELSEWHERE = Gateway(name="elsewhere")
+
+
+class Silent:
+    """A bus whose broker is away."""
+
+    def serve(self, *_: object) -> Serving:
+        raise Unavailable("the broker is away", dependency="rabbitmq")
+
+    def notify(self, event_type: str, message: Message) -> None:
+        raise Unavailable("the broker is away", dependency="rabbitmq")
+
+
+class Store:
+    def __init__(self, memory: MemoryStore) -> None:
+        self._memory = memory
+
+    def backing_store(self, name: str) -> BackingStore:
+        return BackingStore("memory", name)
+
+    def clients(self, name: str) -> tuple[str, ...]:
+        return ()
+
+    def fence(self, client: str) -> None:
+        self._memory.fenced.add(client)
+
+    def is_fenced(self, client: str) -> bool:
+        return client in self._memory.fenced
+
+    def ping(self) -> None:
+        return
+
+
+class Node:
+    """One node with its worker, turned by the test, and a disk that should be served."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(
+            sanderling=General(node="here", runtime_dir=str(folder)),
+            coordination=Coordination(backend="embedded"),
+            images=ImagesSettings(backend="files"),
+            bus=BusSettings(stop_timeout_s=0.1),
+            iscsi_worker=WorkerSettings(grace_s=3600, stand_back_s=3600, announce_interval_s=0),
+        )
+        self.store = EmbeddedCoordination(self.settings.coordination, clock=CLOCK)
+        self.memory, self.node = MemoryStore(), MemoryNode("here")
+        self.addresses = Memory(CLOCK)
+        self.worker = self.started_again()
+
+    def started_again(self) -> Worker:
+        """The worker of a process that begins now."""
+        self.worker = Worker(
+            self.settings,
+            coordination=self.store,
+            images=cast(Images, Store(self.memory)),
+            bus=cast(Bus, Silent()),
+            targets=MemoryTargets(clock=CLOCK, node=self.node, store=self.memory),
+            addresses=self.addresses,
+            clock=CLOCK,
+        )
+        return self.worker
+
+    def publish(self, disk_id: str, *, started: bool = True, revision: int = 1) -> ExportId:
+        path = DiskPath(index=1, address=f"10.0.0.{int(disk_id)}", prefix_len=24, interface="eth0", subnet="s")
+        disk = Disk(id=disk_id, name="d", iqn="iqn.x:d", size_bytes=512, paths=(path,), started=started, revision=revision)
+        self.store.put(f"disks/{disk_id}", disk.model_dump_json().encode())
+        export = ExportId(disk_id, 0)
+        if self.store.get(export.key) is None:
+            self.store.put(export.key, Export(generation=1).model_dump_json().encode())
+        return export
+
+    def value(self, export: ExportId) -> Export:
+        entry = self.store.get(export.key)
+        assert entry is not None
+        return Export.model_validate_json(entry.value)
+
+    def turn(self) -> None:
+        """One turn of the loop, on a fresh view, since no thread watches here."""
+        self.worker._stale.set()
+        self.worker.turn()
+
+    def turn_until(self, condition: Callable[[], bool], what: str) -> None:
+        def turned() -> bool:
+            self.turn()
+            return condition()
+
+        waited(turned, within_s=10, what=what, every_s=0.005)
+
+    def serve(self, export: ExportId) -> None:
+        self.turn_until(lambda: self.value(export).phase is ExportPhase.SERVING, f"{export} is served")
+
+    def command(self, export: ExportId, *, counter: int | None = None) -> ExportCommand:
+        value = self.value(export)
+        return ExportCommand(
+            operation_id="o1",
+            disk_id=export.disk_id,
+            index=export.index,
+            generation=value.generation,
+            counter=value.counter if counter is None else counter,
+        )
+
+    def told(self, method: str, command: ExportCommand) -> None:
+        endpoint(self.worker.want, self.worker.unwant).methods[method][1](command)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_a_started_disk_is_served_and_a_stopped_one_given_up(node: Node) -> None:
+    export = node.publish("1")
+    node.serve(export)
+    assert node.addresses.lent() == {"10.0.0.1"}
+    node.publish("1", started=False, revision=2)
+    node.turn_until(lambda: node.value(export).phase is ExportPhase.LEFT, "it is given up")
+    assert node.addresses.lent() == frozenset()
+    assert not node.node.processes
+
+
+def test_an_export_whose_process_dies_is_taken_again_with_a_new_client(node: Node) -> None:
+    export = node.publish("1")
+    node.serve(export)
+    first = node.value(export)
+    del node.node.processes[export]
+    node.turn_until(lambda: node.value(export).counter > first.counter, "it is taken again")
+    node.serve(export)
+    assert node.value(export).client != first.client
+    assert first.client in node.memory.fenced
+
+
+def test_a_worker_that_is_started_again_goes_on_with_what_runs(node: Node) -> None:
+    export = node.publish("1")
+    node.serve(export)
+    before = node.value(export)
+    node.started_again()
+    for _ in range(5):
+        node.turn()
+    assert node.value(export) == before
+
+
+def test_a_worker_whose_session_ended_meanwhile_adopts_what_runs(node: Node) -> None:
+    export = node.publish("1")
+    node.serve(export)
+    before = node.value(export)
+    for entry in node.store.list("nodes/").entries:
+        node.store.close_session(str(entry.consul_session))
+    (Path(node.settings.sanderling.runtime_dir) / "consul_session").unlink()
+    node.started_again()
+    node.turn_until(lambda: node.value(export).counter > before.counter, "it is adopted")
+    assert node.value(export).client == before.client
+    assert not node.memory.fenced
+
+
+def test_clean_gives_an_export_up_and_leaves_it_to_others(node: Node) -> None:
+    export = node.publish("1")
+    node.serve(export)
+    node.told("clean", node.command(export))
+    node.turn_until(lambda: node.value(export).phase is ExportPhase.LEFT, "it is given up")
+    for _ in range(5):
+        node.turn()
+    assert node.value(export).phase is ExportPhase.LEFT
+    entry = node.store.get("nodes/here")
+    assert entry is not None
+    assert str(export) in Gateway.model_validate_json(entry.value).refused
+
+
+def test_path_host_takes_an_export_that_was_placed_elsewhere(node: Node) -> None:
+    session = node.store.open_session("elsewhere", check_ttl_s=3600)
+    node.store.acquire(ELSEWHERE.key, ELSEWHERE.model_dump_json().encode(), consul_session=session)
+    both = {"here": Gateway(name="here"), "elsewhere": ELSEWHERE}
+    theirs = next(str(n) for n in range(1, 99) if place([ExportId(str(n), 0)], both, {})[ExportId(str(n), 0)] == "elsewhere")
+    export = node.publish(theirs)
+    for _ in range(10):
+        node.turn()
+    assert node.value(export).phase is ExportPhase.FREE
+    node.told("path_host", node.command(export))
+    node.serve(export)
+
+
+@pytest.mark.parametrize("method", ["clean", "path_host"])
+def test_a_command_for_an_old_epoch_is_refused_and_changes_nothing(node: Node, method: str) -> None:
+    export = node.publish("1")
+    node.serve(export)
+    before = node.value(export)
+    with pytest.raises(StaleEpoch, match=r"1\.1"):
+        node.told(method, node.command(export, counter=0))
+    for _ in range(3):
+        node.turn()
+    assert node.value(export) == before
+
+
+def test_stopping_gives_everything_up_and_the_gateway_is_gone_at_once(node: Node) -> None:
+    export = node.publish("1")
+    node.worker.start()
+    waited(lambda: node.value(export).phase is ExportPhase.SERVING, within_s=10, what="it is served")
+    node.worker.stop()
+    assert (node.value(export).phase, node.value(export).client) == (ExportPhase.LEFT, "")
+    entry = node.store.get("nodes/here")
+    assert entry is not None
+    assert entry.consul_session is None
+
+
+def test_an_export_that_cannot_be_taken_is_refused_by_name_and_reason(node: Node) -> None:
+    node.addresses = Memory(CLOCK, interfaces=("eth9",))
+    node.started_again()
+    export = node.publish("1")
+
+    def refused() -> dict[str, str]:
+        entry = node.store.get("nodes/here")
+        return Gateway.model_validate_json(entry.value).refused if entry else {}
+
+    node.turn_until(lambda: str(export) in refused(), "it is refused")
+    assert "eth0" in refused()[str(export)]
+    assert not node.node.processes
