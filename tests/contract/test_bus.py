@@ -48,7 +48,7 @@ def poison(topic: str, reason: str) -> float:
     return float(POISON.labels(topic, reason)._value.get())
 
 
-@pytest.mark.rows("OM-1", "OM-3", "OM-12", "MC-7")
+@pytest.mark.rows("OM-1", "OM-12")
 def test_a_cast_reaches_one_server_of_its_topic(buses: Buses, unique: str) -> None:
     got = Got()
     bus = buses.connect()
@@ -62,7 +62,7 @@ def test_a_cast_reaches_one_server_of_its_topic(buses: Buses, unique: str) -> No
     assert Counter(m.operation_id for m in got.messages) == {str(number): 1 for number in range(20)}
 
 
-@pytest.mark.rows("OM-13")
+@pytest.mark.rows("OM-1", "OM-13")
 def test_a_cast_to_a_named_server_reaches_that_one_alone(buses: Buses, unique: str) -> None:
     one, two = Got(), Got()
     bus = buses.connect()
@@ -74,7 +74,7 @@ def test_a_cast_to_a_named_server_reaches_that_one_alone(buses: Buses, unique: s
     assert one.messages == []
 
 
-@pytest.mark.rows("OM-14")
+@pytest.mark.rows("OM-1", "OM-14")
 def test_a_fanout_reaches_every_server(buses: Buses, unique: str) -> None:
     got = [Got(), Got(), Got()]
     for number, each in enumerate(got):
@@ -84,7 +84,6 @@ def test_a_fanout_reaches_every_server(buses: Buses, unique: str) -> None:
         assert [m.operation_id for m in each.wait(1)] == ["all"]
 
 
-@pytest.mark.rows("W-OM-2", "W-MC-2")
 def test_a_cast_that_nobody_serves_is_no_error(buses: Buses, unique: str) -> None:
     bus = buses.connect()
     bus.cast(unique, "operation.wake", Wake(operation_id="x"))
@@ -104,6 +103,7 @@ def test_a_call_of_a_handler_without_a_reply_returns_no_fields(buses: Buses, uni
     assert bus.call(unique, "operation.wake", Wake(operation_id="x"), timeout_s=10) == {}
 
 
+@pytest.mark.rows("OM-20")
 def test_a_call_that_nobody_answers_is_unavailable_after_its_time(buses: Buses, unique: str) -> None:
     with pytest.raises(Unavailable) as raised:
         buses.connect().call(unique, "bus.ping", Ping(), timeout_s=0.5)
@@ -155,6 +155,7 @@ def test_any_other_failure_of_a_handler_tells_the_caller_nothing_of_it_and_parks
     assert poison(unique, "failed") == 1
 
 
+@pytest.mark.rows("OM-9")
 @pytest.mark.parametrize("method", ["operation.sleep", "operation.__init__", "operation.methods", "node.wake", "wake", ""])
 def test_only_the_methods_of_an_endpoint_can_be_reached(buses: Buses, unique: str, method: str) -> None:
     bus, got = buses.connect(), Got()
@@ -182,6 +183,7 @@ def test_a_message_that_breaks_a_rule_is_parked_once_and_the_queue_moves_on(buse
         bus.call(unique, "operation.wake", Ping(), timeout_s=10)
 
 
+@pytest.mark.rows("OM-1", "OM-3")
 def test_a_newer_message_is_read_unless_its_major_version_is_newer(buses: Buses, unique: str) -> None:
     bus, got = buses.connect(), Got()
     bus.serve(unique, "one", operations(got))
@@ -191,6 +193,7 @@ def test_a_newer_message_is_read_unless_its_major_version_is_newer(buses: Buses,
     assert [m.operation_id for m in got.messages] == ["later"]
 
 
+@pytest.mark.rows("OM-3")
 def test_what_arrives_is_json_on_every_backend(buses: Buses, unique: str) -> None:
     bus, got = buses.connect(), Got()
     bus.serve(unique, "one", operations(got, Anything))
@@ -217,6 +220,7 @@ def test_a_message_that_is_too_large_for_its_server_is_parked_cut_short(buses: B
     assert got.messages == []
 
 
+@pytest.mark.rows("OM-10", "OM-17")
 def test_a_server_has_a_bounded_number_of_handlers_at_work(buses: Buses, unique: str) -> None:
     go, lock, at_work, most = threading.Event(), threading.Lock(), [0], [0]
 
@@ -240,6 +244,7 @@ def test_a_server_has_a_bounded_number_of_handlers_at_work(buses: Buses, unique:
     assert most[0] == 2
 
 
+@pytest.mark.rows("OM-19")
 def test_a_stopped_server_takes_nothing_more(buses: Buses, unique: str) -> None:
     bus, got, heir = buses.connect(), Got(), Got()
     serving = bus.serve(unique, "one", operations(got))
@@ -251,6 +256,7 @@ def test_a_stopped_server_takes_nothing_more(buses: Buses, unique: str) -> None:
     assert [m.operation_id for m in got.messages] == ["before"]
 
 
+@pytest.mark.rows("OM-19")
 def test_stopping_waits_for_the_handlers_at_work_but_not_for_ever(buses: Buses, unique: str) -> None:
     began, go, ended = threading.Semaphore(0), threading.Event(), threading.Event()
 
