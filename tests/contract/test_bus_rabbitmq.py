@@ -88,7 +88,7 @@ def queues(broker: RabbitMQ, *columns: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-@pytest.mark.rows("OM-6", "OM-15", "W-OM-1")
+@pytest.mark.rows("OM-15", "W-OM-1")
 def test_every_queue_that_outlives_a_process_is_a_durable_quorum_queue(broker: RabbitMQ, buses: Buses, unique: str) -> None:
     bus = buses.connect()
     bus.serve(unique, "one", operations(Got()))
@@ -103,6 +103,7 @@ def test_every_queue_that_outlives_a_process_is_a_durable_quorum_queue(broker: R
     assert all(seen[name] == ["classic", "false"] for name in ours)
 
 
+@pytest.mark.rows("OM-17")
 def test_a_busy_server_leaves_the_rest_in_the_broker(broker: RabbitMQ, buses: Buses, unique: str) -> None:
     began, go = threading.Semaphore(0), threading.Event()
 
@@ -235,6 +236,7 @@ def test_without_a_broker_every_send_is_unavailable(broker: RabbitMQ, buses: Bus
             assert raised.value.context["dependency"] == "bus"
 
 
+@pytest.mark.rows("OM-4")
 def test_a_frozen_broker_makes_a_send_unavailable_too(broker: RabbitMQ, buses: Buses, unique: str) -> None:
     bus = buses.connect(send_timeout_s=1.0)
     bus.cast(unique, "operation.wake", Wake(operation_id="x"))
@@ -274,6 +276,7 @@ def test_a_server_stopped_while_the_broker_is_away_stays_stopped(broker: RabbitM
     waited(lambda: queues(broker, "consumers")[f"{unique}.one"] == ["0"], within_s=20, what="nobody listens as the first")
 
 
+@pytest.mark.rows("OM-16")
 def test_a_server_hears_again_after_a_restart_of_the_broker(broker: RabbitMQ, buses: Buses, unique: str) -> None:
     bus, got, reports = buses.connect(), Got(reply=Pong(server="x")), Got()
     bus.serve(unique, "one", operations(got))
@@ -311,6 +314,7 @@ def test_what_was_cast_and_reported_survives_the_broker(broker: RabbitMQ, buses:
     assert reports.wait(1)[0].operation_id == "kept too"
 
 
+@pytest.mark.rows("OM-16")
 @pytest.mark.parametrize("deleted", ["topic", "server", "fanout"])
 def test_a_server_whose_queue_was_deleted_hears_again(broker: RabbitMQ, buses: Buses, unique: str, deleted: str) -> None:
     bus, got = buses.connect(), Got()
@@ -357,6 +361,7 @@ def test_a_busy_server_is_not_taken_for_deaf(buses: Buses, unique: str) -> None:
     assert ended.acquire(timeout=10)
 
 
+@pytest.mark.rows("OM-20")
 def test_a_caller_whose_reply_queue_is_gone_gets_answers_again(broker: RabbitMQ, buses: Buses, unique: str) -> None:
     bus = buses.connect()
     buses.connect().serve(unique, "one", [])
@@ -394,6 +399,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.rows("OM-19", "W-OM-5")
 def test_nothing_that_a_stranger_sends_stops_a_server(broker: RabbitMQ, buses: Buses, unique: str) -> None:
     bus, got, reports = buses.connect(), Got(), Got()
     bus.serve(unique, "one", operations(got))
