@@ -178,7 +178,7 @@ def test_a_probe_tells_whether_reads_are_answered(bench: Bench, served: tuple[Ta
     assert not bench.targets.probe(ExportId("nobody", 0), timeout_s=5.0)
 
 
-@pytest.mark.rows("W-IS-6")
+@pytest.mark.rows("IS-14", "W-IS-2")
 def test_an_export_whose_lease_lapses_is_gone_though_it_was_idle(bench: Bench) -> None:
     spec, address = _served(bench, bench.spec(), lease_s=1.5)
     bench.targets.ungate(spec.export)
@@ -243,6 +243,7 @@ def test_a_probe_of_what_is_fenced_fails_and_ends_it(bench: Bench, served: tuple
     bench.until(lambda: running(bench, spec.export) is None, "the export is gone")
 
 
+@pytest.mark.rows("IS-3", "W-IS-1")
 def test_an_export_outlives_its_worker_and_the_next_one_adopts_it(bench: Bench) -> None:
     spec, address = bench.spec(), bench.address()
     bench.start_in_a_worker_that_dies(spec, epoch=(2, 5), revision=8, lease_s=LONG_S)
