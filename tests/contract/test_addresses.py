@@ -159,6 +159,7 @@ def test_the_nodes_own_address_is_never_lent_or_taken_off(backend: Backend) -> N
     assert backend.own in backend.addresses.present()
 
 
+@pytest.mark.rows("W-IS-4")
 def test_an_address_that_is_not_renewed_goes_away_by_itself(backend: Backend) -> None:
     backend.lend(backend.first, lifetime_s=1)
     backend.lend(backend.second)
