@@ -118,6 +118,7 @@ def test_a_watch_that_was_cut_off_looks_at_once_at_the_store_that_came_back(agen
     assert listing.entries == ()
 
 
+@pytest.mark.rows("W-PA-8")
 def test_checks_end_with_their_session_and_those_of_the_dead_are_swept(agent: ConsulAgent) -> None:
     store = coordination(agent.url)
     checks = consul.Consul("127.0.0.1", agent.ports.http).agent.checks
