@@ -100,6 +100,7 @@ def test_a_second_operation_on_a_resource_is_busy_and_names_the_first(records: R
     assert refused.value.context["operation_id"] == first.id
 
 
+@pytest.mark.rows("W-PA-9")
 def test_two_that_submit_at_once_leave_one_operation(records: Records) -> None:
     gate, outcomes = threading.Barrier(2), list[str]()
 
@@ -114,6 +115,7 @@ def test_two_that_submit_at_once_leave_one_operation(records: Records) -> None:
     assert outcomes.count("busy") == 1
 
 
+@pytest.mark.rows("W-MC-4")
 def test_of_two_claims_at_once_one_wins(records: Records) -> None:
     for attempt in range(10):
         operation = submitted(records, f"d{attempt}")
@@ -227,6 +229,7 @@ def test_each_step_is_begun_counted_and_finished_with_an_event_each(records: Rec
     assert kinds(records, operation.id) == said
 
 
+@pytest.mark.rows("W-PA-12")
 def test_an_operation_that_has_ended_stays_as_it_is_and_frees_its_resource(records: Records) -> None:
     operation = submitted(records)
     held = claimed(records, operation.id)
