@@ -18,6 +18,7 @@ KILLED_AFTER = 60
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.rows("W-OM-2", "W-OM-4", "W-MC-1", "W-MC-2", "W-MC-4")
 def test_two_hundred_creations_survive_the_brokers_death_each_once(cluster: Cluster, unique: str) -> None:
     subnet = {"name": unique, "cidr": "10.201.0.0/16", "interface": "eth1"}
     made = cluster.http.post("/v1/subnets", json={**subnet, "pool_first": "10.201.0.1", "pool_last": "10.201.9.250"})
