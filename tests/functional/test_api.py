@@ -130,6 +130,7 @@ def test_a_process_is_ready_on_the_real_parts_and_ends_cleanly_when_asked(
     assert "Traceback" not in site.processes[0].tail()
 
 
+@pytest.mark.rows("MC-7", "MC-8")
 def test_wake_ups_of_what_was_accepted_while_the_broker_was_dead_arrive_once_it_lives(
     make: Make, tmp_path: Path, consul: Any, ceph: Any
 ) -> None:
@@ -162,6 +163,7 @@ def test_wake_ups_of_what_was_accepted_while_the_broker_was_dead_arrive_once_it_
         broker.stop()
 
 
+@pytest.mark.rows("W-PA-5")
 def test_a_wake_up_that_a_killed_process_left_is_cast_by_another(
     make: Make, tmp_path: Path, rabbitmq: Any, consul: Any, ceph: Any
 ) -> None:
