@@ -97,6 +97,7 @@ class Killing:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.rows("IS-1")
 def test_a_killed_conductor_costs_time_and_nothing_else(
     cluster: Cluster,
     conductor: Process,
