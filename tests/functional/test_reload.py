@@ -15,6 +15,7 @@ def disk(cluster: Cluster, unique: str) -> Iterator[dict[str, Any]]:
     cluster.delete_disk(unique)
 
 
+@pytest.mark.rows("IS-4", "W-IS-1")
 def test_a_worker_that_makes_room_for_the_next_leaves_it_the_exports_as_they_are(cluster: Cluster, disk: dict[str, Any]) -> None:
     worker = cluster[disk["paths"][0]["gateway"]]
     for _ in range(3):  # an export that was lost would have been taken anew by the next round
