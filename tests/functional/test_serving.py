@@ -155,6 +155,7 @@ def suite_counts(namespace: str, suite: str, url: str) -> tuple[int, int]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.rows("IS-3", "W-IS-1")
 def test_a_worker_killed_and_started_twenty_times_costs_no_session(cluster: Cluster, disk: dict[str, Any]) -> None:
     """Show 6: the export outlives its worker, and whoever is started next adopts it."""
     node = gateway_of(cluster, disk["id"])
@@ -175,6 +176,7 @@ def test_a_worker_killed_and_started_twenty_times_costs_no_session(cluster: Clus
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.rows("W-IS-9")
 def test_a_worker_that_stays_dead_is_replaced_and_its_client_fenced(cluster: Cluster, disk: dict[str, Any]) -> None:
     """Show 6: a restart that takes longer than the liveness bound."""
     node = gateway_of(cluster, disk["id"])
@@ -194,6 +196,7 @@ def test_a_worker_that_stays_dead_is_replaced_and_its_client_fenced(cluster: Clu
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.rows("IS-14", "W-IS-9")
 @pytest.mark.parametrize("fault", ["cut off behind", "cut off on both sides", "frozen"])
 def test_the_exports_of_a_lost_node_are_served_by_another_and_only_by_that(
     cluster: Cluster, disk: dict[str, Any], fault: str
