@@ -119,6 +119,7 @@ def test_data_written_through_one_path_is_read_through_the_other_and_is_there_at
     host.tool("qemu-io", "-f", "raw", "-c", "read -P 0x5a 1M 64k", f"iscsi://{one}/{disk['iqn']}/1")
 
 
+@pytest.mark.rows("IS-3")
 def test_a_kill_takes_the_targets_with_it_or_they_are_adopted_and_the_data_stays(host: Host) -> None:
     first = host.up()
     disk = host.asked("disk", "show", "demo")
