@@ -72,7 +72,7 @@ def test_a_value_that_cannot_be_read_is_a_lost_one() -> None:
     assert decide(spoilt, 100.0 + HANDOVER_S, BOUNDS).term == 1_800_000_000
 
 
-@pytest.mark.rows("LE-6")
+@pytest.mark.rows("LE-1", "LE-6")
 def test_while_another_leads_a_candidate_waits_without_a_session() -> None:
     assert decide(view(locked_by="theirs"), 1000.0, BOUNDS).act is Act.REST
     resting = decide(view(locked_by="theirs", consul_session=None), 1000.0, BOUNDS)
