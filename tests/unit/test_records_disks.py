@@ -63,7 +63,6 @@ def test_a_disk_moves_by_its_table_and_only_by_it(records: Records, state: DiskS
             assert disks.get(session, "id-db").state == state.value
 
 
-@pytest.mark.rows("PA-12")
 def test_a_disk_is_described_as_it_was_inserted(records: Records) -> None:
     described = disk("db", path(1, "10.1.0.1"), path(2, "10.2.0.1", "b"))
     with records.begin() as session:
@@ -83,6 +82,7 @@ def test_the_history_of_a_disk_replayed_gives_its_state(records: Records) -> Non
         assert kinds[-1] == f"disk.{disks.get(session, 'id-db').state}" == "disk.deleting"
 
 
+@pytest.mark.rows("W-PA-25")
 def test_a_forgotten_disk_frees_its_name_its_iqn_and_its_addresses(records: Records) -> None:
     with records.begin() as session:
         disks.insert(session, disk("db", path(1, "10.1.0.1")), now=NOW, state=DiskState.DELETING)
