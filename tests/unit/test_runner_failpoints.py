@@ -53,6 +53,7 @@ def crash_and_resume(house: House, operation: Operation, failpoint: str) -> Oper
     return house.drive(operation, conductor="c2", later=True)
 
 
+@pytest.mark.rows("PA-12", "W-PA-5")
 @pytest.mark.parametrize("failpoint", failpoints.listing())
 def test_a_crash_on_the_way_forward_delays_the_operation_and_nothing_else(
     house: House, gateways: Gateways, failpoint: str
@@ -75,6 +76,7 @@ def test_a_crash_on_the_way_forward_delays_the_operation_and_nothing_else(
         assert house.keys(disk) == [f"disks/{disk.id}", f"exports/{disk.id}/1", f"exports/{disk.id}/2"]
 
 
+@pytest.mark.rows("W-MC-5")
 @pytest.mark.parametrize("failpoint", [name for kind in (CREATE, START) for name in failpoints.backward(kind)])
 def test_a_crash_on_the_way_back_leaves_nothing_of_the_operation(house: House, failpoint: str) -> None:
     kind = CREATE if failpoint.startswith(CREATE) else START
