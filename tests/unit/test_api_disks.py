@@ -65,6 +65,7 @@ def test_a_new_disk_is_accepted_with_the_operation_that_makes_it(api: Api) -> No
     assert shown == api.client.get(f"/v1/disks/{shown['id']}").json()
 
 
+@pytest.mark.rows("PA-12")
 def test_paths_count_from_one_and_siblings_of_an_exclusive_disk_get_different_subnets(api: Api) -> None:
     api.disk("db", paths=2)
     paths = api.client.get("/v1/disks/db").json()["paths"]
@@ -189,6 +190,7 @@ def test_a_disk_moves_through_start_stop_and_delete(api: Api) -> None:
     assert api.client.get("/v1/disks/db").json()["state"] == "deleting"
 
 
+@pytest.mark.rows("W-PA-6")
 def test_what_the_table_of_states_does_not_have_is_refused(api: Api) -> None:
     made(api, "db", started=False)
     answer = api.client.post("/v1/disks/db/stop")
