@@ -112,6 +112,7 @@ BAD_SUBNETS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.rows("W-PA-19")
 @pytest.mark.parametrize(("wrong", "field"), BAD_SUBNETS)
 def test_a_bad_subnet_is_refused_by_field_rule_and_fix(api: Api, wrong: dict[str, Any], field: str) -> None:
     before = api.tables()
