@@ -80,6 +80,7 @@ def test_without_coordination_paths_are_unknown_and_a_question_about_gateways_ca
         )
 
 
+@pytest.mark.rows("W-PA-21")
 def test_a_value_that_cannot_be_read_makes_one_path_unknown_and_no_list_fail(api: Api) -> None:
     operation = api.disk("one")
     api.coordination.put(ExportId(operation["resource_id"], 0).key, b"nonsense")
@@ -143,6 +144,7 @@ def test_a_subnet_is_removed_only_when_no_path_uses_it(api: Api) -> None:
     assert [s["name"] for s in api.client.get("/v1/subnets").json()["subnets"]] == ["left"]
 
 
+@pytest.mark.rows("W-PA-22")
 def test_operations_are_listed_newest_first_in_pages_and_filtered(api: Api) -> None:
     asked = [api.disk(f"d{n}")["id"] for n in range(3)]
     found, link = [], "/v1/operations?limit=2"
