@@ -62,10 +62,12 @@ def test_an_own_export_in_the_middle_of_being_taken_by_a_worker_that_died_is_tak
     assert isinstance(decided(view(half), replace(LOCAL, running={E: RUNS}))[0], Take)
 
 
+@pytest.mark.rows("IS-7", "W-IS-5")
 def test_an_own_export_that_could_not_be_taken_again_is_left_to_others() -> None:
     assert decided(view(), replace(LOCAL, refused={E})) == [GiveUp(E, view().exports[E])]
 
 
+@pytest.mark.rows("IS-7")
 def test_a_disk_that_was_stopped_is_given_up() -> None:
     stopped = DISK.model_copy(update={"started": False})
     assert decided(view(disk=stopped), replace(LOCAL, running={E: RUNS})) == [GiveUp(E, view().exports[E])]
@@ -83,12 +85,14 @@ def test_a_command_to_give_up_counts_for_its_epoch_only() -> None:
     assert decided(view(), replace(local, unwanted={E: Epoch(1, 2)})) == []
 
 
+@pytest.mark.rows("W-PA-21")
 def test_a_description_or_a_key_that_is_gone_does_not_end_service() -> None:
     running = replace(LOCAL, running={E: RUNS})
     assert decided(view(disk=None), running) == []
     assert decided(View(1, {}, {}, {}), running) == []
 
 
+@pytest.mark.rows("IS-3", "IS-7")
 def test_what_runs_here_but_is_anothers_is_dropped() -> None:
     assert decided(view(session=OTHER), replace(LOCAL, running={E: RUNS})) == [Drop(E)]
 
@@ -110,6 +114,7 @@ def test_a_free_export_that_another_client_served_since_is_dropped() -> None:
     assert decided(view(since, session=None), replace(LOCAL, running={E: RUNS})) == [Drop(E)]
 
 
+@pytest.mark.rows("IS-7")
 def test_a_free_export_is_taken_by_exactly_the_node_it_is_placed_on() -> None:
     free = view(session=None)
     takers = [node for node in "ab" if decided(free, Local(node=node, consul_session=f"s-{node}"))]
@@ -132,6 +137,7 @@ def test_an_export_with_an_action_under_way_is_left_alone() -> None:
     assert decided(view(), replace(LOCAL, busy={E})) == []
 
 
+@pytest.mark.rows("W-PA-13")
 def test_an_export_left_free_for_the_grace_period_goes_to_the_next_choice() -> None:
     free = view(session=None)
     first = free_placed(free, {})[E]
@@ -179,6 +185,7 @@ def test_an_export_key_that_no_path_of_the_disk_belongs_to_is_taken_by_nobody() 
     assert decided(seen, replace(LOCAL, wanted={stray: Epoch(1, 3)})) == []
 
 
+@pytest.mark.rows("W-IS-5")
 def test_a_key_held_for_a_disk_that_is_gone_is_given_back_when_nothing_runs() -> None:
     seen = view(disk=None)
     assert decided(seen, LOCAL) == [GiveUp(E, seen.exports[E])]
