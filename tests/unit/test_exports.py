@@ -161,6 +161,7 @@ def calls_of_a_takeover() -> int:
 PLACES = [(at, after) for at in range(1, calls_of_a_takeover() + 1) for after in (False, True)]
 
 
+@pytest.mark.rows("PA-13", "IS-15", "IS-16")
 def test_a_taken_export_serves_and_says_so(lab: Lab) -> None:
     assert lab.take("a")
     held = lab.held
@@ -181,6 +182,7 @@ def test_the_last_owner_can_write_no_more_once_another_serves(lab: Lab) -> None:
     assert lab.written() == b"b"
 
 
+@pytest.mark.rows("IS-16", "W-PA-13")
 @pytest.mark.parametrize(("at", "after"), PLACES)
 def test_whoever_dies_in_the_middle_of_taking_nobody_before_the_next_owner_can_write_after_it(
     lab: Lab, at: int, after: bool
@@ -210,6 +212,7 @@ def test_an_export_whose_taker_died_in_the_middle_can_be_taken_by_the_same_node_
     assert lab.written() == b"b"
 
 
+@pytest.mark.rows("IS-16", "W-IS-9")
 def test_an_export_is_not_served_when_the_last_owner_cannot_be_fenced(lab: Lab) -> None:
     lab.take("a")
     lab.cut_off("a")
@@ -221,6 +224,7 @@ def test_an_export_is_not_served_when_the_last_owner_cannot_be_fenced(lab: Lab) 
     assert (held.consul_session, held.export.client) == (None, lab.targets("a").actual()[0].client)
 
 
+@pytest.mark.rows("W-PA-4")
 def test_a_failure_to_take_leaves_nothing_running_and_names_whom_to_fence(lab: Lab) -> None:
     lab.addresses["a"] = Memory(lab.clock, interfaces=("eth9",))
     with pytest.raises(Problem, match="eth0"):
@@ -301,6 +305,7 @@ def test_an_adopted_export_goes_on_with_the_same_process(lab: Lab) -> None:
     assert lab.targets("a").actual()[0].client == running.client
 
 
+@pytest.mark.rows("IS-2")
 def test_a_process_that_was_fenced_while_its_lock_was_free_is_not_adopted(lab: Lab) -> None:
     lab.take("a")
     lab.store.fence(lab.held.export.client)
@@ -311,6 +316,7 @@ def test_a_process_that_was_fenced_while_its_lock_was_free_is_not_adopted(lab: L
     assert lab.targets("a").actual() == ()
 
 
+@pytest.mark.rows("IS-2")
 def test_adopting_after_coordination_was_lost_fences_everybody_else_who_has_the_image(lab: Lab) -> None:
     lab.take("a")
     running = lab.targets("a").actual()[0]
@@ -324,6 +330,7 @@ def test_adopting_after_coordination_was_lost_fences_everybody_else_who_has_the_
     assert lab.held.export.client == running.client
 
 
+@pytest.mark.rows("W-PA-14")
 def test_a_process_that_hangs_is_given_up_all_the_same(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(_self: MemoryTargets, _export: ExportId) -> tuple[Connection, ...]:
         raise TargetFailed("it does not answer")
@@ -335,6 +342,7 @@ def test_a_process_that_hangs_is_given_up_all_the_same(lab: Lab, monkeypatch: py
     assert lab.targets("a").actual() == ()
 
 
+@pytest.mark.rows("W-PA-15")
 def test_giving_up_from_an_old_view_does_not_make_a_removed_key_again(lab: Lab) -> None:
     lab.take("a")
     old, running = lab.held, lab.targets("a").actual()[0]
