@@ -99,6 +99,7 @@ def test_an_outage_of_the_image_store_costs_no_export_while_the_session_is_prove
     assert bench.leases.sick == frozenset()
 
 
+@pytest.mark.rows("IS-14", "W-IS-2")
 def test_with_neither_proof_nor_probe_the_export_ends_within_a_lease(bench: Bench) -> None:
     bench.serve()
     bench.turn(proven=True)
