@@ -110,6 +110,7 @@ def test_gateways_have_a_turns_time_to_say_what_they_serve(house: House, disk: D
     assert export(house, disk).client == "unknown"
 
 
+@pytest.mark.rows("IS-2")
 def test_two_gateways_that_both_claim_an_export_are_not_believed(house: House, disk: Disk) -> None:
     lose_coordination(house)
     for gateway in ("g1", "g2"):
@@ -120,6 +121,7 @@ def test_two_gateways_that_both_claim_an_export_are_not_believed(house: House, d
     assert export(house, disk).client == "unknown"
 
 
+@pytest.mark.rows("IS-2")
 def test_a_client_that_was_fenced_serves_no_more_whatever_its_gateway_says(house: House, disk: Disk) -> None:
     lose_coordination(house)
     serve(house, "g1", ExportId(disk.id, 0), PID_1)
