@@ -29,6 +29,7 @@ def test_every_pair_is_a_move_of_the_table_or_refused_by_name(machine: Machine[A
     assert refused.value.context["allowed"] == sorted(what for before, what in moves if before == state)
 
 
+@pytest.mark.rows("W-PA-12")
 @pytest.mark.parametrize("state", [OperationState(rest) for rest in OPERATIONS.rest])
 def test_an_operation_that_has_ended_never_moves_again(state: OperationState) -> None:
     assert not [event for event in OperationEvent if OPERATIONS.allows(state, event)]
