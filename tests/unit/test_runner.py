@@ -103,6 +103,7 @@ def test_a_part_that_is_away_for_a_moment_costs_an_attempt(house: House, images:
     assert ended.steps[0].attempts == 3
 
 
+@pytest.mark.rows("W-MC-5")
 def test_a_part_that_stays_away_ends_the_operation_and_nothing_is_left(house: House, images: Troubled) -> None:
     images.before["set_metadata"] = raising(Unavailable("away", dependency="images"))
     disk = house.disk()
@@ -144,6 +145,7 @@ def test_when_undoing_fails_too_the_disk_is_failed_and_the_problem_says_both(hou
     assert (house.state(disk), house.images.list()) == (None, ())
 
 
+@pytest.mark.rows("W-PA-1")
 def test_a_stop_that_fails_cannot_go_back_and_the_disk_can_be_stopped_again(
     house: House, images: Troubled, gateways: Gateways
 ) -> None:
@@ -183,6 +185,7 @@ def test_a_disk_that_nobody_serves_is_not_started_and_the_problem_says_why(house
     assert (house.state(disk), house.keys(disk)) == (DiskState.STOPPED, [])
 
 
+@pytest.mark.rows("W-PA-24")
 def test_a_cancel_ends_a_wait_and_undoes_what_was_done(house: House, runner: Runner) -> None:
     disk = house.disk()
     operation = house.ask(CREATE, disk)
@@ -199,6 +202,7 @@ def test_a_cancel_ends_a_wait_and_undoes_what_was_done(house: House, runner: Run
     assert (house.state(disk), house.images.list(), house.keys(disk)) == (None, (), [])
 
 
+@pytest.mark.rows("W-OM-2", "W-MC-2", "W-PA-5")
 def test_a_sweep_drives_what_no_wake_up_told_of(house: House, runner: Runner) -> None:
     asked = [house.ask(CREATE, house.disk(name=f"vol-{n}"), start=False) for n in range(20)]
     runner.start()
@@ -217,6 +221,7 @@ def test_a_conductor_that_stops_gives_its_operations_back_at_once(house: House, 
         assert operations.due(session, now=house.records.now(), ttl_s=SETTINGS.claim_ttl_s, limit=9) == [operation.id]
 
 
+@pytest.mark.rows("W-MC-3", "W-MC-4")
 def test_a_conductor_whose_claim_was_taken_stops_at_once(house: House, images: Troubled) -> None:
     operation, entered, go_on = house.ask(CREATE, house.disk(), start=False), threading.Event(), threading.Event()
 
@@ -240,6 +245,7 @@ def test_a_conductor_whose_claim_was_taken_stops_at_once(house: House, images: T
         assert {row.actor for row in rows[3:]} == {"c2"}
 
 
+@pytest.mark.rows("W-MC-6", "W-PA-12")
 def test_a_step_that_blocks_past_its_deadline_is_left_behind_and_changes_nothing_more(house: House, images: Troubled) -> None:
     disk = house.disk()
     house.done(CREATE, disk, start=False)
@@ -265,6 +271,7 @@ def test_a_step_that_blocks_past_its_deadline_is_left_behind_and_changes_nothing
     assert not described.started
 
 
+@pytest.mark.rows("W-PA-15")
 def test_a_stop_that_a_gateway_does_not_follow_fails_and_names_the_gateway(house: House, gateways: Gateways) -> None:
     disk = house.disk()
     house.done(CREATE, disk)
