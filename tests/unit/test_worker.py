@@ -20,8 +20,8 @@ from sanderling.model.disks import Disk
 from sanderling.model.disks import Path as DiskPath
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.model.placement import place
-from sanderling.settings import Coordination, General, Settings
 from sanderling.settings import Bus as BusSettings
+from sanderling.settings import Coordination, General, Settings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Worker as WorkerSettings
 from tests.parts.daemons import waited
