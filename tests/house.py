@@ -19,7 +19,7 @@ from sanderling.images.files import FileImages
 from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskEvent, DiskState
 from sanderling.model.disks import Path as DiskPath
-from sanderling.model.exports import Export, ExportId, ExportPhase
+from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, ExportPhase
 from sanderling.model.operations import Operation, OperationKind, OperationState
 from sanderling.records import disks, operations
 from sanderling.records.database import Records
@@ -157,12 +157,11 @@ class House:
 class Gateways(threading.Thread):
     """Stands in for the workers: takes every export of a started disk, serves nothing, gives it up when the disk stops.
 
-    With `fences` it takes what others may still serve, as if it had fenced them.
+    It finds nobody to fence: of an unknown client it takes over at once, and a known one is not expected.
     """
 
-    def __init__(self, coordination: Coordination, *, name: str = "g1", fences: bool = False) -> None:
+    def __init__(self, coordination: Coordination, *, name: str = "g1") -> None:
         super().__init__(name=name, daemon=True)
-        self._fences = fences
         self._coordination = coordination
         self._session = coordination.open_session(name, check_ttl_s=3600.0)
         self._stopping = threading.Event()
@@ -192,7 +191,7 @@ class Gateways(threading.Thread):
         export = Export.model_validate_json(entry.value)
         disk = Disk.model_validate_json(published.value) if published else None
         if entry.consul_session is None and disk is not None and disk.started:
-            assert export.client == "" or self._fences, "nothing was to be fenced here"
+            assert export.client in {"", UNKNOWN_CLIENT}, "nothing was to be fenced here"
             served = {"counter": export.counter + 1, "node": self.name, "client": f"client-of-{self.name}"}
             value = export.model_copy(update={**served, "phase": ExportPhase.SERVING, "revision": disk.revision})
             self.taken += self._coordination.acquire(

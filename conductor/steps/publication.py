@@ -4,7 +4,6 @@ from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import described, stopped_again, undescribed
 from conductor.steps.keys import delete_keys, keys_of, publish_disk, publish_exports
 from conductor.steps.serving import await_released
-from sanderling.model.disks import DiskState
 from sanderling.model.exports import UNKNOWN_CLIENT
 from sanderling.model.operations import OperationKind
 
@@ -21,7 +20,7 @@ def publish(context: Context) -> None:
     with context.effect("disk"):
         publish_disk(coordination, disk)
     with context.effect("exports"):
-        client = "" if _rested(context) else UNKNOWN_CLIENT
+        client = "" if _is_new(context) else UNKNOWN_CLIENT
         publish_exports(coordination, disk, client_of=lambda _: client)
 
 
@@ -46,10 +45,9 @@ def retract(context: Context) -> None:
         await_released(context)
 
 
-def _rested(context: Context) -> bool:
-    """Whether no process can be serving the disk: it is new, or it was stopped in order."""
-    was = context.operation.params.get("was")
-    return context.operation.kind is OperationKind.CREATE_DISK or was == DiskState.STOPPED
+def _is_new(context: Context) -> bool:
+    """Whether no worker can ever have heard of the disk. Of one that was stopped this is not certain: Consul may lose keys."""
+    return context.operation.kind is OperationKind.CREATE_DISK and context.step.attempts == 0
 
 
 PUBLISH = Action(publish, undo=unpublish, effects=("disk", "exports"), undo_effects=("disk", "exports", "delete"))

@@ -52,7 +52,10 @@ def _publish_again(context: Context) -> None:
 
 
 def await_released(context: Context) -> None:
-    """Return once no process serves any export of the disk, and none can any more."""
+    """Return once no process serves any export of the disk, and none can any more.
+
+    A key that is missing, lost or removed by an attempt before, says nothing: who then has the image open is fenced.
+    """
     prefix, coordination = exports_prefix(context.disk_id), context.stores.coordination
     listing = coordination.list(prefix)
     while True:
@@ -61,6 +64,9 @@ def await_released(context: Context) -> None:
         for entry in left:
             _clear(context, entry)
         if not held and not left:
+            if _lost(context, listing):
+                with context.effect("fence_lost"):
+                    fence_left(context.stores.images, image_of(context.disk_id), UNKNOWN_CLIENT)
             return
         holders = ", ".join(f"{e.key} by {Export.model_validate_json(e.value).node}" for e in held)
         context.check(f"the gateways to give up what they hold ({holders}); look at the worker there, then ask again")
@@ -85,6 +91,11 @@ def _clear(context: Context, entry: Entry) -> None:
         fence_left(context.stores.images, image_of(context.disk_id), Export.model_validate_json(entry.value).client)
     with context.effect("mark_left"):
         mark_left(context.stores.coordination, entry)
+
+
+def _lost(context: Context, listing: Listing) -> bool:
+    keys = {entry.key for entry in listing.entries}
+    return any(ExportId(context.disk_id, index).key not in keys for index in context.indexed().export_indexes)
 
 
 def _openers(images: Images, image: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 from sanderling.clock import SystemClock
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.images.files import FileImages
-from sanderling.model.disks import DiskState
+from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export
 from sanderling.model.operations import OperationKind, OperationState
 from sanderling.settings import Coordination, Images
@@ -62,6 +62,50 @@ def test_what_still_serves_is_fenced_before_the_disk_counts_as_stopped(house: Ho
     assert not house.coordination.list("").entries
 
 
+@pytest.mark.parametrize("kind", [OperationKind.STOP_DISK, OperationKind.DELETE_DISK])
+def test_what_serves_on_while_its_keys_are_lost_is_fenced_before_the_disk_counts_as_stopped(
+    house: House, images: Opened, kind: OperationKind
+) -> None:
+    disk = house.disk()
+    gateways = Gateways(house.coordination)
+    gateways.start()
+    house.done(OperationKind.CREATE_DISK, disk)
+    gateways.stop()
+    images.openers = ("pid:1:1",)
+    operation = house.ask(kind, disk)
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint=f"{kind}.await_released.begin:after")
+    lose_coordination(house)
+    assert house.drive(operation, later=True).state is OperationState.SUCCEEDED
+    assert images.fenced == ["pid:1:1"]
+
+
+def test_the_first_owner_of_a_disk_started_again_fences_whoever_has_it_open(house: House) -> None:
+    disk = house.disk()
+    house.done(OperationKind.CREATE_DISK, disk, start=False)
+    operation = house.ask(OperationKind.START_DISK, disk)
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint="disk.start.await_served.begin:after")
+    assert first_client(house, disk) == "unknown"
+
+
+def test_a_new_disk_has_nobody_to_fence_unless_it_was_published_before(house: House) -> None:
+    disk = house.disk()
+    operation = house.ask(OperationKind.CREATE_DISK, disk)
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint="disk.create.publish.finish:before")
+    assert first_client(house, disk) == ""
+    lose_coordination(house)
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint="disk.create.publish.finish:before", later=True)
+    assert first_client(house, disk) == "unknown"
+
+
+def first_client(house: House, disk: Disk) -> str:
+    (entry,) = house.coordination.list(f"exports/{disk.id}/").entries
+    return Export.model_validate_json(entry.value).client
+
+
 def test_a_disk_that_was_waited_for_is_published_again_in_a_new_generation(house: House) -> None:
     disk = house.disk()
     operation = house.ask(OperationKind.CREATE_DISK, disk)
@@ -69,7 +113,7 @@ def test_a_disk_that_was_waited_for_is_published_again_in_a_new_generation(house
         house.drive(operation, failpoint="disk.create.await_served.begin:after")
     before = house.described(disk)
     lose_coordination(house)
-    gateways = Gateways(house.coordination, fences=True)
+    gateways = Gateways(house.coordination)
     gateways.start()
     ended = house.drive(operation, later=True)
     gateways.stop()
