@@ -137,6 +137,7 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
+@pytest.mark.rows("IS-7")
 def test_a_started_disk_is_served_and_a_stopped_one_given_up(node: Node) -> None:
     export = node.publish("1")
     node.serve(export)
@@ -158,6 +159,7 @@ def test_an_export_whose_process_dies_is_taken_again_with_a_new_client(node: Nod
     assert first.client in node.memory.fenced
 
 
+@pytest.mark.rows("IS-3", "W-IS-1")
 def test_a_worker_that_is_started_again_goes_on_with_what_runs(node: Node) -> None:
     export = node.publish("1")
     node.serve(export)
@@ -168,6 +170,7 @@ def test_a_worker_that_is_started_again_goes_on_with_what_runs(node: Node) -> No
     assert node.value(export) == before
 
 
+@pytest.mark.rows("IS-3", "W-IS-1")
 def test_a_worker_whose_session_ended_meanwhile_adopts_what_runs(node: Node) -> None:
     export = node.publish("1")
     node.serve(export)
@@ -219,6 +222,7 @@ def test_a_command_for_an_old_epoch_is_refused_and_changes_nothing(node: Node, m
     assert node.value(export) == before
 
 
+@pytest.mark.rows("IS-4")
 def test_stopping_gives_everything_up_and_the_gateway_is_gone_at_once(node: Node) -> None:
     export = node.publish("1")
     node.worker.start()
