@@ -4,18 +4,19 @@ PYTHON := .venv/bin/python
 GUARD := iscsi_worker/targets/tgt_guard
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 ROWS := docs/behaviours.md
-SAMPLE := etc/sanderling.conf.sample
+SAMPLES := etc/sanderling.conf.sample etc/policy.yaml.sample
+DIAGRAMS := docs/how-it-works.md
 
 .PHONY: help up test check real real-down rows sample guard python python-dev system system-real
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make up      everything in one process on loopback portals: the first five minutes"
-	@echo "make test    every test, on real RabbitMQ, Consul, Ceph and tgt, which it starts and stops itself"
+	@echo "make test    every test, on real RabbitMQ, Consul, Ceph and tgt, which it starts and stops itself; FULL=1 samples none"
 	@echo "make check   style, types, import rules, generated files"
 	@echo "make real    start the real parts and leave them running, so that one test runs in seconds (make real-down ends them)"
 	@echo "make rows    which test proves which behaviour row, into $(ROWS)"
-	@echo "make sample  the sample of every setting, into $(SAMPLE)"
+	@echo "make sample  the samples of every setting and every rule, into $(SAMPLES), and the diagrams in $(DIAGRAMS)"
 
 system:
 	@scripts/install-system up
@@ -39,14 +40,14 @@ up: python
 
 # Namespaces and tgtd need root. Under sudo nothing of root's is to be left in the tree.
 test: python-dev
-	$(ROOT) env SANDERLING_FULL_SUITE=1 PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider --durations=10
+	$(ROOT) env SANDERLING_FULL_SUITE=1 SANDERLING_FULL=$(if $(filter-out 0,$(FULL)),1) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider --durations=10
 
 check: python-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	@scripts/generated check $(ROWS) $(SAMPLE)
+	@scripts/generated check $(ROWS) $(SAMPLES) $(DIAGRAMS)
 	$(PYTHON) -m pytest -q tests/unit/test_house.py
 
 real: python-dev
@@ -60,4 +61,4 @@ rows:
 	@cat $(ROWS)
 
 sample:
-	@scripts/generated write $(SAMPLE)
+	@scripts/generated write $(SAMPLES) $(DIAGRAMS)

@@ -49,12 +49,12 @@ RULES: Final = [
 
 
 def defaults() -> list[oslo.RuleDefault]:
-    """Every rule with its default, for the generated sample (entry point oslo.policy.policies)."""
+    """Every rule with its default, for the generated sample."""
     return [*_ROLES, *RULES]
 
 
 def sample() -> str:
-    """The rules with their defaults, commented out, as a file to start one's own from (etc/policy.yaml.sample)."""
+    """The rules with their defaults, commented out, as a file to start one's own from (`make sample` writes it to etc)."""
     lines = ["# Each rule as it is without a file ([api] policy_file). Uncomment a line to change it.", ""]
     for rule in defaults():
         routes = [f"{each['method']} {each['path']}" for each in getattr(rule, "operations", ())]

@@ -1,6 +1,6 @@
 """The life cycles in docs/how-it-works.md, drawn from the tables in sanderling/model.
 
-`python -m tests.diagrams` prints the page as it should be (scripts/generated).
+`python -m tests.diagrams` prints the page as it should be, and `make sample` writes it.
 """
 
 import re

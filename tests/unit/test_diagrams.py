@@ -6,7 +6,7 @@ from tests.diagrams import DRAWN, PAGE, fresh, places
 def test_every_life_cycle_is_drawn_as_its_table_is_now() -> None:
     text = PAGE.read_text()
     assert sorted(places(text)) == sorted(DRAWN)
-    assert text == fresh(text), "stale: scripts/generated write docs/how-it-works.md"
+    assert text == fresh(text), "stale: make sample"
 
 
 def test_a_diagram_that_differs_from_its_table_is_replaced() -> None:
