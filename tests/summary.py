@@ -1,6 +1,7 @@
 """What a run says at its end: each real part with its version and the number of tests that used it.
 
-With SANDERLING_FULL_SUITE=1 (set by `make test`) an unused part, a skip or an xfail fails the run.
+With SANDERLING_FULL_SUITE=1 (set by `make test`) an unused part, a skip or an xfail fails the run. With SANDERLING_FULL=1
+(`make test FULL=1`) the longest tests take everything instead of a sample.
 """
 
 import os
@@ -57,6 +58,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("real parts")
     for part in usage.PARTS:
         terminalreporter.line(f"{part:<20} {usage.versions.get(part, '-'):<44} {len(usage.tests[part]):>4} tests")
+    mode = "everything" if os.environ.get("SANDERLING_FULL") else "the longest tests sampled; make test FULL=1 takes everything"
+    terminalreporter.line(f"mode: {mode}")
     terminalreporter.line(f"duration {_CLOCK.monotonic() - _started:.0f} s, skipped {_skipped(config)}")
     for fault in faults:
         terminalreporter.line(f"this run does not count: {fault}", red=True)
