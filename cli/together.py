@@ -33,7 +33,7 @@ TOKEN = "up"  # noqa: S105  the token's name
 
 def settings_of(folder: Path, port: int) -> Settings:
     return Settings(
-        sanderling=General(state_dir=str(folder), runtime_dir=str(folder / "run"), log_format="console"),
+        sanderling=General(runtime_dir=str(folder / "run"), log_format="console"),
         records=RecordsSettings(url=f"sqlite:///{folder / 'records.sqlite'}"),
         coordination=Coordination(backend="embedded"),
         images=Images(backend="files", folder=str(folder / "images")),

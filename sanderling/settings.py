@@ -30,7 +30,6 @@ class General:
     """[sanderling]: what every process shares."""
 
     node: str = _of(socket.gethostname(), "This machine's name: unique in the cluster, and the Consul agent's node name")
-    state_dir: str = _of("/var/lib/sanderling", "Folder for what must outlive a restart")
     runtime_dir: str = _of("/run/sanderling", "Folder for sockets, leases and the consul session's id; a tmpfs is right")
     log_level: str = _of("INFO", "Least severe level that is logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     log_format: str = _of("json", "json for machines, console for people", choices=("json", "console"))
@@ -84,7 +83,6 @@ class Bus:
     url: str = _of("rabbit://guest:guest@127.0.0.1:5672/", "oslo.messaging transport URL; fake:// for one process", secret=True)
     ca_file: str = _of("", "CA that signed RabbitMQ's certificate; turns TLS on")
     send_retries: int = _of(1, "How often a send is tried again before it is Unavailable", least=0)
-    call_timeout_s: float = _of(10.0, "Default bound of a call", least=0.1)
     handlers: int = _of(8, "Messages handled at once per server", least=1)
     prefetch: int = _of(16, "Unacknowledged messages per consumer", least=1)
     heartbeat_s: int = _of(10, "AMQP heartbeat: a silent broker is noticed after this long", least=1)
@@ -196,7 +194,7 @@ _GROUPS: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All groups; `metrics_port` of 0 serves none outside the API."""
+    """All groups. Made with a value out of bounds, or with two that contradict each other, it raises `SettingsRefused`."""
 
     sanderling: General = field(default_factory=General)
     records: Records = field(default_factory=Records)

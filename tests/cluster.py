@@ -77,7 +77,7 @@ class Cluster:
         url = self.agents[node].url if node else self.consul.url
         runtime = _folder(self.folder / f"run-{name or node or 'api'}")
         settings = Settings(
-            sanderling=General(node=node or name or "parts", state_dir=str(self.folder), runtime_dir=str(runtime)),
+            sanderling=General(node=node or name or "parts", runtime_dir=str(runtime)),
             records=RecordsOptions(url=f"sqlite:///{self.folder}/records.sqlite"),
             coordination=Coordination(url=url),
             images=Images(ceph_conf=self.ceph.conf, ceph_user=self.ceph.user, pool=self.ceph.pool),

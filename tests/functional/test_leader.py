@@ -133,7 +133,7 @@ def _agent(folder: Path, made: Network, node: str, server: ConsulAgent) -> Consu
 
 
 def _candidate(folder: Path, made: Network, node: str, agent: ConsulAgent) -> Process:
-    general = General(node=node, state_dir=str(folder), runtime_dir=str(folder), log_level="DEBUG")
+    general = General(node=node, runtime_dir=str(folder), log_level="DEBUG")
     settings = Settings(sanderling=general, coordination=Coordination(url=agent.url))
     return Process(node, "sanderling-leader", settings, folder, made.netns(node))
 
