@@ -76,7 +76,7 @@ class Worker:
         self._withdrawing = False
         self._withdrawn = threading.Event()
         self._serving: Serving | None = None
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[str, threading.Thread] = {}
 
     def start(self) -> None:
         """Begin; returns at once. A broker or a coordination store that is away is waited for in the background."""
@@ -94,7 +94,7 @@ class Worker:
         for name, target in turns.items():
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
-            self._threads.append(thread)
+            self._threads[name] = thread
 
     def stop(self) -> None:
         """Give every export up in order, then stop, bounded."""
@@ -106,12 +106,14 @@ class Worker:
         self.wake()
         if self._serving:
             self._serving.stop()
-        for thread in self._threads:
-            thread.join(self._settings.coordination.request_timeout_s)
+        bound_s = self._settings.coordination.request_timeout_s
+        self._threads["reconcile"].join(bound_s)
         self._lanes.shutdown(wait=True, cancel_futures=True)
         self._leases.stop()
         if self._withdrawn.is_set():
-            self._leave()
+            self._leave()  # which also ends the wait of the thread that watches
+        for thread in self._threads.values():
+            thread.join(bound_s)
         self._reports.stop(timeout_s=self._settings.bus.stop_timeout_s)
 
     def wake(self) -> None:
