@@ -21,6 +21,7 @@ def records(tmp_path: Path) -> Iterator[Records]:
     opened.close()
 
 
+@pytest.mark.rows("W-MC-4")
 @pytest.mark.parametrize("seen", reports.SEEN)
 def test_a_report_delivered_twice_is_recorded_once(records: Records, seen: str) -> None:
     told: list[str] = []
