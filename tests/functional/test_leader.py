@@ -189,7 +189,7 @@ def wait_until_stopped(process: Process, term: int) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.rows("LE-5", "W-LE-8")
+@pytest.mark.rows("LE-5")
 def test_a_leader_that_is_killed_is_replaced_and_no_duty_runs_twice(lab: Lab, say: Callable[[str], None]) -> None:
     def kill(leader: Leader) -> None:
         lab.candidates[leader.node].kill()
