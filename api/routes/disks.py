@@ -130,18 +130,18 @@ def delete(
     repeated = change.repeated(caller)
     if repeated is not None:
         return repeated
-    initiators: list[str] = []
+    usage: serving.Serving = {}
     if not force:
         with context.records.read() as session:
             found = _find(session, disk)
-        initiators = serving.connected(serving.exports(context, disk_id=found.id))
+        usage = serving.exports(context, disk_id=found.id)
 
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
         row = _find(session, disk)
         change.check_match(row)
         was = DiskState(row.state)
         if operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
-            _refuse_careless(row, initiators, force=force, confirm=confirm)
+            _refuse_careless(row, usage, force=force, confirm=confirm)
         plan = plans.plan(
             OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
         )
@@ -212,19 +212,27 @@ def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:
         )
 
 
-def _refuse_careless(row: DiskRow, initiators: list[str], *, force: bool, confirm: str | None) -> None:
+def _is_at_rest(row: DiskRow, usage: serving.Serving) -> bool:
+    """Nothing may be serving the disk: it was stopped, or it failed and no gateway holds, or may hold, an export of it."""
+    if row.state == DiskState.FAILED.value:
+        return all(held is not None and not held.locked for held in usage.values())
+    return row.state == DiskState.STOPPED.value
+
+
+def _refuse_careless(row: DiskRow, usage: serving.Serving, *, force: bool, confirm: str | None) -> None:
     if force and confirm != row.name:
         raise InvalidInput.of(
             "confirm", "must be the disk's name when force is given", f"send confirm={row.name}, if you mean it"
         )
     if force:
         return
-    if row.state != DiskState.STOPPED.value or row.started:
+    if row.started or not _is_at_rest(row, usage):
         raise InUse(
             f"disk {row.name} is {row.state}; stop it first, or send force=true&confirm={row.name}",
             state=row.state,
             disk=row.name,
         )
+    initiators = serving.connected(usage)
     if initiators:
         raise InUse(
             f"disk {row.name} has connections of {', '.join(initiators)}; log them out, or send force=true&confirm={row.name}",

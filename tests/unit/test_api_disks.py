@@ -235,6 +235,18 @@ def test_a_disk_with_connections_is_deleted_only_by_force(api: Api) -> None:
     assert api.client.delete("/v1/disks/db?force=true&confirm=db").status_code == 202
 
 
+def test_a_failed_disk_is_deleted_without_force_unless_it_may_be_served(api: Api) -> None:
+    for name, started in (("broken", False), ("wanted", True), ("held", False)):
+        operation = api.disk(name)
+        finish(api, operation, DiskEvent.FAIL, started=started)
+        if name == "held":
+            serve(api, operation["resource_id"], "node-a")
+    for name in ("wanted", "held"):
+        refused = api.client.delete(f"/v1/disks/{name}")
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/in-use")
+    assert api.client.delete("/v1/disks/broken").status_code == 202
+
+
 def test_deleting_asks_coordination_and_says_so_when_it_is_away(api: Api) -> None:
     made(api, "db", started=False)
     api.coordination.down = True
