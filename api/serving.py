@@ -45,12 +45,13 @@ def exports_if_known(context: Context, *, disk_id: str | None = None) -> Serving
 
 
 def gateways(context: Context) -> list[Gateway]:
-    """The live gateways by name; `Unavailable` when coordination cannot be read."""
+    """The live gateways whose values can be read; `Unavailable` when coordination cannot be read."""
 
     def read(coordination: Coordination) -> tuple[Entry, ...]:
         return coordination.list("nodes/").entries
 
-    return [Gateway.model_validate_json(entry.value) for entry in context.coordination.ask(read) if entry.consul_session]
+    found = (_gateway(entry) for entry in context.coordination.ask(read) if entry.consul_session)
+    return [gateway for gateway in found if gateway is not None]
 
 
 def connected(serving: Serving) -> list[str]:
@@ -92,4 +93,12 @@ def _held(entry: Entry) -> Held | None:
         return Held(Export.model_validate_json(entry.value), entry.consul_session is not None)
     except ValidationError:
         log.warning("an export's value cannot be read", key=entry.key)
+        return None
+
+
+def _gateway(entry: Entry) -> Gateway | None:
+    try:
+        return Gateway.model_validate_json(entry.value)
+    except ValidationError:
+        log.warning("a gateway's value cannot be read", key=entry.key)
         return None
