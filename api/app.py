@@ -69,8 +69,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.context = context
-    app.openapi = documentation.of(app)  # type: ignore[method-assign]
     routes = [route for router in ROUTERS for route in router.routes]
+    app.openapi = documentation.of(app, routes)  # type: ignore[method-assign]
     check_routes(routes)
     for router in ROUTERS:
         app.include_router(router)

@@ -49,7 +49,7 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
     """`SettingsRefused` when a route names no rule, or one that the policy does not know, or when a rule has no route."""
     known, used = {rule.name for rule in RULES}, set()
     for route in routes:
-        guards = [d.call for d in route.dependant.dependencies] if isinstance(route, APIRoute) else []
+        guards = _guards(route)
         rules = [guard.rule for guard in guards if isinstance(guard, Allowed)]
         name = getattr(route, "path", route)
         if len(rules) + guards.count(everybody) != 1:
@@ -59,6 +59,20 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
         used.update(rules)
     if known - used:
         raise SettingsRefused(f"the policy has rules that no route asks for: {', '.join(sorted(known - used))}")
+
+
+def guarded_routes(routes: Iterable[BaseRoute]) -> set[tuple[str, str]]:
+    """Method and path of every route that needs a token."""
+    return {
+        (method, route.path)
+        for route in routes
+        if isinstance(route, APIRoute) and any(isinstance(guard, Allowed) for guard in _guards(route))
+        for method in route.methods or ()
+    }
+
+
+def _guards(route: BaseRoute) -> list[Any]:
+    return [dependency.call for dependency in route.dependant.dependencies] if isinstance(route, APIRoute) else []
 
 
 def _caller(context: Context, request: Request) -> Caller:

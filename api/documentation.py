@@ -1,33 +1,34 @@
 """The OpenAPI document, with what FastAPI does not know: problems as every failure's body, and the ways to send a token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.routing import BaseRoute
 
+from api.auth import guarded_routes
 from api.problems import MEDIA_TYPE, ProblemDocument
 from sanderling.errors import Problem
 
 _EVERYWHERE: Final = (400, 404, 405, 413, 422, 500, 503)
 _GUARDED: Final = (401, 403)
 _CHANGING: Final = (409, 412)
-_OPEN: Final = ("/healthz", "/readyz", "/problems/{code}")
 
 
-def of(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """A function that makes the document once."""
+def of(app: FastAPI, routes: Sequence[BaseRoute]) -> Callable[[], dict[str, Any]]:
+    """A function that makes the document once; `routes` are all that the app has."""
     made: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
         if not made:
-            made.update(_make(app))
+            made.update(_make(app, guarded_routes(routes)))
         return made
 
     return openapi
 
 
-def _make(app: FastAPI) -> dict[str, Any]:
+def _make(app: FastAPI, guarded: Set[tuple[str, str]]) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -41,12 +42,11 @@ def _make(app: FastAPI) -> dict[str, Any]:
     }
     for path, methods in made["paths"].items():
         for method, operation in methods.items():
-            _document(operation, path, changing=method != "get")
+            _document(operation, guarded=(method.upper(), path) in guarded, changing=method != "get")
     return made
 
 
-def _document(operation: dict[str, Any], path: str, *, changing: bool) -> None:
-    guarded = path not in _OPEN
+def _document(operation: dict[str, Any], *, guarded: bool, changing: bool) -> None:
     operation["security"] = [{"bearer": []}, {"token": []}] if guarded else []
     for status in (*_EVERYWHERE, *(_GUARDED if guarded else ()), *(_CHANGING if changing else ())):
         codes = sorted(code for code, kind in Problem.by_code.items() if kind.status == status)
