@@ -21,23 +21,32 @@ class Page:
 
     def of(self, noun: str, rows: Sequence[Any], *, marker: str | None) -> dict[str, Any]:
         """The body: the rows, and the link to what follows `marker`, or null when a page was not filled."""
-        following = None
-        if len(rows) == self.limit and marker is not None:
-            kept = [(name, value) for name, value in self.request.query_params.multi_items() if name not in {"limit", "marker"}]
-            following = f"{self.request.url.path}?{urlencode([*kept, ('limit', self.limit), ('marker', marker)])}"
-        return {noun: list(rows), "next": following}
+        filled = len(rows) == self.limit and marker is not None
+        return {noun: list(rows), "next": link(self.request, limit=self.limit, marker=marker) if filled else None}
+
+
+def link(request: Request, **changed: Any) -> str:
+    """The same request with these parameters instead of its own."""
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name not in changed]
+    return f"{request.url.path}?{urlencode([*kept, *changed.items()])}"
+
+
+def _limit(context: ContextOf, limit: Annotated[int | None, Query(ge=1, description="Most rows on the page")] = None) -> int:
+    most = context.settings.api.page_max
+    if limit is not None and limit > most:
+        raise InvalidInput.of("limit", f"is more than {most}", f"ask for at most {most} and follow the next link")
+    return limit or min(context.settings.api.page_default, most)
+
+
+LimitOf = Annotated[int, Depends(_limit)]
 
 
 def _page(
     request: Request,
-    context: ContextOf,
-    limit: Annotated[int | None, Query(ge=1, description="Most rows on the page")] = None,
+    limit: LimitOf,
     marker: Annotated[str | None, Query(max_length=255, description="From the next link of the page before")] = None,
 ) -> Page:
-    most = context.settings.api.page_max
-    if limit is not None and limit > most:
-        raise InvalidInput.of("limit", f"is more than {most}", f"ask for at most {most} and follow the next link")
-    return Page(request, limit or min(context.settings.api.page_default, most), marker)
+    return Page(request, limit, marker)
 
 
 PageOf = Annotated[Page, Depends(_page)]

@@ -10,7 +10,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from api.auth import Allowed, Caller
 from api.context import Context, ContextOf
 from api.feed import Read
-from api.pages import PageOf
+from api.pages import LimitOf, link
 from sanderling.errors import InvalidInput
 from sanderling.records import events
 from sanderling.records.events import Event
@@ -25,7 +25,7 @@ def index(
     request: Request,
     context: ContextOf,
     _caller: Annotated[Caller, Depends(Allowed("event:read"))],
-    page: PageOf,
+    limit: LimitOf,
     after: Position = None,
     resource_id: Annotated[str | None, Query(max_length=64)] = None,
     operation_id: Annotated[str | None, Query(max_length=64)] = None,
@@ -38,13 +38,14 @@ def index(
 
     def read(position: int) -> list[Event]:
         with context.records.read() as session:
-            return events.page(session, after=position, limit=page.limit, resource_id=resource_id, operation_id=operation_id)
+            return events.page(session, after=position, limit=limit, resource_id=resource_id, operation_id=operation_id)
 
     accept = request.headers.get("accept", "")
     if "text/event-stream" not in accept and ("application/json" in accept or after is not None):
         found = read(after or 0)
         last = found[-1].id if found else after or 0
-        return JSONResponse({"events": [event.model_dump(mode="json") for event in found], "last": last})
+        following = link(request, limit=limit, after=last) if len(found) == limit else None
+        return JSONResponse({"events": [event.model_dump(mode="json") for event in found], "last": last, "next": following})
     context.feed.admit()
     return EventSourceResponse(
         _stream(context, _start(context, after, last_event_id), read), send_timeout=context.settings.api.subscriber_timeout_s

@@ -100,6 +100,15 @@ def test_live_gateways_are_listed_with_what_they_hold_and_what_they_refused(api:
     assert shown["refused"] == {"d/0": "no interface eth9"}
 
 
+def test_a_gateway_whose_value_cannot_be_read_is_left_out_and_no_list_fails(api: Api) -> None:
+    gateway(api, "node-b")
+    other = api.coordination.open_session("node-a", check_ttl_s=60)
+    assert api.coordination.acquire("nodes/node-a", b"nonsense", consul_session=other)
+    answer = api.client.get("/v1/gateways")
+    assert (answer.status_code, [g["name"] for g in answer.json()["gateways"]]) == (200, ["node-b"])
+    assert api.client.get("/v1/gateways/node-b").status_code == 200
+
+
 @pytest.mark.rows("W-LE-10")
 def test_nobody_leads_is_told_from_cannot_know(api: Api) -> None:
     assert api.client.get("/v1/leaders").json() == {"leaders": []}
@@ -183,6 +192,19 @@ def test_the_history_is_read_in_pages_and_outlives_what_it_is_about(api: Api) ->
     assert kinds == ["disk.creating", "operation.pending", "operation.cancelled", "disk.deleted"]
 
 
+def test_pages_of_the_history_are_followed_by_their_links_and_know_no_marker(api: Api) -> None:
+    operation = api.disk("db")
+    api.client.post(f"/v1/operations/{operation['id']}/cancel")
+    kinds, link = [], f"/v1/events?after=0&limit=2&resource_id={operation['resource_id']}"
+    while link:
+        page = api.client.get(link).json()
+        kinds += [event["kind"] for event in page["events"]]
+        link = page["next"]
+    assert kinds == ["disk.creating", "operation.pending", "operation.cancelled", "disk.deleted"]
+    refused = api.client.get("/v1/events?after=0&marker=7")
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "marker")
+
+
 def test_the_streams_of_a_process_are_bounded(tmp_path: Path) -> None:
     with running(tmp_path, subscribers_max=1) as api:
         feed = api.app.state.context.feed
@@ -254,3 +276,11 @@ def test_the_openapi_document_names_the_problems_of_every_operation(api: Api) ->
                     schema = response["content"]["application/problem+json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/ProblemDocument"}
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_the_openapi_document_says_which_routes_need_no_token(api: Api) -> None:
+    anonymous = {"Authorization": ""}
+    for path, methods in api.client.get("/openapi.json").json()["paths"].items():
+        for method, operation in methods.items():
+            asked = api.client.request(method, path.replace("{code}", "not-found"), headers=anonymous)
+            assert (asked.status_code == 401) == bool(operation["security"]), f"{method} {path}"
