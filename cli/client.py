@@ -16,7 +16,10 @@ Json = dict[str, Any]
 
 
 class Client:
-    """Requests under a bound; every answer that is not a success is raised as the `Problem` the service described."""
+    """Requests under a bound; every answer that is not a success is raised as the `Problem` the service described.
+
+    A request with a key is sent once more when its answer does not come: the service does what it asks for once.
+    """
 
     def __init__(self, access: Access, *, transport: httpx.BaseTransport | None = None) -> None:
         self._access = access
@@ -34,8 +37,8 @@ class Client:
     def post(self, path: str, body: Json | None = None, *, key: str | None = None, **params: Any) -> Json:
         return self._asked("POST", path, params=params, body=body, key=key)
 
-    def delete(self, path: str, **params: Any) -> Json:
-        return self._asked("DELETE", path, params=params)
+    def delete(self, path: str, *, key: str | None = None, **params: Any) -> Json:
+        return self._asked("DELETE", path, params=params, key=key)
 
     def pages(self, path: str, noun: str, **params: Any) -> Iterator[Json]:
         """Every item of a listing, page by page."""
@@ -79,7 +82,12 @@ class Client:
         given = {name: value for name, value in (params or {}).items() if value is not None} or None
         headers = {"Idempotency-Key": key} if key else {}
         try:
-            response = self._http.request(method, path, params=given, json=body, headers=headers)
+            try:
+                response = self._http.request(method, path, params=given, json=body, headers=headers)
+            except httpx.TransportError:
+                if not key:
+                    raise
+                response = self._http.request(method, path, params=given, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         if response.is_error:

@@ -129,7 +129,9 @@ def delete(
 ) -> None:
     """Delete a disk and all of its data."""
     client = Client(find())
-    answer = client.delete(f"/v1/disks/{name}", force=force or None, confirm=confirm, dry_run=dry_run or None)
+    answer = client.delete(
+        f"/v1/disks/{name}", force=force or None, confirm=confirm, dry_run=dry_run or None, key=str(uuid.uuid4())
+    )
     _shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="deleted")
 
 

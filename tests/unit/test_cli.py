@@ -14,7 +14,7 @@ from cli.client import Client
 from cli.commands.disks import size_bytes
 from cli.main import app
 from cli.output import size
-from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, Unauthenticated
+from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, Unauthenticated, Unavailable
 
 
 def commands() -> list[tuple[str, Any]]:
@@ -95,6 +95,35 @@ def test_an_answer_that_is_no_problem_document_is_a_problem_all_the_same() -> No
     )
     with pytest.raises(Problem, match="502"):
         client.get("/v1/disks")
+
+
+@pytest.mark.parametrize("verb", ["post", "delete"])
+def test_a_change_whose_answer_is_lost_is_asked_for_once_more_with_its_key(verb: str) -> None:
+    keys = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers.get("Idempotency-Key"))
+        if len(keys) == 1:
+            raise httpx.ReadError("the connection was reset", request=request)
+        return httpx.Response(202, json={"id": "o"})
+
+    client = Client(access.Access("http://test", "t"), transport=httpx.MockTransport(answer))
+    assert getattr(client, verb)("/v1/disks/x", key="k") == {"id": "o"}
+    assert keys == ["k", "k"]
+
+
+@pytest.mark.parametrize(("key", "times"), [(None, 1), ("k", 2)])
+def test_a_service_that_does_not_answer_is_asked_twice_at_most_and_without_a_key_once(key: str | None, times: int) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        raise httpx.ReadError("the connection was reset", request=request)
+
+    client = Client(access.Access("http://test", "t"), transport=httpx.MockTransport(answer))
+    with pytest.raises(Unavailable, match="http://test"):
+        client.post("/v1/disks", {}, key=key)
+    assert len(asked) == times
 
 
 def test_a_listing_is_followed_to_its_last_page() -> None:
