@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from conductor.steps.base import Stores
 from conductor.steps.descriptions import METADATA_KEY, read
 from conductor.steps.keys import delete_keys, exports_prefix, keys_of, publish_disk, publish_exports
+from conductor.steps.reading import disk_of, export_of, exports_in, is_usable, live_gateways
 from conductor.steps.serving import fence_left, mark_left
 from sanderling.errors import Problem
 from sanderling.model.disks import Disk, DiskState, image_of
-from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, Gateway
+from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
 from sanderling.records import disks, events, operations
 from sanderling.records.tables import DiskRow
 from sanderling.settings import Settings
@@ -30,7 +31,7 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """One look at coordination: the published disks, the export keys that are there, and the live gateways."""
+    """One look at coordination: the published disks, the export keys that are there and can be used, and the live gateways."""
 
     published: Mapping[str, Disk]
     exports: Mapping[str, frozenset[ExportId]]
@@ -88,13 +89,13 @@ class Publisher:
         self._lost_before = lost
 
     def _seen(self) -> _View:
-        published = [Disk.model_validate_json(entry.value) for entry in self._coordination.list("disks/").entries]
+        published = {entry.key.partition("/")[2]: disk_of(entry) for entry in self._coordination.list("disks/").entries}
         exports: defaultdict[str, set[ExportId]] = defaultdict(set)
-        for entry in self._coordination.list("exports/").entries:
-            export = ExportId.from_key(entry.key)
-            exports[export.disk_id].add(export)
-        gateways = [Gateway.model_validate_json(e.value) for e in self._coordination.list("nodes/").entries if e.consul_session]
-        return _View({disk.id: disk for disk in published}, {k: frozenset(v) for k, v in exports.items()}, tuple(gateways))
+        for export, entry in exports_in(self._coordination.list("exports/").entries).items():
+            exports[export.disk_id] |= {export} if is_usable(entry) else set()
+        gateways = live_gateways(self._coordination.list("nodes/").entries)
+        disks = {disk_id: disk for disk_id, disk in published.items() if disk}
+        return _View(disks, {disk_id: frozenset(ids) for disk_id, ids in exports.items()}, tuple(gateways))
 
     def _mend(self, disk_id: str, row: DiskRow | None, view: _View) -> None:
         if row is not None and row.started:
@@ -114,8 +115,8 @@ class Publisher:
         if not disk.started:
             publish_disk(self._coordination, disk)
             return
-        present = {ExportId.from_key(entry.key) for entry in self._coordination.list(exports_prefix(disk.id)).entries}
-        missing = _exports(disk) - present
+        entries = exports_in(self._coordination.list(exports_prefix(disk.id)).entries)
+        missing = _exports(disk) - {export for export, entry in entries.items() if is_usable(entry)}
         clients = {export: self._client(export, view) for export in missing}
         if missing:
             if UNKNOWN_CLIENT in clients.values() and disk.id not in self._lost_before:
@@ -157,7 +158,7 @@ class Publisher:
             return
         for entry in entries:
             if entry.key.startswith("exports/") and entry.consul_session is None:
-                client = Export.model_validate_json(entry.value).client
+                client = export_of(entry).client
                 if client:
                     fence_left(self._images, image, client)
                     mark_left(self._coordination, entry)  # changes the key: the next turn removes it

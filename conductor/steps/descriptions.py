@@ -6,11 +6,14 @@ that lingers behind an undo, which writes a higher revision yet, finds that its 
 
 from typing import Final
 
+from pydantic import ValidationError
+
 from conductor.steps.base import Action, Context
-from sanderling.errors import Conflict, NotFound
+from conductor.steps.reading import export_of, exports_in
+from sanderling.errors import Conflict, ImageFailed, NotFound
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk, image_of
-from sanderling.model.exports import UNKNOWN_CLIENT, Export
+from sanderling.model.exports import UNKNOWN_CLIENT
 from sanderling.model.operations import OperationKind
 
 METADATA_KEY: Final = "sanderling.disk"
@@ -19,12 +22,20 @@ SERVED_BY: Final = "served_by"  # likewise: the clients of the exports that a st
 
 
 def read(images: Images, image: str) -> tuple[str, Disk] | None:
-    """The description on an image, as stored and as the model; None when there is no image or nobody has described it."""
+    """The description on an image, as stored and as the model; None when there is no image or nobody has described it.
+
+    `ImageFailed` when it cannot be read.
+    """
     try:
         stored = images.get_metadata(image).get(METADATA_KEY)
     except NotFound:
         return None
-    return None if stored is None else (stored, Disk.model_validate_json(stored))
+    try:
+        return None if stored is None else (stored, Disk.model_validate_json(stored))
+    except ValidationError as error:
+        raise ImageFailed(
+            f"the description on image {image} cannot be read: {error.error_count()} errors", image=image
+        ) from error
 
 
 def described(context: Context) -> Disk:
@@ -87,8 +98,8 @@ def _write(context: Context, *, started: bool) -> None:
 
 
 def _serving(context: Context) -> list[str]:
-    entries = context.stores.coordination.list(f"exports/{context.disk_id}/").entries
-    return [client for entry in entries if (client := Export.model_validate_json(entry.value).client) not in ("", UNKNOWN_CLIENT)]
+    entries = exports_in(context.stores.coordination.list(f"exports/{context.disk_id}/").entries).values()
+    return [client for entry in entries if (client := export_of(entry).client) not in ("", UNKNOWN_CLIENT)]
 
 
 def _compare_and_set(context: Context, *, revision: int, started: bool) -> None:

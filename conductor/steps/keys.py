@@ -5,10 +5,11 @@ Only keys that nobody locks are written, each compared with what was read; a des
 
 from collections.abc import Callable, Sequence
 
+from conductor.steps.reading import disk_of, export_of, exports_in, is_usable
 from sanderling.coordination.base import ABSENT, Coordination, Delete, Entry
 from sanderling.errors import Unavailable
 from sanderling.model.disks import Disk
-from sanderling.model.exports import Export, ExportId
+from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId
 
 _TRIES_MAX = 8  # each is lost only to another writer of the same key
 
@@ -22,11 +23,12 @@ def exports_prefix(disk_id: str) -> str:
 
 
 def publish_disk(coordination: Coordination, disk: Disk) -> None:
-    """Make `disks/<id>` say this, unless it says something newer already."""
+    """Make `disks/<id>` say this, unless it says something newer already. What cannot be read is overwritten."""
     key, value = disk_key(disk.id), disk.model_dump_json().encode()
     for _ in range(_TRIES_MAX):
         entry = coordination.get(key)
-        if entry is not None and (entry.value == value or _age(Disk.model_validate_json(entry.value)) > _age(disk)):
+        present = disk_of(entry) if entry else None
+        if present is not None and (present == disk or age(present) > age(disk)):
             return
         if coordination.put(key, value, expected=entry.modify_index if entry else ABSENT):
             return
@@ -34,30 +36,34 @@ def publish_disk(coordination: Coordination, disk: Disk) -> None:
 
 
 def publish_exports(coordination: Coordination, disk: Disk, *, client_of: Callable[[ExportId], str]) -> None:
-    """Make every export key that is missing. One that is there stays as it is: its counter goes on, and its client counts.
+    """Make every export key that is missing, or free and unreadable. Another stays as it is: its counter and client count.
 
     `client_of` names whom the first owner of a new key must fence: "" only when nothing of that export can be running.
     """
-    present = {entry.key for entry in coordination.list(exports_prefix(disk.id)).entries}
+    present = exports_in(coordination.list(exports_prefix(disk.id)).entries)
     for export in (ExportId(disk.id, index) for index in disk.export_indexes):
-        if export.key not in present:
-            value = Export(generation=disk.generation, client=client_of(export))
-            coordination.put(export.key, value.model_dump_json().encode(), expected=ABSENT)
+        entry = present.get(export)
+        if entry is None or not is_usable(entry):
+            value = Export(generation=disk.generation, client=UNKNOWN_CLIENT if entry else client_of(export))
+            expected = entry.modify_index if entry else ABSENT
+            coordination.put(export.key, value.model_dump_json().encode(), expected=expected)
 
 
 def keys_of(coordination: Coordination, disk_id: str) -> tuple[Entry, ...]:
     """The disk's export keys and, last, its published description, as far as they are there."""
     published = coordination.get(disk_key(disk_id))
-    return (*coordination.list(exports_prefix(disk_id)).entries, *((published,) if published else ()))
+    exports = exports_in(coordination.list(exports_prefix(disk_id)).entries).values()
+    return (*exports, *((published,) if published else ()))
 
 
 def delete_keys(coordination: Coordination, entries: Sequence[Entry]) -> bool:
     """Remove these keys in one step; False when an export is held, may still be running, or has changed since it was read."""
     exports = [entry for entry in entries if entry.key.startswith("exports/")]
-    if any(entry.consul_session is not None or Export.model_validate_json(entry.value).needs_fence for entry in exports):
+    if any(entry.consul_session is not None or export_of(entry).needs_fence for entry in exports):
         return False
     return not entries or coordination.txn([Delete(entry.key, expected=entry.modify_index) for entry in entries])
 
 
-def _age(disk: Disk) -> tuple[int, int]:
+def age(disk: Disk) -> tuple[int, int]:
+    """Of two descriptions of a disk the one with the higher age is the newer."""
     return disk.generation, disk.revision

@@ -4,6 +4,7 @@ A worker that died cannot say that it left. Once its lock is free and nobody may
 the client that its key still names, and writes that in the worker's place.
 """
 
+from collections.abc import Collection
 from typing import Final
 
 import structlog
@@ -11,11 +12,12 @@ import structlog
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import METADATA_KEY, described, read
 from conductor.steps.keys import exports_prefix, publish_disk, publish_exports
+from conductor.steps.reading import export_of, exports_in, is_usable, live_gateways
 from sanderling.coordination.base import Coordination, Entry, Listing
 from sanderling.errors import NotFound, StepTimedOut
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk, image_of
-from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, ExportPhase, Gateway
+from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, ExportPhase
 
 log = structlog.get_logger(__name__)
 
@@ -29,9 +31,15 @@ def await_served(context: Context) -> None:
         if context.left_s <= 0:
             raise _not_served(context, disk, missing)
         context.check()
-        if len(listing.entries) < len(disk.export_indexes):
+        if _must_publish(listing, disk):
             _publish_again(context)
         listing = coordination.watch(exports_prefix(disk.id), index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
+
+
+def _must_publish(listing: Listing, disk: Disk) -> bool:
+    """Whether an export's key is missing, or free and such that no worker can read it."""
+    usable = [entry for entry in exports_in(listing.entries).values() if is_usable(entry)]
+    return len(usable) < len(disk.export_indexes)
 
 
 def _publish_again(context: Context) -> None:
@@ -59,16 +67,17 @@ def await_released(context: Context) -> None:
     prefix, coordination = exports_prefix(context.disk_id), context.stores.coordination
     listing = coordination.list(prefix)
     while True:
-        held = [entry for entry in listing.entries if entry.consul_session is not None]
-        left = [entry for entry in listing.entries if entry not in held and Export.model_validate_json(entry.value).needs_fence]
+        entries = exports_in(listing.entries)
+        held = [entry for entry in entries.values() if entry.consul_session is not None]
+        left = [entry for entry in entries.values() if entry.consul_session is None and export_of(entry).needs_fence]
         for entry in left:
             _clear(context, entry)
         if not held and not left:
-            if _lost(context, listing):
+            if _lost(context, entries):
                 with context.effect("fence_lost"):
                     fence_left(context.stores.images, image_of(context.disk_id), UNKNOWN_CLIENT)
             return
-        holders = ", ".join(f"{e.key} by {Export.model_validate_json(e.value).node}" for e in held)
+        holders = ", ".join(f"{e.key} by {export_of(e).node or 'somebody'}" for e in held)
         context.check(f"the gateways to give up what they hold ({holders}); look at the worker there, then ask again")
         listing = coordination.watch(prefix, index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
 
@@ -82,20 +91,19 @@ def fence_left(images: Images, image: str, client: str) -> None:
 
 def mark_left(coordination: Coordination, entry: Entry) -> bool:
     """Write in a dead owner's place that it left, once it is fenced; False when somebody else has written or taken the key."""
-    left = Export.model_validate_json(entry.value).model_copy(update={"client": "", "phase": ExportPhase.LEFT})
+    left = export_of(entry).model_copy(update={"client": "", "phase": ExportPhase.LEFT})
     return coordination.put(entry.key, left.model_dump_json().encode(), expected=entry.modify_index)
 
 
 def _clear(context: Context, entry: Entry) -> None:
     with context.effect("fence"):
-        fence_left(context.stores.images, image_of(context.disk_id), Export.model_validate_json(entry.value).client)
+        fence_left(context.stores.images, image_of(context.disk_id), export_of(entry).client)
     with context.effect("mark_left"):
         mark_left(context.stores.coordination, entry)
 
 
-def _lost(context: Context, listing: Listing) -> bool:
-    keys = {entry.key for entry in listing.entries}
-    return any(ExportId(context.disk_id, index).key not in keys for index in context.indexed().export_indexes)
+def _lost(context: Context, present: Collection[ExportId]) -> bool:
+    return any(ExportId(context.disk_id, index) not in present for index in context.indexed().export_indexes)
 
 
 def _openers(images: Images, image: str) -> tuple[str, ...]:
@@ -106,20 +114,20 @@ def _openers(images: Images, image: str) -> tuple[str, ...]:
 
 
 def _unserved(listing: Listing, disk: Disk) -> set[ExportId]:
-    served = {ExportId.from_key(entry.key) for entry in listing.entries if _is_served(entry, disk.revision)}
+    served = {export for export, entry in exports_in(listing.entries).items() if _is_served(entry, disk.revision)}
     return {ExportId(disk.id, index) for index in disk.export_indexes} - served
 
 
 def _is_served(entry: Entry, revision: int) -> bool:
-    value = Export.model_validate_json(entry.value)
+    value = export_of(entry)
     return entry.consul_session is not None and value.phase is ExportPhase.SERVING and value.revision >= revision
 
 
 def _not_served(context: Context, disk: Disk, missing: set[ExportId]) -> StepTimedOut:
     """Say of each export what keeps it from being served, as far as the gateways have said."""
     coordination = context.stores.coordination
-    gateways = [Gateway.model_validate_json(entry.value) for entry in coordination.list("nodes/").entries if entry.consul_session]
-    entries = {ExportId.from_key(entry.key): entry for entry in coordination.list(exports_prefix(disk.id)).entries}
+    gateways = live_gateways(coordination.list("nodes/").entries)
+    entries = exports_in(coordination.list(exports_prefix(disk.id)).entries)
     reasons = []
     for export in sorted(missing):
         entry, refusals = (
@@ -127,7 +135,7 @@ def _not_served(context: Context, disk: Disk, missing: set[ExportId]) -> StepTim
             [f"{g.name}: {g.refused[str(export)]}" for g in gateways if str(export) in g.refused],
         )
         if entry is not None and entry.consul_session is not None:
-            value = Export.model_validate_json(entry.value)
+            value = export_of(entry)
             reasons.append(f"export {export.index} is {value.phase} on {value.node}")
         elif refusals:
             reasons.append(f"export {export.index} was refused by {'; '.join(refusals)}")

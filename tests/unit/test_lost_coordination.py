@@ -125,3 +125,21 @@ def test_a_disk_that_was_waited_for_is_published_again_in_a_new_generation(house
     entry = house.coordination.list(f"exports/{disk.id}/").entries[0]
     assert Export.model_validate_json(entry.value).generation == after.generation
     assert house.state(disk) == DiskState.STARTED
+
+
+@pytest.mark.parametrize("kind", [OperationKind.STOP_DISK, OperationKind.DELETE_DISK])
+def test_an_export_that_cannot_be_read_is_fenced_like_an_unknown_one_and_the_disk_stops(
+    house: House, images: Opened, kind: OperationKind
+) -> None:
+    disk = house.disk()
+    gateways = Gateways(house.coordination)
+    gateways.start()
+    house.done(OperationKind.CREATE_DISK, disk)
+    gateways.stop()
+    lose_coordination(house)
+    images.openers = ("pid:1:1",)
+    for key in (f"disks/{disk.id}", f"exports/{disk.id}/0", f"exports/{disk.id}/stray"):
+        assert house.coordination.put(key, b"junk")
+    assert house.drive(house.ask(kind, disk)).state is OperationState.SUCCEEDED
+    assert images.fenced == ["pid:1:1"]
+    assert house.keys(disk) == [f"exports/{disk.id}/stray"]

@@ -180,3 +180,50 @@ def test_an_image_that_the_records_do_not_know_keeps_its_keys(house: House, star
     house.forget(unknown)
     publisher(house).turn()
     assert house.keys(unknown) == before
+
+
+JUNK = ["disks/x", "exports/odd", "exports/a/b/c", "exports/a/b", "exports/a/-1", "exports/a/01"]
+
+
+def test_keys_that_cannot_be_read_stop_nothing_else(house: House, disk: Disk) -> None:
+    for key in JUNK:
+        assert house.coordination.put(key, b"\xffjunk")
+    session = house.coordination.open_session("zz", check_ttl_s=3600)
+    assert house.coordination.acquire("nodes/zz", b"junk", consul_session=session)
+    assert house.coordination.delete(f"disks/{disk.id}")
+    publisher(house).turn()
+    assert house.keys(disk) == [f"disks/{disk.id}", f"exports/{disk.id}/0"]
+    assert all(house.coordination.get(key) for key in JUNK)
+
+
+def test_a_description_that_cannot_be_read_is_published_again(house: House, disk: Disk) -> None:
+    assert house.coordination.put(f"disks/{disk.id}", b"junk")
+    publisher(house).turn()
+    entry = house.coordination.get(f"disks/{disk.id}")
+    assert entry is not None
+    assert Disk.model_validate_json(entry.value) == house.described(disk)
+
+
+def test_an_export_that_cannot_be_read_is_published_again_and_its_first_owner_fences(house: House, disk: Disk) -> None:
+    lose_coordination(house)
+    assert house.coordination.put(f"exports/{disk.id}/0", b"junk")
+    patient = publisher(house)
+    patient.turn()
+    patient.turn()
+    assert export(house, disk).client == "unknown"
+
+
+def test_an_image_whose_description_cannot_be_read_stops_no_other_disk(house: House, disk: Disk) -> None:
+    other, gateways = house.disk(name="other"), Gateways(house.coordination)
+    gateways.start()
+    house.done(CREATE, other)
+    gateways.stop()
+    bad = min(disk, other, key=lambda each: each.id)
+    stored = house.images.get_metadata(bad.image)["sanderling.disk"]
+    assert house.images.set_metadata(bad.image, "sanderling.disk", "junk", expected=stored)
+    lose_coordination(house)
+    patient = publisher(house)
+    patient.turn()
+    patient.turn()
+    good = other if bad is disk else disk
+    assert house.keys(good) == [f"disks/{good.id}", f"exports/{good.id}/0"]
