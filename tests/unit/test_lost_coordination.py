@@ -47,6 +47,7 @@ def lose_coordination(house: House) -> None:
     house.use(EmbeddedCoordination(Coordination(), clock=SystemClock()))
 
 
+@pytest.mark.rows("IS-2", "W-PA-2")
 @pytest.mark.parametrize("kind", [OperationKind.STOP_DISK, OperationKind.DELETE_DISK])
 def test_what_still_serves_is_fenced_before_the_disk_counts_as_stopped(house: House, images: Opened, kind: OperationKind) -> None:
     disk = house.disk()
@@ -106,6 +107,7 @@ def first_client(house: House, disk: Disk) -> str:
     return Export.model_validate_json(entry.value).client
 
 
+@pytest.mark.rows("W-PA-3")
 def test_a_disk_that_was_waited_for_is_published_again_in_a_new_generation(house: House) -> None:
     disk = house.disk()
     operation = house.ask(OperationKind.CREATE_DISK, disk)
