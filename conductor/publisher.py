@@ -6,7 +6,7 @@ compares, and what a late one leaves behind is cleared away at the next turn.
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from conductor.steps.base import Stores
 from conductor.steps.descriptions import METADATA_KEY, read
-from conductor.steps.keys import delete_keys, exports_prefix, keys_of, publish_disk, publish_exports
+from conductor.steps.keys import age, delete_keys, disk_key, exports_prefix, keys_of, publish_disk, publish_exports
 from conductor.steps.reading import disk_of, export_of, exports_in, is_usable, live_gateways
 from conductor.steps.serving import fence_left, mark_left
 from sanderling.errors import Problem
@@ -37,6 +37,13 @@ class _View:
     exports: Mapping[str, frozenset[ExportId]]
     gateways: tuple[Gateway, ...]
 
+    @property
+    def keyless(self) -> frozenset[tuple[ExportId, str]]:
+        """The exports that live gateways say they serve though there is no key for them, with their clients."""
+        said = {pair for gateway in self.gateways for pair in gateway.running.items()}
+        pairs = {(export, client) for name, client in said if (export := _export_named(name))}
+        return frozenset(pair for pair in pairs if pair[0] not in self.exports.get(pair[0].disk_id, ()))
+
     def claims(self, export: ExportId) -> set[str]:
         """The clients that live gateways say they serve it with."""
         return {gateway.running[str(export)] for gateway in self.gateways if str(export) in gateway.running}
@@ -51,6 +58,7 @@ class Publisher:
         self._records, self._coordination, self._images = stores.records, stores.coordination, stores.images
         self._clock, self._tell = stores.clock, tell
         self._lost_before: set[str] = set()  # disks whose exports were gone at the last turn too
+        self._keyless_before: frozenset[tuple[ExportId, str]] = frozenset()  # a gateway says a little late that it stopped
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
@@ -79,14 +87,16 @@ class Publisher:
             busy = operations.open_resources(session)
         lost = {row.id for row in rows.values() if row.started and _missing(view, row)}
         started = {row.id for row in rows.values() if row.started}
-        for disk_id in sorted(started | view.published.keys() | view.exports.keys()):
+        ghosts = view.keyless & self._keyless_before
+        haunted = {export.disk_id for export, _ in ghosts}
+        for disk_id in sorted(started | view.published.keys() | view.exports.keys() | haunted):
             if disk_id in busy or self._stopping.is_set():
                 continue
             try:
-                self._mend(disk_id, rows.get(disk_id), view)
+                self._mend(disk_id, rows.get(disk_id), view, ghosts)
             except Problem as problem:
                 log.warning("cannot mend", disk=disk_id, code=problem.code, reason=problem.detail)
-        self._lost_before = lost
+        self._lost_before, self._keyless_before = lost, view.keyless
 
     def _seen(self) -> _View:
         published = {entry.key.partition("/")[2]: disk_of(entry) for entry in self._coordination.list("disks/").entries}
@@ -97,14 +107,13 @@ class Publisher:
         disks = {disk_id: disk for disk_id, disk in published.items() if disk}
         return _View(disks, {disk_id: frozenset(ids) for disk_id, ids in exports.items()}, tuple(gateways))
 
-    def _mend(self, disk_id: str, row: DiskRow | None, view: _View) -> None:
+    def _mend(self, disk_id: str, row: DiskRow | None, view: _View, ghosts: Collection[tuple[ExportId, str]]) -> None:
         if row is not None and row.started:
             if _missing(view, row) or _is_older(view.published.get(disk_id), row):
                 self._publish(disks.describe(row), view)
-        elif (row is None or DiskState(row.state) is DiskState.STOPPED) and (
-            disk_id in view.published or disk_id in view.exports
-        ):
+        elif row is None or DiskState(row.state) is DiskState.STOPPED:
             self._clear(disk_id, known=row is not None)
+            self._end(disk_id, {client for export, client in ghosts if export.disk_id == disk_id})
 
     def _publish(self, indexed: Disk, view: _View) -> None:
         found = read(self._images, indexed.image)
@@ -144,26 +153,57 @@ class Publisher:
         self._tell()
 
     def _clear(self, disk_id: str, *, known: bool) -> None:
-        """Remove the keys of a disk that is stopped or gone. What a worker still holds is left until it has given it up.
+        """Remove the keys of a disk that is stopped or gone. A worker that holds one is told to give it up, and waited for.
 
         The keys are read before it is made sure that they are not needed: one made later is not removed by the compare.
         """
         entries, image = keys_of(self._coordination, disk_id), image_of(disk_id)
-        with self._records.read() as session:
-            if operations.open_on(session, disk_id) is not None:
-                return
+        if not entries or self._has_operation(disk_id):
+            return
         found = read(self._images, image)
         if (found is not None and found[1].started) or (not known and image in self._images.list()):
             log.error("keys of a disk that the records do not know as started, but its image exists", disk=disk_id, image=image)
             return
-        for entry in entries:
-            if entry.key.startswith("exports/") and entry.consul_session is None:
-                client = export_of(entry).client
-                if client:
-                    fence_left(self._images, image, client)
-                    mark_left(self._coordination, entry)  # changes the key: the next turn removes it
+        exports = exports_in(entry for entry in entries if entry.key.startswith("exports/")).values()
+        published = next((disk for entry in entries if entry.key == disk_key(disk_id) and (disk := disk_of(entry))), None)
+        held = any(entry.consul_session is not None for entry in exports)
+        if (published is None and held) or (published is not None and published.started):
+            self._tell_to_stop(disk_id, published, found[1] if found else None)
+        for entry in exports:
+            client = export_of(entry).client
+            if client and entry.consul_session is None:
+                fence_left(self._images, image, client)
+                mark_left(self._coordination, entry)  # changes the key: the next turn removes it
         if delete_keys(self._coordination, entries):
             log.warning("cleared away", disk=disk_id)
+
+    def _tell_to_stop(self, disk_id: str, published: Disk | None, described: Disk | None) -> None:
+        """Publish what the image says, or, when it is gone or older, a newer revision of what is published."""
+        if published is not None and (described is None or age(described) <= age(published)):
+            described = published.model_copy(update={"started": False, "revision": published.revision + 1})
+        if described is None:
+            log.error("a gateway holds an export of which nothing is known", disk=disk_id)
+            return
+        publish_disk(self._coordination, described)
+        log.warning("told to stop once more", disk=disk_id, revision=described.revision)
+
+    def _end(self, disk_id: str, clients: Collection[str]) -> None:
+        """Fence who serves a disk that is stopped or gone and has no key by which it could be told to stop."""
+        if not clients or self._has_operation(disk_id):
+            return
+        image = image_of(disk_id)
+        found = read(self._images, image)
+        if found is not None and found[1].started:
+            log.error("served, not known to the records as started, but its image says so", disk=disk_id, image=image)
+            return
+        for client in clients:
+            if client == UNKNOWN_CLIENT or not self._images.is_fenced(client):
+                log.warning("served though it is stopped or gone", disk=disk_id, client=client)
+                fence_left(self._images, image, client)
+
+    def _has_operation(self, disk_id: str) -> bool:
+        with self._records.read() as session:
+            return operations.open_on(session, disk_id) is not None
 
 
 def _all(session: Session) -> list[DiskRow]:
@@ -183,3 +223,9 @@ def _missing(view: _View, row: DiskRow) -> frozenset[ExportId]:
 
 def _is_older(published: Disk | None, row: DiskRow) -> bool:
     return published is None or (published.generation, published.revision) < (row.generation, row.revision)
+
+
+def _export_named(name: str) -> ExportId | None:
+    """What a gateway calls an export; None when it is not a name of one."""
+    disk_id, _, index = name.rpartition("/")
+    return ExportId(disk_id, int(index)) if disk_id and index.isdecimal() else None

@@ -1,6 +1,7 @@
 """Mending coordination from what the images say: published again after a loss, cleared of what nobody needs."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,14 +160,97 @@ def test_what_a_late_writer_left_of_a_disk_that_is_stopped_or_gone_is_cleared_aw
     assert house.state(disk) == (DiskState.STOPPED if kind is STOP else None)
 
 
-def test_keys_that_a_worker_still_holds_are_left_to_it(house: House, disk: Disk) -> None:
+@pytest.mark.parametrize("published", [True, False])
+def test_a_worker_that_holds_an_export_of_a_stopped_disk_is_told_to_stop_and_waited_for(
+    house: House, disk: Disk, published: bool
+) -> None:
+    stale = house.coordination.get(f"disks/{disk.id}")
+    assert stale is not None
     lose_coordination(house)
     house.done(STOP, disk)
-    session = house.coordination.open_session("g1", check_ttl_s=3600)
-    value = Export(generation=1, counter=1, node="g1", client="c").model_dump_json().encode()
-    assert house.coordination.acquire(f"exports/{disk.id}/0", value, consul_session=session)
+    if published:
+        assert house.coordination.put(f"disks/{disk.id}", stale.value)
+    session, key, value = hold(house, disk)
+    janitor = publisher(house)
+    janitor.turn()
+    assert told(house, disk) == house.described(disk)
+    janitor.turn()
+    assert house.keys(disk) == [f"disks/{disk.id}", f"exports/{disk.id}/0"]
+    left = value.model_copy(update={"client": "", "phase": ExportPhase.LEFT})
+    assert house.coordination.release(key, left.model_dump_json().encode(), consul_session=session)
+    janitor.turn()
+    assert house.keys(disk) == []
+
+
+def test_a_worker_that_holds_an_export_of_a_disk_that_is_gone_is_told_to_stop(house: House, disk: Disk) -> None:
+    stale = house.coordination.get(f"disks/{disk.id}")
+    assert stale is not None
+    lose_coordination(house)
+    house.done(DELETE, disk)
+    assert house.coordination.put(f"disks/{disk.id}", stale.value)
+    hold(house, disk)
     publisher(house).turn()
-    assert house.keys(disk) == [f"exports/{disk.id}/0"]
+    before = Disk.model_validate_json(stale.value)
+    assert told(house, disk) == before.model_copy(update={"started": False, "revision": before.revision + 1})
+
+
+def hold(house: House, disk: Disk) -> tuple[str, str, Export]:
+    session, key = house.coordination.open_session("g1", check_ttl_s=3600), f"exports/{disk.id}/0"
+    value = Export(generation=1, counter=1, node="g1", client="c", phase=ExportPhase.SERVING)
+    assert house.coordination.acquire(key, value.model_dump_json().encode(), consul_session=session)
+    return session, key, value
+
+
+def told(house: House, disk: Disk) -> Disk:
+    entry = house.coordination.get(f"disks/{disk.id}")
+    assert entry is not None
+    return Disk.model_validate_json(entry.value)
+
+
+@pytest.mark.parametrize("kind", [STOP, DELETE])
+def test_who_serves_a_disk_that_is_stopped_or_gone_without_a_key_is_fenced(
+    house: House, disk: Disk, sleeper: str, kind: OperationKind
+) -> None:
+    lose_coordination(house)
+    house.done(kind, disk)
+    serve(house, "g1", ExportId(disk.id, 0), sleeper)
+    patient = publisher(house)
+    patient.turn()
+    assert not house.images.is_fenced(sleeper), "its gateway may just not have said yet that it stopped"
+    patient.turn()
+    assert house.images.is_fenced(sleeper)
+
+
+def test_who_serves_a_disk_that_is_started_or_being_started_is_not_fenced(house: House, disk: Disk, sleeper: str) -> None:
+    other = house.disk(name="other")
+    house.done(CREATE, other, start=False)
+    house.ask(OperationKind.START_DISK, other)
+    lose_coordination(house)
+    value = Gateway(name="g1", running={f"{disk.id}/0": sleeper, f"{other.id}/0": sleeper, "odd": sleeper})
+    session = house.coordination.open_session("g1", check_ttl_s=3600)
+    assert house.coordination.acquire(value.key, value.model_dump_json().encode(), consul_session=session)
+    patient = publisher(house)
+    patient.turn()
+    patient.turn()
+    assert not house.images.is_fenced(sleeper)
+
+
+def test_who_serves_a_disk_that_its_image_calls_started_is_not_fenced(house: House, disk: Disk, sleeper: str) -> None:
+    house.forget(disk)
+    lose_coordination(house)
+    serve(house, "g1", ExportId(disk.id, 0), sleeper)
+    patient = publisher(house)
+    patient.turn()
+    patient.turn()
+    assert not house.images.is_fenced(sleeper)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[str]:
+    """The client of a process that may be killed."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield f"pid:{process.pid}:{start_time(process.pid)}"
+        process.kill()
 
 
 @pytest.mark.parametrize("start", [True, False])
