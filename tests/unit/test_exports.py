@@ -84,8 +84,16 @@ class Killing:
         return call
 
 
+class Hanging(MemoryTargets):
+    """Processes that do not answer what they are asked."""
+
+    def connections(self, export: ExportId) -> tuple[Connection, ...]:
+        raise TargetFailed(f"{export} does not answer")
+
+
 class Lab:
     def __init__(self) -> None:
+        self.targets_kind = MemoryTargets
         self.clock = ManualClock()
         self.store = Store()
         self.coordination = EmbeddedCoordination(Coordination(backend="embedded"), clock=self.clock)
@@ -97,7 +105,7 @@ class Lab:
         self.sessions: dict[str, str] = {}
 
     def targets(self, node: str) -> MemoryTargets:
-        return MemoryTargets(clock=self.clock, node=self.nodes[node], store=self.store.memory)
+        return self.targets_kind(clock=self.clock, node=self.nodes[node], store=self.store.memory)
 
     def exports(self, node: str, *, kill_at: int = 0, after: bool = False) -> Exports:
         parts: tuple[Any, ...] = (self.coordination, self.store, self.targets(node), self.addresses[node])
@@ -331,12 +339,9 @@ def test_adopting_after_coordination_was_lost_fences_everybody_else_who_has_the_
 
 
 @pytest.mark.rows("W-PA-14")
-def test_a_process_that_hangs_is_given_up_all_the_same(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(_self: MemoryTargets, _export: ExportId) -> tuple[Connection, ...]:
-        raise TargetFailed("it does not answer")
-
+def test_a_process_that_hangs_is_given_up_all_the_same(lab: Lab) -> None:
     lab.take("a")
-    monkeypatch.setattr(MemoryTargets, "connections", silent)
+    lab.targets_kind = Hanging
     give_up(lab, "a")
     assert (lab.held.consul_session, lab.held.export.client) == (None, "")
     assert lab.targets("a").actual() == ()

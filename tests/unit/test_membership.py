@@ -15,6 +15,18 @@ from sanderling.settings import Coordination, General, Images, Settings
 GATEWAY = Gateway(name="a")
 
 
+class Counting(EmbeddedCoordination):
+    """A store that remembers which keys were acquired."""
+
+    def __init__(self, settings: Coordination, *, clock: ManualClock) -> None:
+        super().__init__(settings, clock=clock)
+        self.acquired: list[str] = []
+
+    def acquire(self, key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
+        self.acquired.append(key)
+        return super().acquire(key, value, consul_session=consul_session, expected=expected)
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
@@ -123,21 +135,13 @@ def test_a_gateway_is_published_under_the_sessions_lock_and_again_when_it_change
     assert (Gateway.model_validate_json(entry.value), entry.consul_session) == (changed, session)
 
 
-def test_a_gateway_whose_key_is_not_seen_is_published_again(
-    start: Callable[[], Membership], store: EmbeddedCoordination, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    membership, written = start(), list[str]()
-    acquire = store.acquire
-
-    def counted(key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
-        written.append(key)
-        return acquire(key, value, consul_session=consul_session, expected=expected)
-
-    monkeypatch.setattr(store, "acquire", counted)
+def test_a_gateway_whose_key_is_not_seen_is_published_again(settings: Settings, clock: ManualClock) -> None:
+    counting = Counting(settings.coordination, clock=clock)
+    membership = Membership(settings, counting, clock=clock)
     membership.ensure()
     for seen in (False, True, True, False):
         membership.announce(GATEWAY, seen=seen)
-    assert written == [GATEWAY.key, GATEWAY.key]
+    assert counting.acquired == [GATEWAY.key, GATEWAY.key]
 
 
 def test_a_second_worker_of_the_same_name_is_no_member_until_the_first_is_gone(
