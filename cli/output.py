@@ -69,16 +69,20 @@ def size(size_bytes: int) -> str:
     return f"{amount:.4g} {unit}"
 
 
-def watched(client: Client, operation: Json, *, quiet: bool = False) -> Json:
-    """Follow an operation to its end, showing its steps; `OperationFailed` unless it succeeded."""
-    clock, never = SystemClock(), threading.Event()
+def watched(client: Client, operation: Json, *, quiet: bool = False, told: threading.Event | None = None) -> Json:
+    """Follow an operation to its end, showing its steps; `OperationFailed` unless it succeeded.
+
+    Once `told` is set, the operation is returned as it is, whether it has ended or not.
+    """
+    clock, stop = SystemClock(), told or threading.Event()
     with Live(console=err, auto_refresh=False) if err.is_terminal and not quiet else contextlib.nullcontext() as live:
         while True:
             if live is not None:
                 live.update(_steps(operation), refresh=True)
             if operation["ended_at"]:
                 break
-            clock.wait(never, POLL_S)
+            if clock.wait(stop, POLL_S):
+                return operation
             operation = client.get(f"/v1/operations/{operation['id']}")
     if not err.is_terminal and not quiet:
         err.print(_steps(operation))

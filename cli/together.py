@@ -93,7 +93,8 @@ def _access(records: Records, folder: Path, url: str) -> Access:
     access = Access(url, _known(records, file) or grant(records, TOKEN, replace=True), by_up=True)
     write(file, access)
     if _may_write(own_file()):
-        write(own_file(), access)
+        with contextlib.suppress(OSError):  # a home that cannot be written: the file in the folder does as well
+            write(own_file(), access)
     return access
 
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ from cli.client import Client
 from cli.output import POLL_S, out, watched
 from sanderling import logs
 from sanderling.clock import SystemClock
-from sanderling.errors import Conflict, NotFound, SettingsRefused
+from sanderling.errors import Conflict, Malformed, NotFound, SettingsRefused
+from sanderling.model.disks import PORTAL_PORT
 
+PORTAL = ("127.0.1.1", PORTAL_PORT)  # the first address of the subnet
 SUBNET = {"name": "loopback", "cidr": "127.0.1.0/24", "interface": "lo"}
 SERVED_WITHIN_S = 15.0
 DEMO = {"name": "demo", "size_bytes": 256 << 20, "paths": 2, "allow_any": True}
@@ -32,7 +35,7 @@ def up(
 ) -> None:
     """Run everything in this process until Ctrl-C: API, conductor, worker, leader; data in sparse files, paths on 127.0.1.0/24.
 
-    Needs tgt on this machine, and root. No RabbitMQ, Consul or Ceph.
+    Needs tgt on this machine, and the iSCSI port 3260 for itself. No root, RabbitMQ, Consul or Ceph.
     """
     told = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -40,12 +43,14 @@ def up(
     with _owned(state) as folder, (folder / "sanderling.log").open("a") as journal:
         from cli.together import running, settings_of  # noqa: PLC0415  a second of imports that no other command needs
 
+        _refuse_a_taken_portal(folder)
         settings = settings_of(folder, port)
         logs.configure(settings.sanderling, process="up", to=journal)
         out.print(f"Starting; state in {folder}, log in {folder / 'sanderling.log'}", highlight=False)
         with running(settings, folder) as access:
             _prepare(access, demo=demo, told=told)
-            _greet(access, folder)
+            if not told.is_set():
+                _greet(access, folder)
             told.wait()
             out.print("Stopping: giving up every export in order", highlight=False)
     out.print("Stopped. Start again with the same --state to find everything as it was.", highlight=False)
@@ -73,6 +78,30 @@ def _owned(state: Path) -> Iterator[Path]:
         yield state.resolve()
 
 
+def _refuse_a_taken_portal(folder: Path) -> None:
+    """Whoever listens on the first portal, or on every address, is named; but not our own targets, which are adopted."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+        try:
+            probe.bind(PORTAL)
+        except OSError as error:
+            if _has_targets(folder):
+                return
+            raise SettingsRefused(
+                f"{PORTAL[0]} port {PORTAL[1]} cannot be used ({error.strerror}); stop what serves iSCSI here: another "
+                "`sanderling up`, or Debian's tgtd (systemctl stop tgt.service)"
+            ) from error
+
+
+def _has_targets(folder: Path) -> bool:
+    """Whether a target process of this folder has outlived the last run."""
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if cwd.readlink().is_relative_to(folder / "run"):
+                return True
+    return False
+
+
 def _prepare(access: Access, *, demo: bool, told: threading.Event) -> None:
     """A subnet on loopback, and a disk to try; what is there already stays as it is."""
     client = Client(access)
@@ -83,7 +112,7 @@ def _prepare(access: Access, *, demo: bool, told: threading.Event) -> None:
     try:
         disk = client.get("/v1/disks/demo")
     except NotFound:
-        watched(client, client.post("/v1/disks", DEMO))
+        watched(client, client.post("/v1/disks", DEMO), told=told)
         return
     if disk["started"]:
         _await_served(client, told)
@@ -101,9 +130,17 @@ def _await_served(client: Client, told: threading.Event) -> None:
     out.print("The demo disk is not served yet; see: sanderling disk show demo", highlight=False)
 
 
+def _is_found(access: Access) -> bool:
+    """Whether a command that is typed elsewhere finds us through the user's own client file."""
+    try:
+        return files()[0] == own_file() and read(own_file()).url == access.url
+    except (FileNotFoundError, Malformed):
+        return False
+
+
 def _greet(access: Access, folder: Path) -> None:
     paths = list(Client(access).pages("/v1/paths", "paths", disk="demo"))
-    where = "" if files()[0] == own_file() and read(own_file()).url == access.url else f"SANDERLING_CLIENT={folder}/client.json "
+    where = "" if _is_found(access) else f"SANDERLING_CLIENT={folder}/client.json "
     out.print(f"Ready at {access.url}. Ctrl-C stops it.\n", highlight=False)
     for path in paths:
         out.print(f"  iscsi-ls -s iscsi://{path['address']}", highlight=False, markup=False)

@@ -30,11 +30,11 @@ class Host:
         self.log = home / "up.out"
         self._up: Daemon | None = None
 
-    def up(self, *options: str) -> Daemon:
+    def up(self, *options: str, **env: str) -> Daemon:
         """Start it and wait until it says that it is ready."""
         self.log.unlink(missing_ok=True)
         self._up = spawn(
-            "sanderling up", [SANDERLING, "up", *options], log=self.log, env=self.env, netns=self.netns, cwd=self.home
+            "sanderling up", [SANDERLING, "up", *options], log=self.log, env={**self.env, **env}, netns=self.netns, cwd=self.home
         )
 
         def ready() -> bool:
@@ -164,14 +164,26 @@ def test_another_services_client_file_is_not_written_over(host: Host) -> None:
     assert f"SANDERLING_CLIENT={host.state}/client.json" in host.log.read_text()
 
 
-@pytest.mark.parametrize("what", ["folder", "port"])
-def test_a_folder_or_a_port_in_use_is_one_clear_line(host: Host, what: str) -> None:
-    host.up("--no-demo")
-    second = ["--state", str(host.home / "other")] if what == "port" else ["--port", "0"]
+def test_a_home_that_cannot_be_written_keeps_nothing_from_running(host: Host) -> None:
+    host.up("--no-demo", HOME="/proc/nowhere")
+    assert f"SANDERLING_CLIENT={host.state}/client.json" in host.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (["--no-demo"], ["--port", "0"], "in use by process"),
+        (["--no-demo"], ["--state", "other"], "8080"),
+        ([], ["--state", "other", "--port", "0"], "127.0.1.1 port 3260"),
+    ],
+    ids=["folder", "port", "portal"],
+)
+def test_a_folder_or_a_port_in_use_is_one_clear_line(host: Host, first: list[str], second: list[str], said: str) -> None:
+    host.up(*first)
     done = host.typed("up", *second)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
-    assert ("8080" if what == "port" else "in use by process") in done.stderr
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(

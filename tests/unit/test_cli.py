@@ -2,6 +2,7 @@
 
 import json
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cli import access
 from cli.client import Client
 from cli.commands.disks import size_bytes
 from cli.main import app
-from cli.output import size
+from cli.output import size, watched
 from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, Unauthenticated, Unavailable
 
 
@@ -124,6 +125,23 @@ def test_a_service_that_does_not_answer_is_asked_twice_at_most_and_without_a_key
     with pytest.raises(Unavailable, match="http://test"):
         client.post("/v1/disks", {}, key=key)
     assert len(asked) == times
+
+
+def test_an_operation_is_watched_no_longer_once_we_are_told_to_stop() -> None:
+    operation: dict[str, Any] = {
+        "id": "o",
+        "kind": "disk.create",
+        "resource_name": "demo",
+        "state": "running",
+        "steps": [],
+        "ended_at": None,
+    }
+    client = Client(
+        access.Access("http://test", "t"), transport=httpx.MockTransport(lambda _: httpx.Response(200, json=operation))
+    )
+    told = threading.Event()
+    told.set()
+    assert watched(client, operation, told=told) == operation
 
 
 def test_a_listing_is_followed_to_its_last_page() -> None:
