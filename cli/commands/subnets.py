@@ -7,9 +7,11 @@ import typer
 from cli.access import find
 from cli.client import Client
 from cli.commands.disks import AsJson
-from cli.output import as_json, out, table
+from cli.output import as_json, facts, out, table
 
 app = typer.Typer(no_args_is_help=True, help="Subnets that path addresses are taken from.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The subnet's name.")]
 
 
 @app.command(
@@ -52,8 +54,29 @@ def list_(json: AsJson = False) -> None:
     )
 
 
+@app.command(epilog="Example: sanderling subnet show front")
+def show(name: Name, json: AsJson = False) -> None:
+    """Show one subnet."""
+    subnet = Client(find()).get(f"/v1/subnets/{name}")
+    if json:
+        as_json(subnet)
+        return
+    facts(
+        [
+            ("name", subnet["name"]),
+            ("cidr", subnet["cidr"]),
+            ("interface", subnet["interface"]),
+            ("first", subnet["pool_first"]),
+            ("last", subnet["pool_last"]),
+        ]
+    )
+
+
 @app.command(epilog="Example: sanderling subnet delete front")
-def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="The subnet's name.")]) -> None:
+def delete(name: Name, json: AsJson = False) -> None:
     """Remove a subnet that no path uses."""
     Client(find()).delete(f"/v1/subnets/{name}")
-    out.print(f"Subnet {name} removed.", highlight=False)
+    if json:
+        as_json({"name": name, "deleted": True})
+    else:
+        out.print(f"Subnet {name} removed.", highlight=False)

@@ -26,14 +26,18 @@ class Role(StrEnum):
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whom it is for.")],
     role: Annotated[Role, typer.Option(help="reader sees, operator changes disks, admin also subnets and tokens.")],
+    valid_days: Annotated[int | None, typer.Option(min=1, max=3650, help="For how many days; for ever when not given.")] = None,
+    note: Annotated[str, typer.Option(help="What it is for, shown to administrators.")] = "",
     client_file: Annotated[Path | None, typer.Option(help="Save it as a client file (0600) instead of printing it.")] = None,
     json: AsJson = False,
 ) -> None:
     """Make a token. It is shown once: the service keeps only its digest."""
     access = find()
-    made = Client(access).post("/v1/tokens", {"name": name, "role": role.value})
+    body = {"name": name, "role": role.value, "note": note} | ({"valid_days": valid_days} if valid_days else {})
+    made = Client(access).post("/v1/tokens", body)
     if client_file:
-        write(client_file, Access(access.url, made["token"], access.ca_file))
+        write(client_file, Access(access.url, made.pop("token"), access.ca_file))
+    if client_file and not json:
         out.print(f"Token {name} saved in {client_file}: SANDERLING_CLIENT={client_file} sanderling disk list", highlight=False)
     elif json:
         as_json(made)
@@ -50,6 +54,7 @@ def init(
     name: Annotated[str, typer.Option(help="The token's name.")] = "first",
     ca_file: Annotated[str, typer.Option(help="CA that signed the API's certificate, if not a public one.")] = "",
     client_file: Annotated[Path | None, typer.Option(help="Client file to write; the user's own when not given.")] = None,
+    json: AsJson = False,
 ) -> None:
     """Make the first admin token, on the machine that has the records: whoever can write them needs no other permission."""
     from cli.grants import grant  # noqa: PLC0415  the database's imports, which no other command needs
@@ -62,7 +67,10 @@ def init(
         write(file, Access(url, grant(records, name), ca_file))
     finally:
         records.close()
-    out.print(f"Token {name} saved in {file}.", highlight=False)
+    if json:
+        as_json({"name": name, "client_file": str(file), "url": url})
+    else:
+        out.print(f"Token {name} saved in {file}.", highlight=False)
 
 
 @app.command("list", epilog="Example: sanderling token list")
@@ -77,6 +85,8 @@ def list_(json: AsJson = False) -> None:
             "NAME": lambda token: token["name"],
             "ROLE": lambda token: token["role"],
             "CREATED": lambda token: token["created_at"],
+            "EXPIRES": lambda token: token.get("expires_at"),
+            "NOTE": lambda token: token.get("note"),
             "LAST USED": lambda token: token.get("last_used_at"),
         },
         found,
@@ -85,7 +95,10 @@ def list_(json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: sanderling token delete monitoring")
-def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="The token's name or id.")]) -> None:
+def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="The token's name or id.")], json: AsJson = False) -> None:
     """Revoke a token; it is refused from now on."""
     Client(find()).delete(f"/v1/tokens/{name}")
-    out.print(f"Token {name} revoked.", highlight=False)
+    if json:
+        as_json({"name": name, "deleted": True})
+    else:
+        out.print(f"Token {name} revoked.", highlight=False)

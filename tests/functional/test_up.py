@@ -54,21 +54,21 @@ class Host:
     def env(self) -> dict[str, str]:
         return {"HOME": str(self.home), "SANDERLING_CLIENT": "", "SANDERLING_CONFIG": ""}
 
-    def typed(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def typed(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         """One command line, whatever comes of it."""
         return subprocess.run(
             ["ip", "netns", "exec", self.netns, SANDERLING, *words],
             capture_output=True,
             text=True,
             timeout=120,
-            env={**os.environ, **self.env},
+            env={**os.environ, **self.env, **env},
             cwd=self.home,
             check=False,
         )
 
-    def asked(self, *words: str) -> Any:
+    def asked(self, *words: str, **env: str) -> Any:
         """What a command prints as JSON."""
-        done = self.typed(*words, "--json")
+        done = self.typed(*words, "--json", **env)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -232,6 +232,26 @@ def test_a_disk_is_stopped_started_and_deleted(served: Host) -> None:
     assert served.asked("disk", "delete", "cycle", "--wait")["state"] == "succeeded"
     assert served.typed("disk", "show", "cycle").returncode == 1
     assert not any("cycle" in path.name for path in (served.state / "images").iterdir())
+
+
+def test_subnets_and_tokens_are_made_shown_and_removed_by_scripts(served: Host) -> None:
+    made = served.asked("subnet", "create", "spare", "--cidr", "127.0.9.0/24", "--interface", "lo")
+    assert served.asked("subnet", "show", "spare") == made
+    assert made["cidr"] in served.typed("subnet", "show", "spare").stdout
+    assert served.asked("subnet", "delete", "spare") == {"name": "spare", "deleted": True}
+    token = served.asked("token", "create", "script", "--role", "reader", "--valid-days", "2", "--note", "for a script")
+    listed = next(one for one in served.asked("token", "list") if one["name"] == "script")
+    assert (listed["note"], listed["expires_at"]) == ("for a script", token["expires_at"])
+    assert listed["expires_at"] is not None
+    assert served.asked("token", "delete", "script") == {"name": "script", "deleted": True}
+
+
+def test_the_first_token_is_made_by_scripts(served: Host) -> None:
+    file = served.home / "first.json"
+    records = {"OS_RECORDS__URL": f"sqlite:///{served.home / 'other.sqlite'}"}
+    made = served.asked("token", "init", "--client-file", str(file), **records)
+    assert made == {"name": "first", "client_file": str(file), "url": "http://127.0.0.1:8080"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_a_reader_sees_and_changes_nothing(served: Host) -> None:
