@@ -57,7 +57,11 @@ class GuardLibrary:
         try:
             self._library = ctypes.CDLL(str(self.path))
         except OSError as error:
-            raise SettingsRefused(f"[iscsi_worker] guard: {error}; run `make guard`, or name the library") from error
+            source = Path(__file__).with_name("tgt_guard.c")
+            raise SettingsRefused(
+                f"[iscsi_worker] guard: {error}; compile it (`gcc -std=gnu11 -O2 -fPIC -shared -o {self.path} {source} -ldl "
+                "-lpthread`, or `make guard` in a clone), or set [iscsi_worker] guard to where it is"
+            ) from error
         self._library.sanderling_guard_renew.argtypes = (ctypes.c_void_p, ctypes.c_int64)
         self._library.sanderling_guard_set_gate.argtypes = (ctypes.c_void_p, ctypes.c_int)
         self._library.sanderling_guard_in_flight.argtypes = (ctypes.c_void_p,)

@@ -243,7 +243,7 @@ def test_a_tgtd_that_the_guard_does_not_hold_is_not_served(tgt_file: TgtBench, t
 
 def test_without_the_guard_library_the_worker_does_not_start(tgt_file: TgtBench, tmp_path: Path) -> None:
     settings = replace(tgt_file.settings, iscsi_worker=Worker(guard=str(tmp_path / "nowhere.so")))
-    with pytest.raises(SettingsRefused, match="guard"):
+    with pytest.raises(SettingsRefused, match=r"gcc .*tgt_guard\.c.*set \[iscsi_worker\] guard"):
         TgtTargets(settings, clock=CLOCK)
 
 
