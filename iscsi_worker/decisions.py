@@ -143,9 +143,19 @@ def _free(view: View, local: Local, export: ExportId, held: Held, chosen: str | 
         return Drop(export)
     if disk is None or not _started(view, export) or local.withdrawing or export in local.refused or not local.member:
         return None
+    if held.export.client == UNKNOWN_CLIENT and _waits_for_sibling(view, export):
+        return None
     if chosen == local.node or local.wanted.get(export) == held.export.epoch:
         return Take(export, disk, held)
     return None
+
+
+def _waits_for_sibling(view: View, export: ExportId) -> bool:
+    """Exports of one disk whose clients are unknown are taken in turn: who fences the rest must know its siblings by name."""
+    return any(
+        other.disk_id == export.disk_id and other.index < export.index and held.export.client == UNKNOWN_CLIENT
+        for other, held in view.exports.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

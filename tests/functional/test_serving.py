@@ -227,6 +227,25 @@ def test_the_exports_of_a_lost_node_are_served_by_another_and_only_by_that(
 
 
 @pytest.mark.timeout(600)
+def test_a_shared_disks_paths_are_spread_and_it_starts_again_after_a_stop(cluster: Cluster, unique: str, libiscsi: str) -> None:
+    disk = cluster.create_disk(unique, paths=3, access="shared")
+    for turn in range(2):
+        paths = cluster.http.get(f"/v1/disks/{unique}").json()["paths"]
+        assert {path["gateway"] for path in paths} == set(cluster.network.nodes)
+        for path in paths:
+            lba = 8 * path["index"] + turn
+            with (
+                inside(cluster.network.initiator),
+                Initiator(disk["iqn"], f"{path['address']}:3260", initiator_name=SESSION_HOST, timeout_s=30.0) as initiator,
+            ):
+                initiator.write(lba, _block(b"through this path"))
+            assert _stored(cluster, disk["id"], lba) == _block(b"through this path")
+        cluster.wait_operation(cluster.http.post(f"/v1/disks/{unique}/stop"))
+        cluster.wait_operation(cluster.http.post(f"/v1/disks/{unique}/start"))
+    cluster.delete_disk(unique)
+
+
+@pytest.mark.timeout(600)
 def test_an_outage_of_consul_that_outlasts_every_lease_costs_no_session(cluster: Cluster, disk: dict[str, Any]) -> None:
     """Nobody takes over without a fence, so an owner whose reads still succeed goes on, and holds its lock again afterwards."""
     node = gateway_of(cluster, disk["id"])

@@ -197,3 +197,17 @@ def test_who_is_connected_is_published_when_it_has_changed() -> None:
     assert decided(view(), local) == [Publish(E, view().exports[E], now)]
     same = view(SERVING.model_copy(update={"connections": now}))
     assert decided(same, local) == []
+
+
+def test_siblings_whose_clients_are_unknown_are_taken_in_turn_so_that_none_fences_another() -> None:
+    one, two = ExportId("d1", 1), ExportId("d1", 2)
+    paths = tuple(DISK.paths[0].model_copy(update={"index": index}) for index in (1, 2))
+    shared = DISK.model_copy(update={"access": Access.SHARED, "paths": paths})
+    unknown = SERVING.model_copy(update={"client": UNKNOWN_CLIENT})
+
+    def seen(first: Held) -> View:
+        return View(1, {"d1": shared}, {one: first, two: Held(unknown, None, 1)}, {"a": Gateway(name="a")})
+
+    assert [action.export for action in decide(seen(Held(unknown, None, 1)), LOCAL, {one: "a", two: "a"})] == [one]
+    assert decide(seen(Held(unknown, OTHER, 1)), LOCAL, {two: "a"}) == []
+    assert [action.export for action in decide(seen(Held(SERVING, OTHER, 1)), LOCAL, {two: "a"})] == [two]
