@@ -30,6 +30,7 @@ from tests.parts.daemons import run, start_time, waited
 
 CLOCK = SystemClock()
 SUITE_WITHIN_S = 300.0
+PATIENT_S = 30.0
 SESSION_HOST = "iqn.2026-11.io.sanderling.tests:host"
 # iscsi-test-cu 1.19 on a bare tgt 1.0.85: all four families, and the two that have each test once. The rest fails there too.
 ALL_RUN, ALL_PASSED = 615, 598
@@ -67,7 +68,10 @@ def wrong_blocks(cluster: Cluster, disk_id: str, history: BlockHistory) -> list[
 
 @contextmanager
 def writing(cluster: Cluster, disk: dict[str, Any], *, attempt_s: float = 1.0) -> Iterator[Writer]:
-    """Continuous writes from the initiator's machine over all of the disk's paths."""
+    """Continuous writes from the initiator's machine over all of the disk's paths.
+
+    An attempt that waits for longer gives its session up itself; where no session may be lost it must not be the first to.
+    """
     portals = [f"{path['address']}:3260" for path in disk["paths"]]
     with inside(cluster.network.initiator):
         initiator = Initiator(disk["iqn"], portals, initiator_name=SESSION_HOST, timeout_s=60.0, attempt_s=attempt_s)
@@ -161,7 +165,7 @@ def test_a_worker_killed_and_started_twenty_times_costs_no_session(cluster: Clus
     node = gateway_of(cluster, disk["id"])
     assert node is not None
     worker, client = cluster[node], intervals(cluster, disk["id"])[-1][2]
-    with writing(cluster, disk) as writer:
+    with writing(cluster, disk, attempt_s=PATIENT_S) as writer:
         logins = writer.logins
         for _ in range(20):
             extended = len(worker.log(event="lease extended"))
@@ -251,7 +255,7 @@ def test_an_outage_of_consul_that_outlasts_every_lease_costs_no_session(cluster:
     node = gateway_of(cluster, disk["id"])
     assert node is not None
     lease_s = cluster[node].settings.iscsi_worker.lease_s
-    with writing(cluster, disk) as writer:
+    with writing(cluster, disk, attempt_s=PATIENT_S) as writer:
         logins, began = writer.logins, CLOCK.monotonic()
         cluster.consul.kill()
         while CLOCK.monotonic() - began < 3 * lease_s:
