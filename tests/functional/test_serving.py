@@ -34,7 +34,7 @@ PATIENT_S = 30.0
 SESSION_HOST = "iqn.2026-11.io.sanderling.tests:host"
 # iscsi-test-cu 1.19 on a bare tgt 1.0.85: all four families, and the two that have each test once. The rest fails there too.
 ALL_RUN, ALL_PASSED = 615, 598
-ONCE_RUN, ONCE_PASSED = 230, 222
+ONCE_RUN, ONCE_PASSED = 210, 202  # without WRITE SAME, which writes sector by sector for minutes
 FULL = bool(os.environ.get("SANDERLING_FULL"))
 
 
@@ -134,12 +134,12 @@ def disk(cluster: Cluster, unique: str, libiscsi: str) -> Iterator[dict[str, Any
 def test_a_disk_passes_the_conformance_suites_as_a_bare_target_does(cluster: Cluster, unique: str, libiscsi: str) -> None:
     """Show 3: iscsi-test-cu suite by suite, each under a bound, on a disk on Ceph that Sanderling serves.
 
-    SANDERLING_FULL=1 runs all four families; without it the two that have every test once.
+    SANDERLING_FULL=1 runs all four families; without it the two that have every test once, less WRITE SAME.
     """
     disk = cluster.create_disk(unique, paths=2, size_bytes=8 << 20)
     url = f"iscsi://{disk['paths'][0]['address']}/{disk['iqn']}/1"
     listed = subprocess.run(["iscsi-test-cu", "--list"], capture_output=True, text=True, timeout=30, check=False).stdout
-    suites = re.findall(r"^\w+\.\w+$" if FULL else r"^(?:SCSI|iSCSI)\.\w+$", listed, re.MULTILINE)
+    suites = re.findall(r"^\w+\.\w+$" if FULL else r"^(?:SCSI|iSCSI)\.(?!WriteSame)\w+$", listed, re.MULTILINE)
     counts = [suite_counts(cluster.network.initiator, suite, url) for suite in suites]
     ran, passed = sum(ran for ran, _ in counts), sum(passed for _, passed in counts)
     failing = [f"{suite} {ran - passed}" for suite, (ran, passed) in zip(suites, counts, strict=True) if ran > passed]
