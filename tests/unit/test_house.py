@@ -108,7 +108,7 @@ def no_address_of_a_registry_or_machine_stays_behind(path: Path, text: str) -> I
     if path.name.startswith("requirements") and re.search(r"https?://|--(extra-)?index-url|--find-links|--trusted-host", text):
         yield f"{path}: an index is named; the machine's own configuration says where packages come from"
     for number, line in enumerate(text.split("\n"), 1):
-        if path != HERE and re.search(r"pypi\.org|pythonhosted|(?<![\w.$}])/(home/\w+|root)/", line):
+        if path != HERE and re.search(r"https?://\S+/(simple|project|packages)/|(?<![\w.$}])/(home/\w+|root)/", line):
             yield f"{path}:{number}: {line.strip()[:80]}"
 
 
@@ -129,7 +129,7 @@ RULES: list[tuple[Rule, Path, str]] = [
     (life_cycles_are_decided_in_the_model, PY, "if op.state not in {S.A, S.B}: ...\n"),
     (no_address_of_a_registry_or_machine_stays_behind, Path("requirements.txt"), "--index-url somewhere\n"),
     (no_address_of_a_registry_or_machine_stays_behind, Path("docs/x.md"), "cd /home/somebody/sanderling\n"),
-    (no_address_of_a_registry_or_machine_stays_behind, Path("docs/x.md"), "see https://pypi.org/project/sanderling\n"),
+    (no_address_of_a_registry_or_machine_stays_behind, Path("docs/x.md"), "see https://packages.example/simple/sanderling\n"),
 ]
 
 
