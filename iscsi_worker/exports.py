@@ -111,8 +111,7 @@ class Exports:
     ) -> None:
         """Stop serving in order and unlock: nothing acknowledged is lost, nothing unacknowledged happens later."""
         holding = _Holding(self._coordination, export, held.export, consul_session)
-        if not holding.write_unchanged(held.modify_index, phase=ExportPhase.GIVING_UP):
-            raise ClaimLost(f"export {export} is not what it was when giving it up was decided", export=str(export))
+        holding.write(expected=held.modify_index, phase=ExportPhase.GIVING_UP)
         connections = held.export.connections
         clean = held.export.client in {"", running.client if running else ""}
         if running is not None:
@@ -249,21 +248,12 @@ class _Holding:
         self._consul_session = consul_session
         self.value = value
 
-    def write(self, **changes: object) -> None:
+    def write(self, *, expected: int | None = None, **changes: object) -> None:
+        """Write the value with these changes; with `expected` only if nobody has written the key since that index."""
         after = self.value.model_copy(update=changes)
-        if not self._coordination.acquire(self._export.key, _json(after), consul_session=self._consul_session):
-            raise ClaimLost(f"the lock of export {self._export} is held by another", export=str(self._export))
+        if not self._coordination.acquire(self._export.key, _json(after), consul_session=self._consul_session, expected=expected):
+            raise ClaimLost(f"export {self._export} is held by another, or not what it was", export=str(self._export))
         self.value = after
-
-    def write_unchanged(self, modify_index: int, **changes: object) -> bool:
-        """The same, if nobody has written the key since; False, and nothing written, otherwise."""
-        after = self.value.model_copy(update=changes)
-        if not self._coordination.acquire(
-            self._export.key, _json(after), consul_session=self._consul_session, expected=modify_index
-        ):
-            return False
-        self.value = after
-        return True
 
     def release(self, **changes: object) -> None:
         after = self.value.model_copy(update=changes)

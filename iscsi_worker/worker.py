@@ -55,7 +55,7 @@ class Worker:
         seams = Seams(coordination, images, targets, addresses)
         self._settings, self._own, self._clock = settings, own, clock
         self._node = settings.sanderling.node
-        self._bus, self._targets, self._addresses, self._coordination = bus, targets, addresses, coordination
+        self._bus, self._targets, self._addresses = bus, targets, addresses
         self._reports = Reports(bus, self._node, own, clock=clock)
         self._exports = Exports(self._node, own, seams, self._reports, clock=clock)
         self._membership = Membership(settings, coordination, clock=clock)

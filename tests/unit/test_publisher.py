@@ -3,7 +3,6 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,23 +14,11 @@ from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.model.operations import OperationKind
 from sanderling.records import disks
 from sanderling.settings import Coordination, Settings
-from tests.house import Gateways, House, migrated
+from tests.house import Gateways, House
 from tests.parts.daemons import start_time
 
 CREATE, STOP, DELETE = OperationKind.CREATE_DISK, OperationKind.STOP_DISK, OperationKind.DELETE_DISK
 PID_1 = "pid:1:1"  # a client whose process is long gone: the start time is not init's
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return migrated(tmp_path_factory.mktemp("records") / "template.sqlite")
-
-
-@pytest.fixture
-def house(tmp_path: Path, template: Path) -> Iterator[House]:
-    built = House(tmp_path, template)
-    yield built
-    built.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from sanderling.model.operations import Operation, OperationKind, OperationState
 from sanderling.records import operations
 from sanderling.records.tables import EventRow
 from sanderling.settings import General, Settings
-from tests.house import SETTINGS, Gateways, House, migrated
+from tests.house import SETTINGS, Gateways, House
 from tests.parts.daemons import waited
 
 CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
@@ -45,18 +44,6 @@ class Troubled:
             return getattr(self._images, name)(*args, **kwargs)
 
         return call
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return migrated(tmp_path_factory.mktemp("records") / "template.sqlite")
-
-
-@pytest.fixture
-def house(tmp_path: Path, template: Path) -> Iterator[House]:
-    built = House(tmp_path, template)
-    yield built
-    built.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A conductor that dies at any point of an operation: another one ends it, and nothing is left over."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -11,23 +10,11 @@ from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskState
 from sanderling.model.operations import Operation, OperationKind, OperationState
 from sanderling.records.tables import StepRow
-from tests.house import Crash, Gateways, House, migrated
+from tests.house import Crash, Gateways, House
 
 CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
 DELETE = OperationKind.DELETE_DISK
 PATIENT_S, HOPELESS_S = 20.0, 0.05
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return migrated(tmp_path_factory.mktemp("records") / "template.sqlite")
-
-
-@pytest.fixture
-def house(tmp_path: Path, template: Path) -> Iterator[House]:
-    built = House(tmp_path, template)
-    yield built
-    built.close()
 
 
 @pytest.fixture
