@@ -56,13 +56,14 @@ class Record(BaseModel):
 
 
 def is_running(pid: int, start_time: int) -> bool:
-    """Whether that very process lives; a zombie does not."""
+    """Whether that very process lives; a zombie does only while threads of it are left, which may still be inside a call."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
     fields = stat.rpartition(")")[2].split()
-    return fields[0] not in {"Z", "X"} and int(fields[19]) == start_time
+    is_dead = fields[0] in {"Z", "X"} and int(fields[17]) <= 1
+    return not is_dead and int(fields[19]) == start_time
 
 
 def last_words(folder: Path) -> str:

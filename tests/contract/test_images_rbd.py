@@ -71,7 +71,11 @@ def images(bounds: Bounds) -> Iterator[Images]:
 @pytest.fixture
 def pool(own_ceph: CephCluster) -> Iterator[Any]:
     """The pool as librados sees it, to do what a crash or an operator does."""
-    with rados.Rados(conffile=own_ceph.conf, rados_id=own_ceph.user) as connection, connection.open_ioctx(own_ceph.pool) as pool:
+    bounded = {"rados_osd_op_timeout": "30", "rados_mon_op_timeout": "30"}  # pytest cannot interrupt a call of librados
+    with (
+        rados.Rados(conffile=own_ceph.conf, rados_id=own_ceph.user, conf=bounded) as connection,
+        connection.open_ioctx(own_ceph.pool) as pool,
+    ):
         yield pool
 
 

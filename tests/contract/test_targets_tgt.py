@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from iscsi_worker.targets import tgt_process
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.guard import STATE_ENV, GuardLibrary
-from iscsi_worker.targets.record import Record
+from iscsi_worker.targets.record import Record, is_running
 from iscsi_worker.targets.tgt import TgtTargets
 from sanderling.clock import SystemClock
 from sanderling.errors import SettingsRefused, TargetFailed
@@ -24,7 +25,7 @@ from tests.contract.test_targets import LONG_S, NEW, OLD
 from tests.contract.test_targets import tgt_file as tgt_file  # noqa: PLC0414  fixtures
 from tests.contract.test_targets import tgt_rbd as tgt_rbd  # noqa: PLC0414
 from tests.initiator import SECTOR, BlockHistory, Initiator, Writer
-from tests.parts.daemons import run, start_time
+from tests.parts.daemons import run, start_time, waited
 from tests.parts.exports import NAME, SentByIscsi, TgtBench, running
 
 CLOCK = SystemClock()
@@ -260,6 +261,21 @@ def test_another_process_that_was_given_the_pid_is_not_the_export(tgt_file: TgtB
         tgt_file.targets.stop(spec.export)
     assert start_time(pid) == str(struct.unpack("<Q", before)[0]), "a stranger was killed"
     tgt_file.images.fence(f"pid:{pid}:{struct.unpack('<Q', before)[0]}")
+
+
+def test_a_process_counts_as_running_until_its_last_thread_is_gone() -> None:
+    end_but_for_a_thread = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread alone\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", end_but_for_a_thread]) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        waited(lambda: ") Z " in stat.read_text(), within_s=10, what="the process is a zombie with a thread")
+        started = int(stat.read_text().rpartition(")")[2].split()[19])
+        assert is_running(process.pid, started)
+        tgt_process.kill(process.pid, started, within_s=10)
+        assert not is_running(process.pid, started)
 
 
 @pytest.mark.parametrize("wrong", ["missing", "another version", "claimed", "lapsed"])

@@ -137,7 +137,7 @@ class CephCluster:
                 return True
             return False
 
-        waited(answers, within_s=30, what=f"pool {self.pool} answers; {self._log_tail('osd.0')}")
+        waited(answers, within_s=60, what=f"pool {self.pool} answers; {self._log_tail('osd.0')}")
 
     def pause(self) -> None:
         """Freeze every daemon: connections stay open and nothing answers."""

@@ -23,13 +23,16 @@ def waited(until: Callable[[], bool], *, within_s: float, what: str, every_s: fl
 
 
 def start_time(pid: int) -> str | None:
-    """The process's start time in clock ticks (field 22 of /proc/PID/stat), None when it is gone or a zombie."""
+    """The process's start time in clock ticks (field 22 of /proc/PID/stat), None when it is gone or a zombie without threads.
+
+    A killed process is a zombie while its other threads finish what they are doing in the kernel, its locks on files held.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in {"Z", "X"} else fields[19]
+    return None if fields[0] in {"Z", "X"} and int(fields[17]) <= 1 else fields[19]
 
 
 @dataclass(frozen=True, slots=True)
