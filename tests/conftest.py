@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.network import Network
-from tests.network import version as network_version
+from cli.lab.network import Network
+from cli.lab.network import version as network_version
 from tests.parts import running, usage
 
 _STATUS = pytest.StashKey[int]()
@@ -60,7 +60,7 @@ def _real(name: str, title: str, part: Any) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A RabbitMQ: `.url`."""
-    from tests.parts.rabbitmq import RabbitMQ  # noqa: PLC0415  a run that needs no broker does not load it
+    from cli.lab.parts.rabbitmq import RabbitMQ  # noqa: PLC0415  a run that needs no broker does not load it
 
     yield from _real("rabbitmq", "RabbitMQ", RabbitMQ(tmp_path_factory.mktemp("rabbitmq")))
 
@@ -68,7 +68,7 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Consul server: `.url`."""
-    from tests.parts.consul import ConsulAgent  # noqa: PLC0415
+    from cli.lab.parts.consul import ConsulAgent  # noqa: PLC0415
 
     yield from _real("consul", "Consul", ConsulAgent(tmp_path_factory.mktemp("consul")))
 
@@ -76,7 +76,7 @@ def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Ceph cluster: `.conf`, the path of its configuration file, and `.pool`."""
-    from tests.parts.ceph import CephCluster  # noqa: PLC0415
+    from cli.lab.parts.ceph import CephCluster  # noqa: PLC0415
 
     yield from _real("ceph", "Ceph", CephCluster(tmp_path_factory.mktemp("ceph")))
 
@@ -110,7 +110,7 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture(scope="session")
 def _cluster(tmp_path_factory: pytest.TempPathFactory, network: Network, tgt: str) -> Iterator[Any]:
-    from tests.cluster import Cluster  # noqa: PLC0415
+    from cli.lab.cluster import Cluster  # noqa: PLC0415
 
     made = Cluster(tmp_path_factory.mktemp("cluster"), network)
     try:
@@ -124,7 +124,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory, network: Network, tgt: st
 
 @pytest.fixture
 def cluster(_cluster: Any) -> Iterator[Any]:
-    """The main job on the real parts, shared by the tests of a run and healed after each (tests/cluster.py)."""
+    """The main job on the real parts, shared by the tests of a run and healed after each (cli/lab/cluster.py)."""
     yield _cluster
     _cluster.heal()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 from pyroute2 import netns
 
+from cli.lab.parts.daemons import run, waited
 from iscsi_worker.addresses import connect
 from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.addresses.loopback import Loopback
@@ -21,7 +22,6 @@ from sanderling.errors import AddressFailed
 from sanderling.model.disks import PORTAL_PORT
 from sanderling.model.exports import Connection
 from sanderling.settings import Settings, Worker
-from tests.parts.daemons import run, waited
 
 LONG_S = 600
 OWN, FIRST, SECOND = "10.9.0.1", "10.9.0.5", "10.9.0.6"

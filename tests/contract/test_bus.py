@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from cli.lab.parts.daemons import waited
 from rpc.bus import Endpoint
 from rpc.messages import Message, Ping, Pong, Wake
 from rpc.parking import POISON
 from sanderling.errors import Busy, Malformed, NotFound, Problem, TooLarge, Unavailable
 from tests.parts.buses import Buses, Got
-from tests.parts.daemons import waited
 
 
 class Anything(Message):

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import rpc.oslo
+from cli.lab.parts.daemons import run, spawn, waited
+from cli.lab.parts.rabbitmq import RabbitMQ
 from rpc import topics
 from rpc.bus import Bus, Endpoint
 from rpc.connections import connection
@@ -21,8 +23,6 @@ from rpc.parking import parking
 from sanderling.errors import NotFound, SettingsRefused, Unavailable
 from tests.parts import usage
 from tests.parts.buses import Buses, Got, configured
-from tests.parts.daemons import run, spawn, waited
-from tests.parts.rabbitmq import RabbitMQ
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ import rpc.oslo
 from rpc.bus import Endpoint
 from rpc.messages import Wake
 from tests.parts.buses import configured
-from tests.parts.daemons import waited
+from cli.lab.parts.daemons import waited
 
 go = threading.Event()
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import consul
 import pytest
 
+from cli.lab.parts.consul import ConsulAgent
+from cli.lab.parts.daemons import waited
 from sanderling.coordination.base import Coordination
 from sanderling.errors import Unavailable
 from tests.contract.coordination_calls import WITHIN_S, assert_unavailable, coordination, within_bound
 from tests.parts import usage
-from tests.parts.consul import ConsulAgent
-from tests.parts.daemons import waited
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from cli.lab.parts.daemons import run
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Put
 from sanderling.errors import SessionLost, SettingsRefused, TooLarge, Unavailable
 from tests.contract.coordination_calls import CALLS, ID, WITHIN_S, assert_unavailable, coordination, within_bound
-from tests.parts.daemons import run
 
 
 @dataclass(frozen=True, slots=True)

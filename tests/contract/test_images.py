@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from cli.lab.parts.daemons import CLOCK, waited
 from sanderling.clock import SystemClock
 from sanderling.errors import Conflict, InUse, InvalidInput, NotFound
 from sanderling.images import connect
 from sanderling.images.base import Image, Images
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as Bounds
-from tests.parts.daemons import CLOCK, waited
 from tests.parts.image_client import ImageClient, block_of
 
 SIZE = 8 << 20

@@ -15,14 +15,14 @@ import pytest
 import rados
 import rbd as librbd
 
+from cli.lab.parts.ceph import CephCluster
+from cli.lab.parts.daemons import waited
 from sanderling.clock import Clock, SystemClock
 from sanderling.errors import Fenced, ImageFailed, InUse, NotFound, Unavailable
 from sanderling.images import connect
 from sanderling.images.base import Images
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as Bounds
-from tests.parts.ceph import CephCluster
-from tests.parts.daemons import waited
 from tests.parts.image_client import ImageClient
 from tests.parts.usage import used
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import pytest
 
 import rpc.news
+from cli.lab.parts.daemons import waited
+from cli.lab.parts.rabbitmq import RabbitMQ
 from rpc import topics
 from rpc.bus import Serving
 from rpc.connections import connection
 from rpc.news import News
 from tests.parts import usage
 from tests.parts.buses import configured
-from tests.parts.daemons import waited
-from tests.parts.rabbitmq import RabbitMQ
 
 
 @dataclass

@@ -12,13 +12,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
+from cli.lab.parts.daemons import run, spawn, waited
 from sanderling import settings
 from sanderling.clock import SystemClock
 from sanderling.errors import Unavailable
 from sanderling.records import events
 from sanderling.records.database import Records
 from sanderling.records.tables import Base
-from tests.parts.daemons import run, spawn, waited
 
 CLOCK = SystemClock()
 WRITER = """

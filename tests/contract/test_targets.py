@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.lab.initiator import SECTOR
 from iscsi_worker.targets.base import TargetSpec
 from sanderling import images
 from sanderling.clock import SystemClock
@@ -17,7 +18,6 @@ from sanderling.errors import TargetFailed
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as ImageSettings
-from tests.initiator import SECTOR
 from tests.parts.exports import NAME, Bench, MemoryBench, TgtBench, running
 
 LONG_S = 60.0

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.lab.initiator import SECTOR, BlockHistory, Initiator, Writer
+from cli.lab.parts.daemons import run, start_time, waited
 from iscsi_worker.targets import tgt_process
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.guard import STATE_ENV, GuardLibrary
@@ -24,8 +26,6 @@ from sanderling.settings import Worker
 from tests.contract.test_targets import LONG_S, NEW, OLD
 from tests.contract.test_targets import tgt_file as tgt_file  # noqa: PLC0414  fixtures
 from tests.contract.test_targets import tgt_rbd as tgt_rbd  # noqa: PLC0414
-from tests.initiator import SECTOR, BlockHistory, Initiator, Writer
-from tests.parts.daemons import run, start_time, waited
 from tests.parts.exports import NAME, SentByIscsi, TgtBench, running
 
 CLOCK = SystemClock()
@@ -335,7 +335,7 @@ def test_the_writer_runs_as_a_process_of_its_own(tgt_file: TgtBench, tmp_path: P
     command = [
         sys.executable,
         "-m",
-        "tests.initiator",
+        "cli.lab.initiator",
         "--target",
         spec.iqn,
         "--portal",

@@ -16,6 +16,11 @@ import httpx
 import pytest
 
 import rpc.oslo
+from cli.lab.parts.ceph import CephCluster
+from cli.lab.parts.consul import ConsulAgent
+from cli.lab.parts.daemons import waited
+from cli.lab.parts.rabbitmq import RabbitMQ
+from cli.lab.processes import Process, write_ini
 from rpc import topics
 from rpc.bus import Endpoint
 from rpc.messages import Wake
@@ -27,11 +32,6 @@ from sanderling.records.tokens import Role
 from sanderling.settings import Api, Bus, Coordination, Images, Settings
 from sanderling.settings import Records as RecordsOptions
 from tests.parts import usage
-from tests.parts.ceph import CephCluster
-from tests.parts.consul import ConsulAgent
-from tests.parts.daemons import waited
-from tests.parts.rabbitmq import RabbitMQ
-from tests.processes import Process, write_ini
 
 CLOCK = SystemClock()
 GIB = 1 << 30

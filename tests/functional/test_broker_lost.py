@@ -7,11 +7,11 @@ import httpx
 import pytest
 
 import sanderling.images
+from cli.lab.cluster import Cluster
 from sanderling.clock import SystemClock
 from sanderling.model.disks import image_of
 from sanderling.records.database import Records
 from sanderling.records.tables import EventRow
-from tests.cluster import Cluster
 
 DISKS = 200
 KILLED_AFTER = 60

@@ -1,7 +1,7 @@
 """The cluster that functional tests run on: what a test breaks there it can break for real, and `heal` makes whole again."""
 
-from tests.cluster import Cluster
-from tests.parts.daemons import run, waited
+from cli.lab.cluster import Cluster
+from cli.lab.parts.daemons import run, waited
 
 
 def test_an_initiator_finds_a_disk_on_each_of_its_portals(cluster: Cluster, unique: str, libiscsi: str) -> None:

@@ -14,14 +14,14 @@ import pytest
 
 import sanderling.coordination
 import sanderling.images
+from cli.lab.cluster import Cluster
+from cli.lab.processes import Process
 from conductor.failpoints import VARIABLE, forward
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination
 from sanderling.images.base import Images
 from sanderling.model.disks import image_of
 from sanderling.model.operations import OperationKind
-from tests.cluster import Cluster
-from tests.processes import Process
 
 Capture = pytest.CaptureFixture[str]
 KINDS = (OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.DELETE_DISK)

@@ -18,6 +18,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cli.lab import network
+from cli.lab.network import Network
+from cli.lab.parts.consul import ConsulAgent
+from cli.lab.parts.daemons import waited
+from cli.lab.processes import Process
 from leader.server import DUTIES, SERVICE
 from sanderling import coordination
 from sanderling.clock import SystemClock
@@ -25,12 +30,7 @@ from sanderling.coordination.leaders import leader_of
 from sanderling.model.leaders import Leader, leader_key
 from sanderling.settings import Coordination, General, Settings
 from sanderling.settings import Leader as Bounds
-from tests import network
-from tests.network import Network
 from tests.parts import usage
-from tests.parts.consul import ConsulAgent
-from tests.parts.daemons import waited
-from tests.processes import Process
 
 NODES = ("a", "b", "c")
 FULL = bool(os.environ.get("SANDERLING_FULL"))

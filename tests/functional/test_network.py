@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import network
-from tests.network import Network
+from cli.lab import network
+from cli.lab.network import Network
+from cli.lab.parts.daemons import run, spawn, waited
 from tests.parts import usage
-from tests.parts.daemons import run, spawn, waited
 
 NAMES = Path("/run/netns")
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 7000), timeout=1)"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import Cluster
+from cli.lab.cluster import Cluster
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ import rados
 import rbd
 from pyroute2 import netns
 
+from cli.lab.cluster import Cluster
+from cli.lab.initiator import SECTOR, BlockHistory, Initiator, Writer
+from cli.lab.parts.daemons import run, start_time, waited
 from iscsi_worker.targets.probe import IscsiSession
 from sanderling.clock import SystemClock
 from sanderling.errors import TargetFailed
 from sanderling.model.disks import image_of
-from tests.cluster import Cluster
-from tests.initiator import SECTOR, BlockHistory, Initiator, Writer
-from tests.parts.daemons import run, start_time, waited
 
 CLOCK = SystemClock()
 SUITE_WITHIN_S = 300.0

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.network import Network
-from tests.network import version as network_version
+from cli.lab.network import Network
+from cli.lab.network import version as network_version
+from cli.lab.parts.daemons import Daemon, run, spawn, waited
 from tests.parts import usage
-from tests.parts.daemons import Daemon, run, spawn, waited
 
 SANDERLING = str(Path(".venv/bin/sanderling").resolve())
 READY_WITHIN_S = 60.0

@@ -1,1 +1,1 @@
-"""The real parts: RabbitMQ, Consul and Ceph as processes of their own, for tests and for `make real`."""
+"""What of the real parts only tests need: `make real`, and the benches that single tests stand on."""

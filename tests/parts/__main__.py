@@ -15,10 +15,10 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.parts.ceph import CephCluster
-from tests.parts.consul import ConsulAgent
-from tests.parts.daemons import Daemon, spawn, start_time, waited
-from tests.parts.rabbitmq import RabbitMQ
+from cli.lab.parts.ceph import CephCluster
+from cli.lab.parts.consul import ConsulAgent
+from cli.lab.parts.daemons import Daemon, spawn, start_time, waited
+from cli.lab.parts.rabbitmq import RabbitMQ
 from tests.parts.running import STATE, Kept
 
 START_WITHIN_S = 180.0

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import rpc.oslo
+from cli.lab.parts.daemons import waited
 from rpc.bus import Bus
 from rpc.connections import connection
 from rpc.parking import queue
 from sanderling import settings
-from tests.parts.daemons import waited
 
 
 def configured(url: str, **changes: Any) -> settings.Settings:

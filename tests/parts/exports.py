@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from cli.lab.initiator import SECTOR, Initiator
+from cli.lab.parts.daemons import run, start_time, waited
 from iscsi_worker.targets.base import Running, Targets, TargetSpec
 from iscsi_worker.targets.guard import GuardLibrary
 from iscsi_worker.targets.memory import MemoryNode, MemoryOperation, MemoryStore, MemoryTargets
@@ -26,8 +28,6 @@ from sanderling.errors import TargetFailed
 from sanderling.images.base import BackingStore, Images
 from sanderling.model.exports import ExportId
 from sanderling.settings import General, Settings, Worker
-from tests.initiator import SECTOR, Initiator
-from tests.parts.daemons import run, start_time, waited
 
 NAME = "iqn.2026-11.io.sanderling.tests:initiator"
 SIZE_BYTES = 16 << 20

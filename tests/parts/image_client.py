@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.lab.parts.daemons import CLOCK, Daemon, start_time, waited
 from sanderling.images.base import BackingStore
-from tests.parts.daemons import CLOCK, Daemon, start_time, waited
 
 BLOCK_BYTES = 512
 

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.parts.daemons import start_time
+from cli.lab.parts.daemons import start_time
 
 STATE = "parts.json"
 

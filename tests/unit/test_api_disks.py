@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from cli.lab.parts.daemons import waited
 from sanderling.clock import SystemClock
 from sanderling.errors import TooLarge, Unavailable
 from sanderling.model.disks import DiskEvent
 from sanderling.model.exports import Connection, Export, ExportId, ExportPhase
 from sanderling.model.operations import OperationEvent
 from sanderling.records import disks, operations
-from tests.parts.daemons import waited
 from tests.unit.api_app import GIB, Api, running
 
 

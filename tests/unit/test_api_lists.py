@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cli.lab.parts.daemons import waited
 from sanderling.errors import Problem, Unavailable
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.model.leaders import Leader, leader_key
 from sanderling.records import events
-from tests.parts.daemons import waited
 from tests.unit.api_app import Api, running
 
 

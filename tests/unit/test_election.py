@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from cli.lab.parts.daemons import waited
 from leader.duties import Duty, Tenure
 from leader.election import Act, Standing, View, decide
 from leader.service import Candidate
@@ -18,7 +19,6 @@ from sanderling.coordination.leaders import leader_of, leaders
 from sanderling.errors import SessionLost, Unavailable
 from sanderling.model.leaders import Leader, leader_key
 from sanderling.settings import Settings
-from tests.parts.daemons import waited
 
 BOUNDS = settings.Leader()
 HANDOVER_S = BOUNDS.lease_s + BOUNDS.duty_stop_timeout_s

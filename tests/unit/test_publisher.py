@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cli.lab.parts.daemons import start_time
 from conductor.publisher import Publisher
 from sanderling.coordination.base import Put
 from sanderling.coordination.embedded import EmbeddedCoordination
@@ -15,7 +16,6 @@ from sanderling.model.operations import OperationKind
 from sanderling.records import disks
 from sanderling.settings import Coordination, Settings
 from tests.house import Gateways, House
-from tests.parts.daemons import start_time
 
 CREATE, STOP, DELETE = OperationKind.CREATE_DISK, OperationKind.STOP_DISK, OperationKind.DELETE_DISK
 PID_1 = "pid:1:1"  # a client whose process is long gone: the start time is not init's

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cli.lab.parts.daemons import waited
 from conductor.runner import Runner
 from conductor.steps.keys import delete_keys, keys_of
 from sanderling.errors import ImageFailed, InUse, Unavailable
@@ -19,7 +20,6 @@ from sanderling.records import operations
 from sanderling.records.tables import EventRow
 from sanderling.settings import General, Settings
 from tests.house import SETTINGS, Gateways, House
-from tests.parts.daemons import waited
 
 CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
 DELETE = OperationKind.DELETE_DISK

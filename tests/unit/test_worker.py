@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from cli.lab.parts.daemons import waited
 from iscsi_worker.addresses.memory import Memory
 from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
@@ -24,7 +25,6 @@ from sanderling.settings import Bus as BusSettings
 from sanderling.settings import Coordination, General, Settings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Worker as WorkerSettings
-from tests.parts.daemons import waited
 
 CLOCK = SystemClock()
 ELSEWHERE = Gateway(name="elsewhere")

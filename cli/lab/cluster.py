@@ -1,7 +1,7 @@
 """The main job as it runs at a site: API, conductor and a worker per node as processes, on real RabbitMQ, Consul and Ceph.
 
 The parts, the API and the conductor stand in one network namespace; each node has one of its own with its Consul agent and its
-worker. What a test breaks it mends with `heal`, or the fixture does.
+worker. Whoever breaks something mends it with `heal`.
 """
 
 import contextlib
@@ -16,6 +16,12 @@ from typing import Any, Protocol
 
 import httpx
 
+from cli.lab.network import Network
+from cli.lab.parts.ceph import CephCluster
+from cli.lab.parts.consul import ConsulAgent
+from cli.lab.parts.daemons import run, start_time, waited
+from cli.lab.parts.rabbitmq import RabbitMQ
+from cli.lab.processes import Process
 from sanderling.clock import SystemClock
 from sanderling.model.operations import OPERATIONS
 from sanderling.records import tokens
@@ -23,12 +29,6 @@ from sanderling.records.database import Records
 from sanderling.records.tokens import Role
 from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
 from sanderling.settings import Records as RecordsOptions
-from tests.network import Network
-from tests.parts.ceph import CephCluster
-from tests.parts.consul import ConsulAgent
-from tests.parts.daemons import run, start_time, waited
-from tests.parts.rabbitmq import RabbitMQ
-from tests.processes import Process
 
 SUBNET = "front"
 READY_WITHIN_S = 60.0

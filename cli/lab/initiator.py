@@ -1,6 +1,6 @@
-"""The initiator of the tests: reads and writes through real iSCSI, and remembers every acknowledgement so that none can be lost.
+"""The lab's initiator: reads and writes through real iSCSI, and remembers every acknowledgement so that none can be lost.
 
-`python -m tests.initiator` runs the writer as a process of its own, in a network namespace for instance.
+`python -m cli.lab.initiator` runs the writer as a process of its own, in a network namespace for instance.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Initiator:
         portals: str | Sequence[str],
         *,
         lun: int = 1,
-        initiator_name: str = "iqn.2026-11.io.sanderling.tests:initiator",
+        initiator_name: str = "iqn.2026-11.io.sanderling.lab:initiator",
         timeout_s: float = 10.0,
         attempt_s: float = ATTEMPT_S,
     ) -> None:
@@ -247,11 +247,11 @@ def summary(writer: Writer) -> dict[str, object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write until SIGTERM or SIGINT, then save the history and print a summary as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m tests.initiator")
+    parser = argparse.ArgumentParser(prog="python -m cli.lab.initiator")
     parser.add_argument("--target", required=True)
     parser.add_argument("--portal", action="append", required=True, help="address:port; again for more paths")
     parser.add_argument("--history", type=Path, required=True, help="where the history is saved at the end")
-    parser.add_argument("--initiator", default="iqn.2026-11.io.sanderling.tests:writer")
+    parser.add_argument("--initiator", default="iqn.2026-11.io.sanderling.lab:writer")
     parser.add_argument("--writer", type=int, default=1)
     parser.add_argument("--first-lba", type=int, default=0)
     parser.add_argument("--sectors", type=int, default=64)

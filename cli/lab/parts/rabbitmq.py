@@ -7,7 +7,7 @@ import socket
 import uuid
 from pathlib import Path
 
-from tests.parts.daemons import Daemon, run, spawn, start_time, waited
+from cli.lab.parts.daemons import Daemon, run, spawn, start_time, waited
 
 _BIN = Path("/usr/lib/rabbitmq/bin")  # /usr/sbin has wrappers that change the user and the folder
 

@@ -7,7 +7,7 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from tests.parts.daemons import Daemon, run, spawn, waited
+from cli.lab.parts.daemons import Daemon, run, spawn, waited
 
 _CONF = """\
 [global]

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from tests.parts.daemons import run, start_time, waited
+from cli.lab.parts.daemons import run, start_time, waited
 
 Side = Literal["back", "front"]
 SIDES: tuple[Side, ...] = ("back", "front")
 
 _NAMES = Path("/run/netns")
-_LOCK = Path("/run/sanderling-tests.lock")
+_LOCK = Path("/run/sanderling-lab.lock")
 _SLICES = range(1, 250)
 
 
@@ -112,7 +112,7 @@ class Network:
             self._in_parts("link", "set", self._port(node, side), "up")
 
     def mac(self, netns: str, interface: str) -> str:
-        """The hardware address of an interface, for tests that watch who announces what."""
+        """The hardware address of an interface, for whoever watches who announces what."""
         return run(["cat", f"/sys/class/net/{interface}/address"], netns=netns).strip()
 
     def _build(self) -> None:

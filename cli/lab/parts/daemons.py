@@ -1,4 +1,4 @@
-"""Processes that tests start: known by pid and start time, killed by pid, logged to a file, and never left behind."""
+"""Processes that the lab starts: known by pid and start time, killed by pid, logged to a file, and never left behind."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""One of Sanderling's own processes as tests see it: with an ini of its own, to be killed, paused and restarted, its log read."""
+"""One of Sanderling's own processes as the lab sees it: with an ini of its own, to be killed, paused and restarted, its log read."""
 
 import json
 import signal
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cli.lab.parts.daemons import Daemon, spawn, waited
 from sanderling.settings import Settings
-from tests.parts.daemons import Daemon, spawn, waited
 
 STOP_WITHIN_S = 30.0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.parts.daemons import Daemon, run, spawn, waited
+from cli.lab.parts.daemons import Daemon, run, spawn, waited
 
 START_WITHIN_S = 60.0
 
