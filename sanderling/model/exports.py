@@ -35,6 +35,11 @@ class Epoch(NamedTuple):
     generation: int
     counter: int
 
+    @property
+    def following(self) -> "Epoch":
+        """That of the next owner."""
+        return Epoch(self.generation, self.counter + 1)
+
     def __str__(self) -> str:
         return f"{self.generation}.{self.counter}"
 
@@ -63,6 +68,7 @@ class Export(BaseModel):
 
     `client` is empty only when nothing of this export can be running: before the first taking, and after it was left. A key
     that is made again for a disk that may be served already starts with `client` unknown, so that taking it fences first.
+    `next` names the gateway that is to have it, while a move is under way; once the key is free that one is the first choice.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -74,6 +80,7 @@ class Export(BaseModel):
     phase: ExportPhase = ExportPhase.FREE
     revision: int = 0
     connections: tuple[Connection, ...] = ()
+    next: str = ""
 
     @property
     def epoch(self) -> Epoch:
@@ -85,12 +92,43 @@ class Export(BaseModel):
         return self.client != ""
 
 
+class Prepared(BaseModel):
+    """An export's process that stands ready behind a closed gate, to be handed the lock at just this epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    generation: int
+    counter: int
+    client: str
+
+    @property
+    def epoch(self) -> Epoch:
+        return Epoch(self.generation, self.counter)
+
+
+class Front(BaseModel):
+    """What a gateway says of the networks of the paths, by the name of the interface.
+
+    `own` are its own addresses there, with their prefix lengths: where peers probe it while it serves no path. `reachable` and
+    `unreachable` name the peers whose portals it could and could not reach, `cut_off` the interfaces on which it has found
+    itself cut off: nothing is placed there that any other gateway can serve.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    own: dict[str, tuple[str, ...]] = {}
+    reachable: dict[str, tuple[str, ...]] = {}
+    unreachable: dict[str, tuple[str, ...]] = {}
+    cut_off: tuple[str, ...] = ()
+
+
 class Gateway(BaseModel):
     """The value of `nodes/<name>`: a live worker, locked by its consul session for as long as it lives.
 
     `refused` names exports this worker failed to take and stands back from, each with the reason; the worker removes an
     entry itself when it is ready to try again. `running` names the exports whose process is alive here, each with its client:
-    after coordination was lost it is what tells who really serves.
+    after coordination was lost it is what tells who really serves. `prepared` names the exports that it is ready to be handed,
+    `kept` those it was told to hand on and serves still, with the reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -99,7 +137,10 @@ class Gateway(BaseModel):
     interfaces: tuple[str, ...] = ()
     refused: dict[str, str] = {}
     running: dict[str, str] = {}
+    prepared: dict[str, Prepared] = {}
+    kept: dict[str, str] = {}
     withdrawing: bool = False
+    front: Front = Front()
 
     @property
     def key(self) -> str:
