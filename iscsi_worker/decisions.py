@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View
 from sanderling.model.disks import Disk
-from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase, Prepared
 from sanderling.model.placement import place
 
 
@@ -57,7 +57,45 @@ class Publish:
     connections: tuple[Connection, ...]
 
 
-Action = Take | Adopt | GiveUp | Drop | Publish
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Start a process behind a closed gate for an export that another node serves, to be handed its lock."""
+
+    export: ExportId
+    disk: Disk
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Handing:
+    """A command to hand an export on, good for one epoch."""
+
+    epoch: Epoch
+    destination: str
+    operation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Drain, and pass the lock to the gateway that stands ready; go on serving when that does not work."""
+
+    export: ExportId
+    held: Held
+    handing: Handing
+    consul_session: str
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """Serve with the process that stands ready: the lock is ours and its value names this process's client."""
+
+    export: ExportId
+    held: Held
+    running: Running
+
+
+Action = Take | Adopt | GiveUp | Drop | Publish | Prepare | HandOver | Activate
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +104,7 @@ class Local:
     `refused` ones could not be taken a moment ago.
 
     `member` says that this node's gateway key is held, so that others count it in.
-    `wanted` and `unwanted` are what commands asked for, each good for one epoch only.
+    `wanted`, `unwanted` and `handing` are what commands asked for, each good for one epoch only.
     """
 
     node: str
@@ -78,6 +116,7 @@ class Local:
     refused: Collection[ExportId] = ()
     wanted: Mapping[ExportId, Epoch] = field(default_factory=dict)
     unwanted: Mapping[ExportId, Epoch] = field(default_factory=dict)
+    handing: Mapping[ExportId, Handing] = field(default_factory=dict)
     member: bool = True
     withdrawing: bool = False
 
@@ -90,7 +129,18 @@ def decide(view: View, local: Local, placed: Mapping[ExportId, str]) -> list[Act
 def free_placed(view: View, passed_over: Mapping[ExportId, Collection[str]]) -> dict[ExportId, str]:
     """Where each free export that should be served belongs, as every node computes it from this view."""
     free = [export for export, held in view.exports.items() if held.consul_session is None and _started(view, export)]
-    return place(free, view.gateways, view.owners, passed_over=passed_over)
+    preferred = {export: view.exports[export].export.next for export in free}
+    return place(free, view.gateways, view.owners, passed_over=passed_over, preferred=preferred, marks=view.marks)
+
+
+def prepared_here(view: View, local: Local) -> dict[ExportId, Prepared]:
+    """What stands ready here to be handed over: started for the epoch after the present one, its gate never opened."""
+    found = {}
+    for export, running in local.running.items():
+        held = view.exports.get(export)
+        if held is not None and held.consul_session not in {None, local.consul_session} and _is_ready(view, local, held, running):
+            found[export] = Prepared(generation=held.export.generation, counter=held.export.counter, client=running.client)
+    return found
 
 
 def _started(view: View, export: ExportId) -> bool:
@@ -108,9 +158,31 @@ def _decided(view: View, local: Local, placed: Mapping[ExportId, str]) -> Iterat
         elif held.consul_session is None:
             action = _free(view, local, export, held, placed.get(export))
         else:
-            action = Drop(export) if export in local.running else None
+            action = _others(view, local, export, held)
         if action:
             yield action
+
+
+def _others(view: View, local: Local, export: ExportId, held: Held) -> Action | None:
+    disk, running = view.disks.get(export.disk_id), local.running.get(export)
+    if running is not None:
+        return None if _is_ready(view, local, held, running) else Drop(export)
+    if disk is None or not _started(view, export) or local.withdrawing or export in local.refused or not local.member:
+        return None
+    return Prepare(export, disk, held) if local.wanted.get(export) == held.export.epoch else None
+
+
+def _is_ready(view: View, local: Local, held: Held, running: Running) -> bool:
+    disk = view.disks.get(running.export.disk_id)
+    return (
+        not running.gate_open
+        and running.epoch == held.export.epoch.following
+        and local.wanted.get(running.export) == held.export.epoch
+        and disk is not None
+        and disk.started
+        and disk.revision == running.revision
+        and not local.withdrawing
+    )
 
 
 def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | None:
@@ -128,9 +200,28 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
         and export not in local.sick
     )
     if serves:
+        handing = local.handing.get(export)
+        if handing is not None and handing.epoch == held.export.epoch:
+            gateway = view.gateways.get(handing.destination)
+            prepared = gateway.prepared.get(str(export)) if gateway else None
+            if prepared is not None and prepared.epoch == held.export.epoch:
+                return HandOver(export, held, handing, view.sessions[handing.destination], prepared)
         seen = local.connections.get(export, held.export.connections)
         return None if seen == held.export.connections else Publish(export, held, seen)
+    if running is not None and _was_handed(held, running, disk):
+        return Activate(export, held, running)
     return GiveUp(export, held) if export in local.refused else Take(export, disk, held)
+
+
+def _was_handed(held: Held, running: Running, disk: Disk) -> bool:
+    """Whether this process was started for this very epoch, and nobody has opened its gate yet."""
+    return (
+        not running.gate_open
+        and running.epoch == held.export.epoch
+        and running.client == held.export.client
+        and running.revision == disk.revision
+        and held.export.phase is ExportPhase.TAKING
+    )
 
 
 def _free(view: View, local: Local, export: ExportId, held: Held, chosen: str | None) -> Action | None:

@@ -17,11 +17,11 @@ from iscsi_worker.reports import Reports
 from iscsi_worker.targets.base import Running, Targets, TargetSpec
 from iscsi_worker.view import Held, View
 from sanderling.clock import Clock
-from sanderling.coordination.base import Coordination
-from sanderling.errors import AddressFailed, ClaimLost, Fenced, Problem, TargetFailed
+from sanderling.coordination.base import Acquire, Coordination, Release
+from sanderling.errors import AddressFailed, ClaimLost, Fenced, MoveFailed, Problem, SessionLost, TargetFailed, Unavailable
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk, Path
-from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Export, ExportId, ExportPhase
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Prepared
 from sanderling.settings import Worker
 
 log = structlog.get_logger(__name__)
@@ -72,11 +72,11 @@ class Exports:
             self._retire(export, addresses)
             self._fence_previous(export, disk, holding, view)
             holding.write(client=UNKNOWN_CLIENT)
-            running = self._start(export, disk, holding.value)
+            running = self._start(export, disk, holding.value.epoch, lent_s=self._settings.lease_s)
             holding.write(client=running.client)
             self._open(running, paths)
             self._tickle(held.export.connections, addresses)
-            holding.write(phase=ExportPhase.SERVING, connections=())
+            holding.write(phase=ExportPhase.SERVING, connections=(), next="")
         except Problem as problem:
             self._back_out(export, addresses, holding, problem)
             raise
@@ -117,13 +117,63 @@ class Exports:
         if running is not None:
             with contextlib.suppress(TargetFailed):  # a process that hangs is given up all the same
                 connections = self._targets.connections(export)
-            clean = self._drained(export, running) and clean
+            clean = self._drained(export, running, timeout_s=self._settings.drain_timeout_s) and clean
         fenced = clean or self._fenced(export, held.export.client)
         self._retire(export, addresses)
         client = "" if fenced else held.export.client
         holding.release(client=client, phase=ExportPhase.LEFT, connections=connections)
         log.info("given up", export=str(export), epoch=str(held.export.epoch), drained=clean, client_left=client)
         self._reports.say(export, held.export.epoch, "left", drained=clean)
+
+    def prepare(self, export: ExportId, disk: Disk, held: Held) -> None:
+        """Start the process that the export's next owner needs: no address, no portal, and nothing passes its gate."""
+        running = self._start(export, disk, held.export.epoch.following, lent_s=self._settings.move_intent_s)
+        log.info("prepared", export=str(export), epoch=str(held.export.epoch.following), client=running.client)
+
+    def hand_over(
+        self, export: ExportId, held: Held, running: Running, prepared: Prepared, *, to: str, heir: str, consul_session: str
+    ) -> None:
+        """Stop doing I/O, pass the lock to consul session `heir` of gateway `to`, and end once that one serves.
+
+        `MoveFailed` when the export goes on being served here. Initiators are told last: what reconnects finds the new owner.
+        """
+        connections = self._targets.connections(export)
+        closed_at = self._clock.monotonic()
+        if not self._drained(export, running, timeout_s=self._settings.move_drain_s):
+            self._serve_on(export, running)
+            raise MoveFailed(f"operations in flight did not end in {self._settings.move_drain_s:g} s", export=str(export))
+        value = held.export.model_copy(
+            update={
+                "counter": held.export.counter + 1,
+                "node": to,
+                "client": prepared.client,
+                "phase": ExportPhase.TAKING,
+                "connections": connections,
+                "next": self._node,
+            }
+        )
+        if not self._passed_on(export, held, value, heir=heir, consul_session=consul_session):
+            self._serve_on(export, running)
+            raise MoveFailed(f"gateway {to} could not be given the lock", export=str(export))
+        serves = self._wait_until_served(export, value)
+        gap_s = self._clock.monotonic() - closed_at if serves else None
+        self._retire(export, [path.address for path in running.paths])
+        log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
+        self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s)
+
+    def activate(self, export: ExportId, held: Held, running: Running, *, consul_session: str) -> None:
+        """Serve with the process that stood ready. On a failure the export is unlocked again and goes to who had it before."""
+        holding = _Holding(self._coordination, export, held.export, consul_session)
+        addresses = [path.address for path in running.paths]
+        try:
+            self._open(running, running.paths)
+            self._tickle(held.export.connections, addresses)
+            holding.write(phase=ExportPhase.SERVING, connections=(), revision=running.revision, next="")
+        except Problem as problem:
+            self._back_out(export, addresses, holding, problem)
+            raise
+        self._reports.say(export, holding.value.epoch, "served", client=holding.value.client)
+        self._announce_again(running.paths)
 
     def publish(self, export: ExportId, held: Held, connections: tuple[Connection, ...], *, consul_session: str) -> bool:
         """Write who is connected into the export's value; False when it changed meanwhile."""
@@ -168,7 +218,53 @@ class Exports:
             return False
         return True
 
-    def _start(self, export: ExportId, disk: Disk, value: Export) -> Running:
+    def _serve_on(self, export: ExportId, running: Running) -> None:
+        """Open the gate of what was to be handed on; a process that is dead by now is found by the next turn."""
+        with contextlib.suppress(TargetFailed):
+            self._targets.ungate(export)
+            log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
+
+    def _passed_on(self, export: ExportId, held: Held, value: Export, *, heir: str, consul_session: str) -> bool:
+        """Whether the lock went over in one step. When the store does not say, the step is made impossible before this is False.
+
+        As long as it may still happen the gate has to stay closed: `Unavailable` is raised then, and the next turn, which can
+        begin only once the store answers, takes the export anew or finds that it went over.
+        """
+        left = held.export.model_copy(update={"phase": ExportPhase.LEFT, "client": ""})
+        try:
+            return self._coordination.txn(
+                [
+                    Release(export.key, _json(left), consul_session, held.modify_index),
+                    Acquire(export.key, _json(value), heir),
+                ]
+            )
+        except SessionLost:
+            return False
+        except Unavailable as problem:
+            log.warning("not known whether the lock went over", export=str(export), problem=problem.detail)
+        kept = held.export.model_copy(update={"counter": held.export.counter + 1})
+        return not self._coordination.acquire(export.key, _json(kept), consul_session=consul_session, expected=held.modify_index)
+
+    def _wait_until_served(self, export: ExportId, value: Export) -> bool:
+        """Whether the new owner opened its gate within the bound; also over as soon as it has failed."""
+        deadline = self._clock.monotonic() + self._settings.move_linger_s
+        index = 0
+        while (left_s := deadline - self._clock.monotonic()) > 0:
+            try:
+                listing = self._coordination.watch(export.key, index=index, timeout_s=left_s)
+            except Unavailable as problem:
+                log.warning("not known whether the new owner serves", export=str(export), problem=problem.detail)
+                return False
+            entry = next((entry for entry in listing.entries if entry.key == export.key), None)
+            if entry is None or entry.consul_session is None:
+                return False
+            now = Export.model_validate_json(entry.value)
+            if now.epoch != value.epoch or now.phase is ExportPhase.SERVING:
+                return now.phase is ExportPhase.SERVING
+            index = listing.index
+        return False
+
+    def _start(self, export: ExportId, disk: Disk, epoch: Epoch, *, lent_s: float) -> Running:
         spec = TargetSpec(
             export=export,
             iqn=disk.iqn,
@@ -179,8 +275,8 @@ class Exports:
             allow_any=disk.allow_any,
             paths=disk.export_paths(export.index),
         )
-        lease_s = self._settings.target_start_timeout_s + self._settings.lease_s
-        return self._targets.start(spec, epoch=(value.generation, value.counter), revision=disk.revision, lease_s=lease_s)
+        lease_s = self._settings.target_start_timeout_s + lent_s
+        return self._targets.start(spec, epoch=epoch, revision=disk.revision, lease_s=lease_s)
 
     def _open(self, running: Running, paths: Iterable[Path]) -> None:
         export = running.export
@@ -197,10 +293,10 @@ class Exports:
         log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
         self._targets.ungate(export)
 
-    def _drained(self, export: ExportId, running: Running) -> bool:
+    def _drained(self, export: ExportId, running: Running, *, timeout_s: float) -> bool:
         try:
             self._targets.gate(export)
-            drained = self._targets.drain(export, timeout_s=self._settings.drain_timeout_s)
+            drained = self._targets.drain(export, timeout_s=timeout_s)
         except TargetFailed:
             drained = False  # it died under us: what it had in flight may still land
         log.info("gate closed", export=str(export), at=self._clock.monotonic(), drained=drained, client=running.client)

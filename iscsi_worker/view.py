@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from sanderling.coordination.base import Entry, Listing
 from sanderling.model.disks import Disk
 from sanderling.model.exports import Export, ExportId, Gateway
+from sanderling.model.marks import MARKS_KEY, Marks
 
 Value = TypeVar("Value", bound=BaseModel)
 log = structlog.get_logger(__name__)
@@ -26,12 +27,14 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """`gateways` holds live ones only: those whose key is locked by their consul session."""
+    """`gateways` holds live ones only: those whose key is locked by their consul session, which `sessions` names."""
 
     index: int = 0
     disks: Mapping[str, Disk] = field(default_factory=dict)
     exports: Mapping[ExportId, Held] = field(default_factory=dict)
     gateways: Mapping[str, Gateway] = field(default_factory=dict)
+    sessions: Mapping[str, str] = field(default_factory=dict)
+    marks: Marks = field(default_factory=Marks)
 
     @property
     def owners(self) -> dict[ExportId, str]:
@@ -50,6 +53,7 @@ class View:
 def parse(listing: Listing) -> View:
     """The view in a listing of everything. A key that cannot be read is logged and left out: it must not stop the rest."""
     disks, exports, gateways = dict[str, Disk](), dict[ExportId, Held](), dict[str, Gateway]()
+    sessions, marks = dict[str, str](), Marks()
     for entry in listing.entries:
         noun, _, rest = entry.key.partition("/")
         if noun == "disks" and (disk := _read(entry, Disk)):
@@ -59,8 +63,10 @@ def parse(listing: Listing) -> View:
             if number.isdecimal():
                 exports[ExportId(disk_id, int(number))] = Held(export, entry.consul_session, entry.modify_index)
         elif noun == "nodes" and entry.consul_session and (gateway := _read(entry, Gateway)):
-            gateways[gateway.name] = gateway
-    return View(listing.index, disks, exports, gateways)
+            gateways[gateway.name], sessions[gateway.name] = gateway, entry.consul_session
+        elif entry.key == MARKS_KEY:
+            marks = _read(entry, Marks) or marks
+    return View(listing.index, disks, exports, gateways, sessions, marks)
 
 
 def _read(entry: Entry, kind: type[Value]) -> Value | None:

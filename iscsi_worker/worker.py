@@ -5,14 +5,30 @@ Lanes do what may take long, one action at a time for each export; the loop itse
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import structlog
 
 from iscsi_worker.addresses.base import Addresses
-from iscsi_worker.decisions import Action, Adopt, Drop, GiveUp, Local, Publish, Take, Waiting, decide, free_placed, wait_on
+from iscsi_worker.decisions import (
+    Action,
+    Activate,
+    Adopt,
+    Drop,
+    GiveUp,
+    HandOver,
+    Local,
+    Prepare,
+    Publish,
+    Take,
+    Waiting,
+    decide,
+    free_placed,
+    prepared_here,
+    wait_on,
+)
 from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.exports import Exports, Seams
+from iscsi_worker.intents import Intents, Told
 from iscsi_worker.leases import Lease, Leases, every
 from iscsi_worker.membership import Membership
 from iscsi_worker.reports import Reports
@@ -23,18 +39,12 @@ from rpc import topics
 from rpc.bus import Bus, Serving
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
-from sanderling.errors import Problem, SessionLost, StaleEpoch, Unavailable
+from sanderling.errors import Problem, SessionLost, Unavailable
 from sanderling.images.base import Images
-from sanderling.model.exports import Epoch, ExportId, Gateway
+from sanderling.model.exports import ExportId, Gateway
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    until: float
-    reason: str
 
 
 class Worker:
@@ -62,12 +72,10 @@ class Worker:
         self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, clock=clock)
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
         self._lanes = ThreadPoolExecutor(own.lanes, thread_name_prefix="lane")
-        self._lock = threading.Lock()  # guards what lanes and endpoints write: the five below
+        self._intents = Intents(own, fresh=self._watch.fresh, wake=self.wake, clock=clock)
+        self._lock = threading.Lock()  # guards what lanes write: the two below
         self._busy: set[ExportId] = set()
         self._pending: dict[ExportId, float] = {}
-        self._refused: dict[ExportId, _Refusal] = {}
-        self._wanted: dict[ExportId, Epoch] = {}
-        self._unwanted: dict[ExportId, Epoch] = {}
         self._stale = threading.Event()  # something was changed by this node since the last view
         self._waiting: dict[ExportId, Waiting] = {}
         self._ran: set[ExportId] = set()
@@ -120,34 +128,10 @@ class Worker:
         """Make the loop turn now."""
         self._awake.set()
 
-    def want(self, export: ExportId, epoch: Epoch) -> None:
-        """path_host: take this export as soon as it is free, whatever placement says; `StaleEpoch` for an old epoch."""
-        self._check(export, epoch)
-        with self._lock:
-            self._wanted[export] = epoch
-            self._unwanted.pop(export, None)
-        self.wake()
-
-    def unwant(self, export: ExportId, epoch: Epoch) -> None:
-        """clean: give this export up and stand back from it for a while; `StaleEpoch` for an old epoch."""
-        self._check(export, epoch)
-        with self._lock:
-            self._unwanted[export] = epoch
-            self._wanted.pop(export, None)
-            self._refused[export] = _Refusal(self._clock.monotonic() + self._own.stand_back_s, "given up by command")
-        self.wake()
-
-    def _check(self, export: ExportId, epoch: Epoch) -> None:
-        view = self._watch.fresh()
-        held = view.exports.get(export)
-        if held is None or held.export.epoch != epoch:
-            now = str(held.export.epoch) if held else "none"
-            raise StaleEpoch(f"export {export} is at epoch {now}, the command is for {epoch}", export=str(export), epoch=now)
-
     def _listen(self) -> None:
         while not self._stopping.is_set() and self._serving is None:
             try:
-                self._serving = self._bus.serve(topics.ISCSI_WORKER, self._node, [endpoint(self.want, self.unwant)])
+                self._serving = self._bus.serve(topics.ISCSI_WORKER, self._node, [endpoint(self._intents)])
             except Unavailable as problem:
                 log.warning("commands cannot be heard yet", problem=problem.detail)
                 self._clock.wait(self._stopping, self._own.report_retry_s)
@@ -177,7 +161,9 @@ class Worker:
         passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items()}
         placed = free_placed(view, passed_over)
         self._waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
-        local = self._local(session, running, busy, now)
+        self._intents.settle(view)
+        told = self._intents.told()
+        local = self._local(session, running, busy, told)
         actions = {action.export: action for action in decide(view, local, placed)}
         for ended in self._ran - running.keys() - busy - actions.keys():
             actions[ended] = Drop(ended)  # by its lease or its fence: clear away what is left of it
@@ -185,7 +171,7 @@ class Worker:
         for action in actions.values():
             self._hand_out(action, view, session, running.get(action.export))
         self._cover(running)
-        self._membership.announce(self._gateway(running), seen=self._node in view.gateways)
+        self._membership.announce(self._gateway(view, local, told), seen=self._node in view.gateways)
         self._settle(view, session, running)
 
     def _seen(self) -> View:
@@ -199,9 +185,9 @@ class Worker:
                 raise
         return view
 
-    def _local(self, session: str, running: dict[ExportId, Running], busy: frozenset[ExportId], now: float) -> Local:
+    def _local(self, session: str, running: dict[ExportId, Running], busy: frozenset[ExportId], told: Told) -> Local:
         with self._lock:
-            self._refused = {export: refusal for export, refusal in self._refused.items() if refusal.until > now}
+            now = self._clock.monotonic()
             self._pending = {export: until for export, until in self._pending.items() if until > now}
             return Local(
                 node=self._node,
@@ -210,9 +196,10 @@ class Worker:
                 connections=self._leases.connections,
                 busy=busy | self._pending.keys(),
                 sick=self._leases.sick,
-                refused=frozenset(self._refused),
-                wanted=dict(self._wanted),
-                unwanted=dict(self._unwanted),
+                refused=told.refused.keys(),
+                wanted=told.wanted,
+                unwanted=told.unwanted,
+                handing=told.handing,
                 member=self._membership.is_member,
                 withdrawing=self._withdrawing,
             )
@@ -224,21 +211,20 @@ class Worker:
             [Lease(export, one.client, one.paths, export in owned, one.gate_open) for export, one in running.items()]
         )
 
-    def _gateway(self, running: dict[ExportId, Running]) -> Gateway:
+    def _gateway(self, view: View, local: Local, told: Told) -> Gateway:
+        prepared = prepared_here(view, local)
         return Gateway(
             name=self._node,
             interfaces=tuple(sorted(self._addresses.interfaces())),
-            refused={str(export): refusal.reason for export, refusal in sorted(self._refused.items())},
-            running={str(export): one.client for export, one in sorted(running.items())},
+            refused={str(export): reason for export, reason in sorted(told.refused.items())},
+            running={str(export): one.client for export, one in sorted(local.running.items()) if export not in prepared},
+            prepared={str(export): one for export, one in sorted(prepared.items())},
+            kept={str(export): one for export, one in sorted(told.kept.items())},
             withdrawing=self._withdrawing,
         )
 
     def _settle(self, view: View, session: str, running: dict[ExportId, Running]) -> None:
         with self._lock:
-            for intents in (self._wanted, self._unwanted):
-                for export, epoch in list(intents.items()):
-                    if export not in view.exports or view.exports[export].export.epoch != epoch:
-                        del intents[export]
             busy = bool(self._busy)
         held = any(held.consul_session == session for held in view.exports.values())
         if self._withdrawing and not busy and not held and not running and not self._stale.is_set():
@@ -283,14 +269,24 @@ class Worker:
                 self._exports.give_up(export, held, addresses, running, consul_session=session)
             case Drop(export):
                 self._exports.drop(export, addresses, running)
+            case Prepare(export, disk, held):
+                self._exports.prepare(export, disk, held)
+            case HandOver(export, held, handing, heir, prepared):
+                assert running is not None, "decided without a process"
+                self._exports.hand_over(
+                    export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session
+                )
+            case Activate(export, held, ready):
+                self._exports.activate(export, held, ready, consul_session=session)
             case Publish(export, held, connections):
                 return self._exports.publish(export, held, connections, consul_session=session)
         return True
 
     def _refuse(self, action: Action, reason: str) -> None:
-        if isinstance(action, Take):
-            with self._lock:
-                self._refused[action.export] = _Refusal(self._clock.monotonic() + self._own.stand_back_s, reason)
+        if isinstance(action, Take | Prepare | Activate):
+            self._intents.refuse(action.export, reason)
+        elif isinstance(action, HandOver):
+            self._intents.keep(action.export, action.handing.operation_id, reason)
 
     def _leave(self) -> None:
         try:

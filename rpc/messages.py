@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sanderling.model.exports import Epoch, ExportId
 
-VERSION: Final = "1.0"  # a new field with a default raises the second number; what an old reader would misread, the first
+VERSION: Final = "1.1"  # a new field with a default raises the second number; what an old reader would misread, the first
 
 
 def _readable(version: str) -> str:
@@ -32,13 +32,17 @@ class Wake(Message):
 
 
 class ExportCommand(Message):
-    """To the worker of one node: `path_host` (take this export) or `clean` (give it up), good for one epoch only."""
+    """To the worker of one node: `path_host` (take this export) or `clean` (give it up), good for one epoch only.
+
+    A `clean` with a `destination` gives up by handing on: only to that gateway, once it stands ready, and not otherwise.
+    """
 
     operation_id: str
     disk_id: str
     index: int
     generation: int
     counter: int
+    destination: str = ""
 
     @property
     def export(self) -> ExportId:

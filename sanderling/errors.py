@@ -167,6 +167,12 @@ class AddressFailed(Problem):
     code, status, title = "address-failed", 502, "The address could not be set"
 
 
+class MoveFailed(Problem):
+    """An export was not handed on; it is served where it was, or by whoever takes it next."""
+
+    code, status, title = "move-failed", 500, "A path could not be moved"
+
+
 class SettingsRefused(Problem):
     """A setting that would look on but do nothing, or contradicts another: the process refuses to start."""
 

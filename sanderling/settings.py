@@ -155,6 +155,11 @@ class Worker:
         2.0, "How long a free export waits for the gateway it was placed on before the next may take it", least=0.1
     )
     stand_back_s: float = _of(15.0, "How long a worker leaves an export alone that it failed to take", least=0.1)
+    move_intent_s: float = _of(10.0, "How long a command to take or to hand on an export holds when it is not repeated", least=1)
+    move_drain_s: float = _of(
+        3.0, "How long handing an export on waits for operations in flight before it goes on serving", least=0.1
+    )
+    move_linger_s: float = _of(2.0, "How long the process of an export that was handed on waits for its heir", least=0.1)
     lanes: int = _of(16, "Exports taken or given up at once", least=1)
     iothreads: int = _of(16, "I/O threads of one target process", least=1)
     announcements: int = _of(3, "How often a new address is announced", least=1)

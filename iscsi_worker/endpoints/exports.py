@@ -1,21 +1,20 @@
 """Commands to this worker about one export. They change an intent and wake the loop; the result shows in coordination."""
 
-from collections.abc import Callable
-
+from iscsi_worker.intents import Intents
 from rpc.bus import Endpoint
 from rpc.messages import ExportCommand
-from sanderling.model.exports import Epoch, ExportId
-
-Intent = Callable[[ExportId, Epoch], None]
 
 
-def endpoint(want: Intent, unwant: Intent) -> Endpoint:
+def endpoint(intents: Intents) -> Endpoint:
     """`export.path_host` takes an export, `export.clean` gives it up; a command for another epoch than the present is refused."""
 
     def path_host(command: ExportCommand) -> None:
-        want(command.export, command.epoch)
+        intents.want(command.export, command.epoch)
 
     def clean(command: ExportCommand) -> None:
-        unwant(command.export, command.epoch)
+        if command.destination:
+            intents.hand_on(command.export, command.epoch, destination=command.destination, operation_id=command.operation_id)
+        else:
+            intents.unwant(command.export, command.epoch)
 
     return Endpoint("export", {"path_host": (ExportCommand, path_host), "clean": (ExportCommand, clean)})

@@ -62,6 +62,7 @@ class Release:
     key: str
     value: bytes
     consul_session: str
+    expected: int | None = None
 
 
 Op = Put | Delete | Acquire | Release
@@ -71,13 +72,14 @@ OPS_MAX = 64  # Consul refuses a transaction of more with 413
 def assert_sound(ops: Sequence[Op]) -> None:
     """What every backend asks of a transaction: room for it, and each key once, or a Release and then an Acquire of it.
 
-    An Acquire or Delete with `expected` counts twice: Consul needs an operation more to check the index.
+    A Release, Acquire or Delete with `expected` counts twice: Consul needs an operation more to check the index. Of a Release
+    and an Acquire of one key the Release carries it, since it changes the key's index.
     """
-    weight = sum(2 if isinstance(op, Acquire | Delete) and op.expected is not None else 1 for op in ops)
+    weight = sum(1 if isinstance(op, Put) or op.expected is None else 2 for op in ops)
     assert weight <= OPS_MAX, f"{weight} operations do not fit into one transaction of {OPS_MAX}"
     last: dict[str, Op] = {}
     for op in ops:
-        handed_on = isinstance(op, Acquire) and isinstance(last.get(op.key), Release)
+        handed_on = isinstance(op, Acquire) and op.expected is None and isinstance(last.get(op.key), Release)
         assert op.key not in last or handed_on, f"{op.key} comes twice in one transaction"
         last[op.key] = op
 

@@ -275,11 +275,10 @@ def _outcome(response: Any) -> dict[str, Any]:
 
 def _steps_of(op: Op, key: str, seen: Entry | None) -> tuple[_Step, ...] | None:
     """The steps of one op on a key that was seen so; None when that refuses it. Pure."""
-    if isinstance(op, Release):
-        return (_Step({"Verb": "unlock", "Key": key, "Value": _text(op.value), "Session": op.consul_session}),)
-    if isinstance(op, Acquire):
-        lock = _Step({"Verb": "lock", "Key": key, "Value": _text(op.value), "Session": op.consul_session})
-        return (lock,) if op.expected is None else (_Step(_unchanged(key, op.expected)), lock)
+    if isinstance(op, Release | Acquire):
+        verb = "unlock" if isinstance(op, Release) else "lock"
+        step = _Step({"Verb": verb, "Key": key, "Value": _text(op.value), "Session": op.consul_session})
+        return (step,) if op.expected is None else (_Step(_unchanged(key, op.expected)), step)
     index, racing = (seen.modify_index if seen else ABSENT), op.expected is None
     if (seen and seen.consul_session) or op.expected not in {None, index}:
         return None

@@ -159,10 +159,10 @@ class EmbeddedCoordination:
 
     def _allows(self, op: Op, before: Entry | None, now: float) -> bool:
         holder = before.consul_session if before else None
-        if isinstance(op, Release):
-            return holder == op.consul_session
         if op.expected is not None and op.expected != (before.modify_index if before else 0):
             return False
+        if isinstance(op, Release):
+            return holder == op.consul_session
         if not isinstance(op, Acquire):
             return holder is None
         return holder == op.consul_session or (holder is None and self._store.delayed_until.get(op.key, -math.inf) <= now)

@@ -122,6 +122,15 @@ class Front(BaseModel):
     cut_off: tuple[str, ...] = ()
 
 
+class Kept(BaseModel):
+    """Why an export that was to be handed on is still where it was, for the operation that asked."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    operation_id: str
+    reason: str
+
+
 class Gateway(BaseModel):
     """The value of `nodes/<name>`: a live worker, locked by its consul session for as long as it lives.
 
@@ -138,7 +147,7 @@ class Gateway(BaseModel):
     refused: dict[str, str] = {}
     running: dict[str, str] = {}
     prepared: dict[str, Prepared] = {}
-    kept: dict[str, str] = {}
+    kept: dict[str, Kept] = {}
     withdrawing: bool = False
     front: Front = Front()
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from sanderling.model.exports import ExportId, Gateway
+from sanderling.model.marks import Marks
 
 
 def place(
@@ -13,22 +14,29 @@ def place(
     owners: Mapping[ExportId, str],
     *,
     passed_over: Mapping[ExportId, Collection[str]] | None = None,
+    preferred: Mapping[ExportId, str] | None = None,
+    marks: Marks | None = None,
 ) -> dict[ExportId, str]:
-    """A gateway for each free export that any may take: where it still runs, siblings apart, then evenest, then a stable hash.
+    """A gateway for each free export that any may take: where a move or a mark wants it, where it still runs, siblings apart,
+    then evenest, then a stable hash.
 
-    `owners` names the gateway of every export that is held. A gateway that is withdrawing, that refused an export, or that was
-    passed over for it gets none of it, unless nobody else is left for one that was merely passed over.
+    `owners` names the gateway of every export that is held, `preferred` the one that a move had in mind for a free one. A gateway
+    that is withdrawing or that refused an export gets none of it; one that was passed over for it, or that a mark speaks
+    against, only when nobody else is left.
     """
+    marks = marks or Marks()
     load = Counter(owners.values())
     siblings = Counter((export.disk_id, node) for export, node in owners.items())
     placed: dict[ExportId, str] = {}
     for export in sorted(free):
         able = [name for name, gateway in gateways.items() if not gateway.withdrawing and str(export) not in gateway.refused]
+        able = marks.welcome(export.disk_id, able) or able
         skipped = (passed_over or {}).get(export, ())
         candidates = [name for name in able if name not in skipped] or able
         if not candidates:
             continue
-        chosen = min(candidates, key=lambda name: _rank(export, gateways[name], siblings, load))
+        wanted = ((preferred or {}).get(export), marks.pins.get(export.disk_id))
+        chosen = min(candidates, key=lambda name: _rank(export, gateways[name], wanted, siblings, load))
         placed[export] = chosen
         load[chosen] += 1
         siblings[export.disk_id, chosen] += 1
@@ -36,10 +44,17 @@ def place(
 
 
 def _rank(
-    export: ExportId, gateway: Gateway, siblings: Mapping[tuple[str, str], int], load: Mapping[str, int]
-) -> tuple[bool, int, int, bytes]:
+    export: ExportId,
+    gateway: Gateway,
+    wanted: tuple[str | None, str | None],
+    siblings: Mapping[tuple[str, str], int],
+    load: Mapping[str, int],
+) -> tuple[bool, bool, bool, int, int, bytes]:
+    by_move, by_pin = wanted
     return (
+        gateway.name != by_move,
         str(export) not in gateway.running,
+        gateway.name != by_pin,
         siblings[export.disk_id, gateway.name],
         load[gateway.name],
         hashlib.sha256(f"{export}@{gateway.name}".encode()).digest(),

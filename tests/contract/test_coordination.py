@@ -339,6 +339,18 @@ def test_a_lock_is_handed_on_in_one_step(backend: Backend) -> None:
     assert holder_of(store, "a") == heir
 
 
+def test_a_lock_is_not_handed_on_when_its_key_was_written_since(backend: Backend) -> None:
+    store, source, heir = backend.store, backend.session("source"), backend.session("heir")
+    store.acquire("a", b"1", consul_session=source)
+    (seen,) = store.list("a").entries
+    store.acquire("a", b"2", consul_session=source)
+    assert not store.txn([Release("a", b"", source, seen.modify_index), Acquire("a", b"3", heir)])
+    assert (value_of(store, "a"), holder_of(store, "a")) == (b"2", source)
+    (seen,) = store.list("a").entries
+    assert store.txn([Release("a", b"", source, seen.modify_index), Acquire("a", b"3", heir)])
+    assert (value_of(store, "a"), holder_of(store, "a")) == (b"3", heir)
+
+
 def test_a_lock_is_not_handed_on_to_the_dead(backend: Backend) -> None:
     store, source, heir = backend.store, backend.session("source"), backend.session("heir")
     store.acquire("a", b"1", consul_session=source)

@@ -51,7 +51,7 @@ def test_a_newer_major_version_or_none_at_all_is_refused(version: object) -> Non
 
 
 def test_a_message_without_a_version_is_of_the_first() -> None:
-    assert Wake.model_validate({"operation_id": "o"}).version == "1.0"
+    assert Wake.model_validate({"operation_id": "o"}).version == rpc.messages.VERSION
 
 
 def test_a_command_names_its_export_and_epoch() -> None:

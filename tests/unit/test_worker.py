@@ -129,7 +129,7 @@ class Node:
         )
 
     def told(self, method: str, command: ExportCommand) -> None:
-        endpoint(self.worker.want, self.worker.unwant).methods[method][1](command)
+        endpoint(self.worker._intents).methods[method][1](command)
 
 
 @pytest.fixture
