@@ -14,6 +14,10 @@ class OperationKind(StrEnum):
     START_DISK = "disk.start"
     STOP_DISK = "disk.stop"
     DELETE_DISK = "disk.delete"
+    ASSIGN_PATHS = "paths.assign"
+    DRAIN_GATEWAY = "gateway.drain"
+    UNDRAIN_GATEWAY = "gateway.undrain"
+    MARK_DISK = "disk.mark"
 
 
 class OperationState(StrEnum):

@@ -78,6 +78,12 @@ def page(
     return session.scalars(query).all()
 
 
+def started(session: Session) -> list[Disk]:
+    """Every disk that should be served, by name."""
+    query = select(DiskRow).where(DiskRow.started.is_(True), DiskRow.state == DiskState.STARTED.value)
+    return [describe(row) for row in session.scalars(query.order_by(DiskRow.name))]
+
+
 def paths(
     session: Session, *, after: tuple[str, int] | None = None, limit: int, disk: str | None = None, address: str | None = None
 ) -> Sequence[PathRow]:

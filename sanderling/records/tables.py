@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, DateTime, Double, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -137,6 +137,51 @@ class StepRow(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+
+
+class MoveRow(Base):
+    """One move of an operation that assigns paths."""
+
+    __tablename__ = "moves"
+
+    operation_id: Mapped[str] = mapped_column(ForeignKey("operations.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    disk_id: Mapped[str] = mapped_column(String(36), index=True)
+    disk_name: Mapped[str] = mapped_column(String(64))
+    index: Mapped[int] = mapped_column(Integer)
+    addresses: Mapped[list[str]]
+    source: Mapped[str] = mapped_column(String(255))
+    destination: Mapped[str] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(16))
+    gap_s: Mapped[float | None] = mapped_column(Double)
+    problem: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class PlanRow(Base):
+    """A plan of moves that was shown, with what it was made from: it is applied only while that holds."""
+
+    __tablename__ = "plans"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    request: Mapped[dict[str, Any]]
+    layout: Mapped[dict[str, Any]]
+    moves: Mapped[dict[str, Any]]
+    requested_by: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class MarkRow(Base):
+    """A mark of an operator: `drain` (a gateway), `pin` or `avoid` (a disk and a gateway); `disk_id` is empty for a drain."""
+
+    __tablename__ = "marks"
+
+    kind: Mapped[str] = mapped_column(String(8), primary_key=True)
+    gateway: Mapped[str] = mapped_column(String(255), primary_key=True)
+    disk_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    set_by: Mapped[str] = mapped_column(String(64))
+    set_at: Mapped[datetime]
 
 
 class EventRow(Base):

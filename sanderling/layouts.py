@@ -1,0 +1,79 @@
+"""What a plan of moves is made from: who serves what, as one read of coordination and one of the records tell it together."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.orm import Session
+
+from sanderling.coordination.base import Coordination, Entry
+from sanderling.model.balance import Layout, PlannedMove
+from sanderling.model.disks import Disk
+from sanderling.model.exports import Export, ExportId, Gateway
+from sanderling.model.moves import Move
+from sanderling.records import disks, marks
+
+Value = TypeVar("Value", bound=BaseModel)
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """`exports` holds every started export's value as far as it can be read; `disks` every started disk by its id."""
+
+    layout: Layout
+    exports: Mapping[ExportId, Export]
+    disks: Mapping[str, Disk]
+    gateways: Mapping[str, Gateway]
+
+    def move(self, position: int, planned: PlannedMove) -> Move:
+        """The move as an operation stores it."""
+        disk = self.disks[planned.export.disk_id]
+        return Move(
+            position=position,
+            disk_id=disk.id,
+            disk_name=disk.name,
+            index=planned.export.index,
+            addresses=tuple(path.address for path in disk.export_paths(planned.export.index)),
+            source=planned.source or "",
+            destination=planned.destination,
+        )
+
+
+def read(session: Session, coordination: Coordination) -> Situation:
+    """The situation now; `Unavailable` when coordination cannot be read."""
+    return of(session, coordination.list("exports/").entries, coordination.list("nodes/").entries)
+
+
+def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) -> Situation:
+    """The situation in these entries of `exports/` and `nodes/`. A value that cannot be read counts as an export without owner."""
+    started = {disk.id: disk for disk in disks.started(session)}
+    marked = marks.read(session)
+    live = {gateway.name: gateway for entry in gateways if entry.consul_session and (gateway := _read(entry, Gateway))}
+    values, owners = dict[ExportId, Export](), dict[ExportId, str | None]()
+    for disk in started.values():
+        owners |= dict.fromkeys((ExportId(disk.id, index) for index in disk.export_indexes), None)
+    for entry in exports:
+        export = _export_of(entry.key)
+        value = _read(entry, Export) if export in owners else None
+        if export is not None and value is not None:
+            values[export] = value
+            owners[export] = value.node if entry.consul_session else None
+    serving = frozenset(name for name, gateway in live.items() if not gateway.withdrawing)
+    layout = Layout(owners=owners, gateways=serving, drained=marked.drained, pins=marked.pins, avoid=marked.avoid)
+    return Situation(layout, values, started, live)
+
+
+def _export_of(key: str) -> ExportId | None:
+    _, disk_id, index = (*key.split("/", 2), "", "")[:3]
+    return ExportId(disk_id, int(index)) if index.isdecimal() else None
+
+
+def _read(entry: Entry, kind: type[Value]) -> Value | None:
+    try:
+        return kind.model_validate_json(entry.value)
+    except ValidationError as error:
+        log.error("key cannot be read", key=entry.key, errors=error.error_count())
+        return None

@@ -1,0 +1,82 @@
+"""The moves of operations that assign paths, and the plans they came from. Every function works in the caller's transaction."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sanderling.model.moves import MOVES, Move, MoveEvent, MoveState
+from sanderling.records import events
+from sanderling.records.tables import MoveRow, OperationRow
+
+
+def insert(session: Session, operation_id: str, moves: Iterable[Move]) -> None:
+    """Write the moves of a new operation, each pending."""
+    for move in moves:
+        session.add(MoveRow(operation_id=operation_id, **move.model_dump()))
+
+
+def of(session: Session, operation_id: str) -> list[Move]:
+    """In the order in which they are begun."""
+    query = select(MoveRow).where(MoveRow.operation_id == operation_id).order_by(MoveRow.position)
+    return [_model(row) for row in session.scalars(query)]
+
+
+def open_moves(session: Session) -> list[Move]:
+    """The moves of the operations that have not ended: what a list of paths shows beside each path."""
+    query = select(MoveRow).join(OperationRow, OperationRow.id == MoveRow.operation_id).where(OperationRow.ended_at.is_(None))
+    return [_model(row) for row in session.scalars(query.order_by(MoveRow.position))]
+
+
+def apply(
+    session: Session,
+    operation_id: str,
+    position: int,
+    event: MoveEvent,
+    *,
+    now: datetime,
+    actor: str,
+    gap_s: float | None = None,
+    problem: Mapping[str, Any] | None = None,
+) -> Move:
+    """Take a move one step on in its life cycle, with its event; a refused step is `TransitionRefused`.
+
+    The caller has checked its claim on the operation in this transaction.
+    """
+    row = session.get_one(MoveRow, (operation_id, position))
+    row.state = MOVES.next(MoveState(row.state), event)
+    if event is MoveEvent.START:
+        row.started_at = row.started_at or now
+    else:
+        row.ended_at, row.gap_s, row.problem = now, gap_s, dict(problem) if problem else None
+    move = _model(row)
+    data = {"disk": row.disk_name, "index": row.index, "from": row.source, "to": row.destination, "gap_s": gap_s}
+    events.append(
+        session,
+        f"move.{row.state}",
+        at=now,
+        actor=actor,
+        resource_id=row.disk_id,
+        operation_id=operation_id,
+        data={**data, "problem": row.problem},
+    )
+    return move
+
+
+def _model(row: MoveRow) -> Move:
+    return Move(
+        position=row.position,
+        disk_id=row.disk_id,
+        disk_name=row.disk_name,
+        index=row.index,
+        addresses=tuple(row.addresses),
+        source=row.source,
+        destination=row.destination,
+        state=MoveState(row.state),
+        gap_s=row.gap_s,
+        problem=row.problem,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )
