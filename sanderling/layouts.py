@@ -48,7 +48,7 @@ def read(session: Session, coordination: Coordination) -> Situation:
 
 
 def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) -> Situation:
-    """The situation in these entries of `exports/` and `nodes/`. A value that cannot be read counts as an export without owner."""
+    """The situation in these entries of `exports/` and `nodes/`; a value that cannot be read is an export without owner."""
     started = {disk.id: disk for disk in disks.started(session)}
     marked = marks.read(session)
     live = {gateway.name: gateway for entry in gateways if entry.consul_session and (gateway := _read(entry, Gateway))}
