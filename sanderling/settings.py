@@ -160,6 +160,20 @@ class Worker:
         3.0, "How long handing an export on waits for operations in flight before it goes on serving", least=0.1
     )
     move_linger_s: float = _of(2.0, "How long the process of an export that was handed on waits for its heir", least=0.1)
+    front_probe_interval_s: float = _of(
+        0.5, "How often portals of other gateways are asked for over their own network", least=0.1
+    )
+    front_probe_timeout_s: float = _of(0.5, "How long a portal of another gateway may take to answer", least=0.05)
+    front_probe_failures_max: int = _of(
+        3, "Times in a row that a gateway does not answer before it is said to be unreachable", least=1
+    )
+    front_probe_peers: int = _of(4, "Gateways that each worker asks for on each interface", least=2)
+    front_hold_s: float = _of(
+        15.0, "How long a gateway that was cut off on the network of its paths stands back after it is reached again", least=0.1
+    )
+    front_hold_most_s: float = _of(
+        300.0, "Longest such time: it doubles for a gateway that is cut off again within this", least=0.1
+    )
     lanes: int = _of(16, "Exports taken or given up at once", least=1)
     iothreads: int = _of(16, "I/O threads of one target process", least=1)
     announcements: int = _of(3, "How often a new address is announced", least=1)

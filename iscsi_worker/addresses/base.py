@@ -27,7 +27,7 @@ class Addresses(Protocol):
         ...
 
     def interfaces(self) -> frozenset[str]:
-        """The names of the interfaces that could carry an address."""
+        """The names of the interfaces that could carry an address to somebody: up, and with a carrier."""
         ...
 
     def announce(self, address: str, *, interface: str) -> None:

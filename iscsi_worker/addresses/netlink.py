@@ -23,7 +23,7 @@ from sanderling.model.exports import Connection
 
 PROTOCOL = 83  # ours among the kernel's address protocols: no meaning but "lent by Sanderling"
 IFA_F_NODAD = 0x02
-IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
 ARPHRD_ETHER = 1
 ETH_P_ARP = 0x0806
 BROADCAST = b"\xff" * 6
@@ -78,7 +78,8 @@ class Netlink:
     def interfaces(self) -> frozenset[str]:
         with IPRoute() as route:
             links = list(route.get_links())
-        return frozenset(str(link.get("ifname")) for link in links if link["flags"] & (IFF_UP | IFF_LOOPBACK) == IFF_UP)
+        usable, carries = IFF_UP | IFF_RUNNING, IFF_UP | IFF_RUNNING | IFF_LOOPBACK
+        return frozenset(str(link.get("ifname")) for link in links if link["flags"] & carries == usable)
 
     def announce(self, address: str, *, interface: str) -> None:
         address = canonical(address)

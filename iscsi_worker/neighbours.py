@@ -1,0 +1,202 @@
+"""Noticing that this node is cut off on a network of the paths, while coordination and the images can still be reached.
+
+Each worker asks some of its peers' portals over those networks and publishes whom it reaches. A node is cut off where at least
+two peers that reach somebody else do not reach it, and nobody does; or where its own link is gone and a peer's is not. With two
+gateways only the link tells: each would be the only witness against the other, and both could give up at once.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_interface
+from typing import Final
+
+import structlog
+
+from iscsi_worker.reach import Probe, Reach
+from iscsi_worker.view import View
+from sanderling.clock import Clock
+from sanderling.model.exports import ExportPhase, Front
+from sanderling.settings import Worker
+
+log = structlog.get_logger(__name__)
+
+WITNESSES_LEAST: Final = 2
+PORTALS_MOST: Final = 2  # of one peer on one interface: two exports of one node seldom fail together
+VERDICTS_LEAST: Final = 2  # in a row: what peers say of this node may be as old as their last turn
+
+Portals = Mapping[str, Mapping[str, Sequence[str]]]
+_Pair = tuple[str, str]  # an interface and a peer
+
+
+def cut_off(view: View, node: str) -> frozenset[str]:
+    """The interfaces of the paths on which this node is cut off while others are not, as far as the view tells."""
+    if node not in view.gateways:
+        return frozenset()
+    used = {interface for gateway in view.gateways.values() for interface in gateway.front.own}
+    return frozenset(
+        interface for interface in used if _lost_its_link(view, node, interface) or _is_unreached(view, node, interface)
+    )
+
+
+def _lost_its_link(view: View, node: str, interface: str) -> bool:
+    return interface not in view.gateways[node].interfaces and any(
+        interface in peer.interfaces and interface not in peer.front.cut_off
+        for name, peer in view.gateways.items()
+        if name != node
+    )
+
+
+def _is_unreached(view: View, node: str, interface: str) -> bool:
+    peers = [peer.front for name, peer in view.gateways.items() if name != node]
+    if any(node in peer.reachable.get(interface, ()) for peer in peers):
+        return False
+    witnesses = [
+        peer for peer in peers if node in peer.unreachable.get(interface, ()) and set(peer.reachable.get(interface, ())) - {node}
+    ]
+    return len(witnesses) >= WITNESSES_LEAST
+
+
+def portals(view: View) -> Portals:
+    """By interface of the paths and gateway: where to ask for it. Its portals, or its own addresses while it has none there."""
+    serving: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    used = {path.interface for disk in view.disks.values() for path in disk.paths}
+    for export, held in view.exports.items():
+        disk = view.disks.get(export.disk_id)
+        if disk is None or held.consul_session is None or held.export.phase is not ExportPhase.SERVING:
+            continue
+        for path in disk.export_paths(export.index):
+            at = serving[path.interface][held.export.node]
+            if len(at) < PORTALS_MOST:
+                at.append(path.address)
+    return {
+        interface: {
+            name: serving[interface].get(name) or [own.partition("/")[0] for own in gateway.front.own.get(interface, ())]
+            for name, gateway in view.gateways.items()
+        }
+        for interface in sorted(used)
+    }
+
+
+def probes(asked: Portals, node: str, own: Mapping[str, Sequence[str]], *, peers_max: int) -> list[Probe]:
+    """What this node asks: of each interface the next `peers_max` gateways after it by name, in a ring.
+
+    It asks from an address of its own in the same subnet; where it has none it says nothing.
+    """
+    found = []
+    for interface, by_gateway in asked.items():
+        names = sorted(name for name in by_gateway if name != node and by_gateway[name])
+        ring = [name for name in names if name > node] + [name for name in names if name < node]
+        for peer in ring[:peers_max]:
+            for address in by_gateway[peer]:
+                source = _source(own.get(interface, ()), address)
+                if source:
+                    found.append(Probe(peer, interface, source, address))
+    return found
+
+
+def _source(own: Sequence[str], address: str) -> str | None:
+    return next((str(at.ip) for at in map(ip_interface, own) if ip_address(address) in at.network), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether this node stands back on one interface: begun after verdicts in a row, ended a while after the last one.
+
+    The while doubles each time the node is cut off again soon after, so a network that comes and goes does not make paths
+    come and go with it.
+    """
+
+    cut_off: bool = False
+    verdicts: int = 0
+    until: float = 0.0
+    hold_s: float = 0.0
+
+    def after(self, verdict: bool, *, now: float, settings: Worker) -> "Standing":
+        if not verdict:
+            return replace(self, verdicts=0, cut_off=self.cut_off and now < self.until)
+        known = replace(self, verdicts=self.verdicts + 1)
+        if not self.cut_off:
+            if known.verdicts < VERDICTS_LEAST:
+                return known
+            again = self.hold_s > 0 and now - self.until < settings.front_hold_most_s
+            hold_s = min(2 * self.hold_s, settings.front_hold_most_s) if again else settings.front_hold_s
+            known = replace(known, cut_off=True, hold_s=hold_s)
+        return replace(known, until=now + known.hold_s)
+
+
+class Neighbours:
+    """`turn` is called at each probe interval by a thread of its own; `front` may be read by any."""
+
+    def __init__(
+        self,
+        node: str,
+        settings: Worker,
+        reach: Reach,
+        *,
+        view: Callable[[], View | None],
+        on_change: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._node, self._settings, self._reach = node, settings, reach
+        self._view, self._on_change, self._clock = view, on_change, clock
+        self._front = Front()
+        self._failures: dict[_Pair, int] = {}
+        self._reached: set[_Pair] = set()
+        self._unreached: set[_Pair] = set()
+        self._standing: dict[str, Standing] = {}
+        self._mapped: tuple[View | None, Portals] = (None, {})
+
+    @property
+    def front(self) -> Front:
+        """What this gateway publishes of itself and its peers."""
+        return self._front
+
+    def turn(self) -> None:
+        """Ask, conclude, and tell the worker's loop when that changes anything."""
+        view = self._view()
+        if view is None:
+            return
+        if view is not self._mapped[0]:
+            self._mapped = (view, portals(view))
+        asked = self._mapped[1]
+        own = self._reach.own()
+        self._ask(probes(asked, self._node, own, peers_max=self._settings.front_probe_peers))
+        self._conclude(cut_off(view, self._node))
+        front = Front(
+            own={interface: own[interface] for interface in asked if interface in own},
+            reachable=_by_interface(self._reached),
+            unreachable=_by_interface(self._unreached),
+            cut_off=tuple(sorted(interface for interface, standing in self._standing.items() if standing.cut_off)),
+        )
+        if front != self._front:
+            self._front = front
+            self._on_change()
+
+    def _ask(self, asking: Sequence[Probe]) -> None:
+        """Count failures in a row; a peer that never answered is spoken of only when it has failed for long enough."""
+        answered = self._reach.answered(asking, timeout_s=self._settings.front_probe_timeout_s)
+        reached = {(probe.interface, probe.peer) for probe in answered}
+        asked = {(probe.interface, probe.peer) for probe in asking}
+        self._failures = {pair: 0 if pair in reached else self._failures.get(pair, 0) + 1 for pair in asked}
+        given_up = {pair for pair, failures in self._failures.items() if failures >= self._settings.front_probe_failures_max}
+        self._reached = (self._reached & asked | reached) - given_up
+        self._unreached = given_up
+
+    def _conclude(self, verdicts: frozenset[str]) -> None:
+        now = self._clock.monotonic()
+        for interface in verdicts | self._standing.keys():
+            before = self._standing.get(interface, Standing())
+            after = before.after(interface in verdicts, now=now, settings=self._settings)
+            self._standing[interface] = after
+            if after.cut_off and not before.cut_off:
+                log.error("cut off in front", interface=interface, stands_back_s=after.hold_s)
+            elif before.cut_off and not after.cut_off:
+                log.info("reached again in front", interface=interface)
+
+
+def _by_interface(pairs: Iterable[_Pair]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for interface, peer in sorted(pairs):
+        found[interface] = (*found.get(interface, ()), peer)
+    return found
