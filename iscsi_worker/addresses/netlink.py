@@ -5,6 +5,7 @@ What was lent here is told from what DHCP or a router lent by the address's prot
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ PROTOCOL = 83  # ours among the kernel's address protocols: no meaning but "lent
 IFA_F_NODAD = 0x02
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
 ARPHRD_ETHER = 1
+SIOCGIFHWADDR = 0x8927  # netdevice(7)
 ETH_P_ARP = 0x0806
 BROADCAST = b"\xff" * 6
 ALL_NODES = "ff02::1"
@@ -38,6 +40,7 @@ class Netlink:
 
     def __init__(self) -> None:
         self._renewed: set[tuple[str, str]] = set()
+        self._packets: dict[int, socket.socket] = {}  # by network namespace; closing one takes the kernel 20 ms
 
     def add(self, address: str, *, prefix_len: int, interface: str, lifetime_s: int) -> None:
         address = canonical(address, prefix_len)
@@ -88,9 +91,16 @@ class Netlink:
             if mac is None:
                 return  # nobody resolves addresses there
             if isinstance(ip_address(address), IPv4Address):
-                _announce_by_arp(address, interface, mac)
+                _announce_by_arp(self._packet_socket(), address, interface, mac)
             else:
                 _announce_by_neighbour_advertisement(address, interface, mac)
+
+    def _packet_socket(self) -> socket.socket:
+        """One that sends on any interface and receives nothing, kept for as long as this object."""
+        namespace = os.stat("/proc/thread-self/ns/net").st_ino
+        if namespace not in self._packets:
+            self._packets[namespace] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        return self._packets[namespace]
 
     def tickle(self, connections: Sequence[Connection]) -> None:
         failed: list[str] = []
@@ -144,21 +154,19 @@ def _keep_the_others(interface: str) -> None:
 
 def _ethernet_address(interface: str) -> bytes | None:
     """The interface's MAC; None when it is of a kind that has none. OSError when it is missing."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
-        packets.bind((interface, 0))
-        _, _, _, kind, mac = packets.getsockname()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answer = fcntl.ioctl(asking, SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))
+    kind, mac = struct.unpack("16xH6s", answer[:24])
     return bytes(mac) if kind == ARPHRD_ETHER else None
 
 
-def _announce_by_arp(address: str, interface: str, mac: bytes) -> None:
+def _announce_by_arp(packets: socket.socket, address: str, interface: str, mac: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
         here.bind((address, 0))  # refused when the address has run out meanwhile: it may be another node's by now
     packed = socket.inet_aton(address)
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
-        packets.bind((interface, 0))
-        for operation, sought in ((1, bytes(6)), (2, BROADCAST)):
-            head = BROADCAST + mac + struct.pack("!HHHBBH", ETH_P_ARP, 1, 0x0800, 6, 4, operation)
-            packets.send(head + mac + packed + sought + packed)
+    for operation, sought in ((1, bytes(6)), (2, BROADCAST)):
+        head = BROADCAST + mac + struct.pack("!HHHBBH", ETH_P_ARP, 1, 0x0800, 6, 4, operation)
+        packets.sendto(head + mac + packed + sought + packed, (interface, ETH_P_ARP))
 
 
 def _announce_by_neighbour_advertisement(address: str, interface: str, mac: bytes) -> None:
