@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
 import structlog
 from fastapi import Request
@@ -119,12 +119,13 @@ def _refuse_unknown_parameters(request: Request) -> None:
                 "is not a parameter of this request",
                 f"leave it out; known are: {', '.join(sorted(known)) or 'none'}",
             )
-        if len(request.query_params.getlist(name)) > 1:
+        if len(request.query_params.getlist(name)) > 1 and not known[name]:
             raise InvalidInput.of(name, "is given more than once", "give it once")
 
 
-def _parameters(dependant: Any) -> set[str]:
-    names = {field.alias for field in dependant.query_params}
+def _parameters(dependant: Any) -> dict[str, bool]:
+    """Each with whether it may be given more than once."""
+    names = {field.alias: get_origin(field.field_info.annotation) is list for field in dependant.query_params}
     for inner in dependant.dependencies:
         names |= _parameters(inner)
     return names

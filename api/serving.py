@@ -19,10 +19,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An export as coordination has it: its value, and whether somebody locks it."""
+    """An export as coordination has it: its value, and the consul session that locks it, if one does."""
 
     export: Export
-    locked: bool
+    consul_session: str | None
+
+    @property
+    def locked(self) -> bool:
+        return self.consul_session is not None
 
 
 Serving = Mapping[ExportId, Held | None]  # None: the value cannot be read
@@ -32,7 +36,7 @@ def exports(context: Context, *, disk_id: str | None = None) -> Serving:
     """Every export, or those of one disk; `Unavailable` when coordination cannot be read."""
     prefix = f"exports/{disk_id}/" if disk_id else "exports/"
     entries = context.coordination.ask(lambda coordination: coordination.list(prefix).entries)
-    return {ExportId.from_key(entry.key): _held(entry) for entry in entries}
+    return {export: _held(entry) for entry in entries if (export := _export(entry.key)) is not None}
 
 
 def exports_if_known(context: Context, *, disk_id: str | None = None) -> Serving | None:
@@ -62,6 +66,7 @@ def connected(serving: Serving) -> list[str]:
 def show_path(disk: DiskRow, path: PathRow, serving: Serving | None) -> dict[str, Any]:
     """A path with the gateway that has it now and what that says of it."""
     gateway, status = _usage(disk, path, serving)
+    held = (serving or {}).get(export_of(disk, path))
     return {
         "index": path.index,
         "address": path.address,
@@ -70,6 +75,7 @@ def show_path(disk: DiskRow, path: PathRow, serving: Serving | None) -> dict[str
         "interface": path.interface,
         "gateway": gateway,
         "status": status,
+        "consul_session": held.consul_session if held else None,
     }
 
 
@@ -88,9 +94,17 @@ def _usage(disk: DiskRow, path: PathRow, serving: Serving | None) -> tuple[str |
     return held.export.node, held.export.phase.value
 
 
+def _export(key: str) -> ExportId | None:
+    try:
+        return ExportId.from_key(key)
+    except ValueError:
+        log.warning("a key is no export's", key=key)
+        return None
+
+
 def _held(entry: Entry) -> Held | None:
     try:
-        return Held(Export.model_validate_json(entry.value), entry.consul_session is not None)
+        return Held(Export.model_validate_json(entry.value), entry.consul_session)
     except ValidationError:
         log.warning("an export's value cannot be read", key=entry.key)
         return None

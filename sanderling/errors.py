@@ -93,6 +93,18 @@ class TransitionRefused(Problem):
     code, status, title = "transition-refused", 409, "Not possible in the present state"
 
 
+class PlanOutdated(Problem):
+    """What the plan was made from has changed; `changes` says how. Plan again, and look at the new plan before it is applied."""
+
+    code, status, title = "plan-outdated", 409, "The plan no longer fits what is there"
+
+
+class ConfirmationNeeded(Problem):
+    """It would leave disks without a gateway, now or after one more loss; the context names them and what to confirm with."""
+
+    code, status, title = "confirmation-needed", 409, "This needs to be confirmed"
+
+
 class InUse(Problem):
     code, status, title = "in-use", 409, "It is in use"
 

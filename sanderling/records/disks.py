@@ -85,15 +85,24 @@ def started(session: Session) -> list[Disk]:
 
 
 def paths(
-    session: Session, *, after: tuple[str, int] | None = None, limit: int, disk: str | None = None, address: str | None = None
+    session: Session,
+    *,
+    after: tuple[str, int] | None = None,
+    limit: int,
+    disk: str | None = None,
+    disk_contains: str | None = None,
+    address: str | None = None,
 ) -> Sequence[PathRow]:
-    """By the disk's name and the path's index, after the pair `after`; `disk` is a name or an id."""
+    """By the disk's name and the path's index, after the pair `after`; `disk` is a name or an id, and case counts for nothing in
+    `disk_contains`."""
     query = select(PathRow).join(PathRow.disk).options(contains_eager(PathRow.disk))
     query = query.order_by(DiskRow.name, PathRow.index).limit(limit)
     if after is not None:
         query = query.where(tuple_(DiskRow.name, PathRow.index) > after)
     if disk is not None:
         query = query.where(or_(DiskRow.name == disk, DiskRow.id == disk))
+    if disk_contains is not None:
+        query = query.where(DiskRow.name.icontains(disk_contains, autoescape=True))
     if address is not None:
         query = query.where(PathRow.address == address)
     return session.scalars(query).all()

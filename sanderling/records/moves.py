@@ -1,10 +1,10 @@
 """The moves of operations that assign paths, and the plans they came from. Every function works in the caller's transaction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sanderling.model.moves import MOVES, Move, MoveEvent, MoveState
@@ -28,6 +28,27 @@ def open_moves(session: Session) -> list[Move]:
     """The moves of the operations that have not ended: what a list of paths shows beside each path."""
     query = select(MoveRow).join(OperationRow, OperationRow.id == MoveRow.operation_id).where(OperationRow.ended_at.is_(None))
     return [_model(row) for row in session.scalars(query.order_by(MoveRow.position))]
+
+
+def page(
+    session: Session, operation_id: str, *, after: int | None = None, limit: int, state: MoveState | None = None
+) -> list[Move]:
+    """Like `of`, after the position `after`."""
+    query = select(MoveRow).where(MoveRow.operation_id == operation_id).order_by(MoveRow.position).limit(limit)
+    if after is not None:
+        query = query.where(MoveRow.position > after)
+    if state is not None:
+        query = query.where(MoveRow.state == state)
+    return [_model(row) for row in session.scalars(query)]
+
+
+def counts(session: Session, operation_ids: Sequence[str]) -> dict[str, dict[MoveState, int]]:
+    """How many moves of each operation are in each state."""
+    counted = {operation_id: dict.fromkeys(MoveState, 0) for operation_id in operation_ids}
+    query = select(MoveRow.operation_id, MoveRow.state, func.count()).where(MoveRow.operation_id.in_(operation_ids))
+    for operation_id, state, count in session.execute(query.group_by(MoveRow.operation_id, MoveRow.state)):
+        counted[operation_id][MoveState(state)] = count
+    return counted
 
 
 def apply(
