@@ -138,7 +138,9 @@ def prepared_here(view: View, local: Local) -> dict[ExportId, Prepared]:
     found = {}
     for export, running in local.running.items():
         held = view.exports.get(export)
-        if held is not None and held.consul_session not in {None, local.consul_session} and _is_ready(view, local, held, running):
+        if held is None or held.consul_session in {None, local.consul_session} or export in local.busy:
+            continue  # busy: it is being started, and its client is not known before that is over
+        if _is_ready(view, local, held, running):
             found[export] = Prepared(generation=held.export.generation, counter=held.export.counter, client=running.client)
     return found
 

@@ -1,6 +1,7 @@
 """Handing an export on from one worker to another, on simulated targets and an embedded coordination store."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -8,7 +9,9 @@ import pytest
 
 from cli.lab.parts.daemons import waited
 from iscsi_worker.addresses.memory import Memory
+from iscsi_worker.decisions import Local, prepared_here
 from iscsi_worker.endpoints.exports import endpoint
+from iscsi_worker.targets.base import Running, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.worker import Worker
 from rpc.bus import Bus
@@ -61,9 +64,9 @@ class Moving(MemoryTargets):
 
     fails: set[str]
 
-    def start(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+    def start(self, spec: TargetSpec, *, epoch: tuple[int, int], revision: int, lease_s: float) -> Running:
         self._maybe("start")
-        return super().start(*args, **kwargs)  # type: ignore[arg-type]
+        return super().start(spec, epoch=epoch, revision=revision, lease_s=lease_s)
 
     def drain(self, export: ExportId, *, timeout_s: float) -> bool:
         return "drain" not in self.fails and super().drain(export, timeout_s=timeout_s)
@@ -159,7 +162,7 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+def pair(tmp_path: Path) -> Pair:
     return Pair(tmp_path)
 
 
@@ -192,6 +195,16 @@ def test_who_stands_ready_serves_nothing_until_the_lock_is_handed_on(pair: Pair)
     assert not pair.b.serves()
     assert pair.b.addresses.lent() == frozenset()
     assert pair.gateways["b"].running == {}
+
+
+def test_who_is_still_starting_does_not_stand_ready(pair: Pair) -> None:
+    pair.command(pair.b, "path_host")
+    pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready")
+    view = pair.b.worker._watch.fresh()
+    running = {one.export: one for one in pair.b.targets.actual()}
+    local = Local("b", "mine", running=running, wanted={EXPORT: pair.value.epoch})
+    assert prepared_here(view, local)
+    assert not prepared_here(view, replace(local, busy={EXPORT}))
 
 
 def test_a_process_that_stood_ready_for_an_epoch_that_is_over_ends(pair: Pair) -> None:
