@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from cli.commands import disks, events, gateways, leaders, operations, paths, subnets, tokens, up
+from cli.commands import disks, events, gateways, lab, leaders, operations, paths, subnets, tokens, up
 from cli.output import OperationFailed, err
 from sanderling.errors import Forbidden, Problem, Unauthenticated, Unavailable
 
@@ -32,6 +32,7 @@ for name, noun in {
     "event": events,
     "leader": leaders,
     "token": tokens,
+    "lab": lab,
 }.items():
     app.add_typer(noun.app, name=name)
 app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)

@@ -18,7 +18,7 @@ import httpx
 
 from cli.lab.network import Network
 from cli.lab.parts.ceph import CephCluster
-from cli.lab.parts.consul import ConsulAgent
+from cli.lab.parts.consul import ConsulAgent, ConsulPorts
 from cli.lab.parts.daemons import run, start_time, waited
 from cli.lab.parts.rabbitmq import RabbitMQ
 from cli.lab.processes import Process
@@ -48,7 +48,8 @@ class Part(Protocol):
 class Cluster:
     """One worker per node of the network, called as the node; `api`, `conductor-1` and more by `add_conductor`.
 
-    `changes` replaces single settings of every process: `{"iscsi_worker": {"grace_s": 0.5}}`.
+    `changes` replaces single settings of every process: `{"iscsi_worker": {"grace_s": 0.5}}`. With several `consul_servers` each
+    has an address of its own beside the parts, and `consul` is the agent through which the API and the conductors reach them.
     """
 
     def __init__(
@@ -58,11 +59,15 @@ class Cluster:
         *,
         changes: Mapping[str, Mapping[str, Any]] | None = None,
         objectstore: str = "memstore",
+        consul_servers: int = 1,
     ) -> None:
         self.folder, self.network, self._changes = folder, network, changes or {}
+        self.records_folder = _folder(folder / "records")
         inside: dict[str, Any] = {"address": network.parts_address, "netns": network.parts}
         self.rabbitmq = RabbitMQ(folder / "rabbitmq", **inside)
-        self.consul = ConsulAgent(folder / "consul", node_name="parts", **inside)
+        self.servers = servers(folder, network, consul_servers) if consul_servers > 1 else []
+        join = [server.lan for server in self.servers]
+        self.consul = ConsulAgent(folder / "consul", node_name="parts", server=not join, join=join, **inside)
         self.ceph = CephCluster(_folder(folder / "ceph"), objectstore=objectstore, **inside)
         self.agents = {node: self._agent(node) for node in network.nodes}
         self.processes: dict[str, Process] = {}
@@ -78,7 +83,7 @@ class Cluster:
         runtime = _folder(self.folder / f"run-{name or node or 'api'}")
         settings = Settings(
             sanderling=General(node=node or name or "parts", runtime_dir=str(runtime)),
-            records=RecordsOptions(url=f"sqlite:///{self.folder}/records.sqlite"),
+            records=RecordsOptions(url=f"sqlite:///{self.records_folder}/records.sqlite"),
             coordination=Coordination(url=url),
             images=Images(ceph_conf=self.ceph.conf, ceph_user=self.ceph.user, pool=self.ceph.pool),
             bus=Bus(url=self.rabbitmq.url),
@@ -123,6 +128,8 @@ class Cluster:
     def start(self) -> None:
         """Start everything and return once the API is ready, every worker is live and the subnet `front` exists."""
         try:
+            for server in self.servers:
+                server.start(wait=False)  # none is usable before all are there
             with ThreadPoolExecutor(3) as pool:
                 list(pool.map(lambda part: part.start(), self._parts))
                 list(pool.map(lambda agent: agent.start(), self.agents.values()))
@@ -150,7 +157,7 @@ class Cluster:
             daemon.terminate()
         for node in self.network.nodes:
             self._kill_all(node)
-        for part in (*self.agents.values(), *self._parts):
+        for part in (*self.agents.values(), *self._parts, *self.servers):
             part.kill()
 
     def heal(self) -> None:
@@ -158,9 +165,12 @@ class Cluster:
         for node in self.network.nodes:
             self.network.mend(node)
             self.thaw(node)
-        for part in (*self._parts, *self.agents.values()):
+        for part in (*self._parts, *self.servers, *self.agents.values()):
             if part.alive:
                 part.resume()
+        for server in self.servers:
+            if not server.alive:
+                server.start(wait=False)
         restartable: tuple[Part, ...] = (self.rabbitmq, self.consul, *self.agents.values())
         for part in restartable:
             if not part.alive:
@@ -238,7 +248,7 @@ class Cluster:
             netns=self.network.netns(node),
             node_name=node,
             server=False,
-            join=[self.consul.lan],
+            join=[server.lan for server in self.servers or [self.consul]],
         )
 
     def _token(self) -> str:
@@ -289,6 +299,23 @@ class Cluster:
 
     def _tails(self) -> str:
         return "\n".join(f"--- {name}\n{process.tail()}" for name, process in self.processes.items())
+
+
+def servers(folder: Path, network: Network, count: int) -> list[ConsulAgent]:
+    """Consul servers that elect a leader among themselves, each on an address of its own."""
+    addresses = network.extra_parts_addresses[:count]
+    lans = [f"{address}:{ConsulPorts().serf_lan}" for address in addresses]
+    return [
+        ConsulAgent(
+            folder / f"consul-server-{number}",
+            address=address,
+            netns=network.parts,
+            node_name=f"server-{number}",
+            join=lans,
+            bootstrap_expect=count,
+        )
+        for number, address in enumerate(addresses, start=1)
+    ]
 
 
 def _folder(path: Path) -> Path:

@@ -119,6 +119,12 @@ class BlockHistory:
         crc = zlib.crc32(head + body)
         return _BLOCK.pack(_MAGIC, self.writer, lba, number, crc) + body
 
+    @staticmethod
+    def number(found: bytes) -> int | None:
+        """The number that a sector claims to carry; None when it is none of ours."""
+        magic, _, _, number, _ = _BLOCK.unpack_from(found)
+        return int(number) if magic == _MAGIC else None
+
     def sending(self, lba: int, number: int) -> bytes:
         self.sent.setdefault(lba, []).append(number)
         return self.block(lba, number)

@@ -57,6 +57,11 @@ class Network:
     def parts_address(self) -> str:
         return f"10.77.{self._slice}.1"
 
+    @property
+    def extra_parts_addresses(self) -> tuple[str, ...]:
+        """More addresses on `back` in the namespace of the parts, for parts that come in several."""
+        return tuple(f"10.77.{self._slice}.{2 + number}" for number in range(3))
+
     def address(self, node: str, side: Side) -> str:
         """The node's own address on that side."""
         return f"10.{_second(side)}.{self._slice}.{11 + self.nodes.index(node)}"
@@ -98,7 +103,7 @@ class Network:
     def close(self) -> None:
         """Remove every namespace; whatever a test left running in one is killed."""
         if self._made:
-            for name in ("initiator", *self.nodes, "parts"):
+            for name in ("stranger", "initiator", *self.nodes, "parts"):
                 _remove(self.netns(name))
             self._made = False
 
@@ -111,6 +116,16 @@ class Network:
         for side in sides:
             self._in_parts("link", "set", self._port(node, side), "up")
 
+    @contextlib.contextmanager
+    def stranger(self, address: str) -> Iterator[str]:
+        """A machine on `front` that uses this address without asking; the name of its namespace."""
+        run(["ip", "netns", "add", self.netns("stranger")])
+        try:
+            self._cable("stranger", "front", self.netns("stranger"), "eth0", address)
+            yield self.netns("stranger")
+        finally:
+            _remove(self.netns("stranger"))
+
     def mac(self, netns: str, interface: str) -> str:
         """The hardware address of an interface, for whoever watches who announces what."""
         return run(["cat", f"/sys/class/net/{interface}/address"], netns=netns).strip()
@@ -120,7 +135,8 @@ class Network:
         for side in SIDES:
             self._in_parts("link", "add", side, "type", "bridge", "forward_delay", "0", "stp_state", "0")
             self._in_parts("link", "set", side, "up")
-        self._in_parts("address", "add", f"{self.parts_address}/24", "dev", "back")
+        for address in (self.parts_address, *self.extra_parts_addresses):
+            self._in_parts("address", "add", f"{address}/24", "dev", "back")
         for node in self.nodes:
             run(["ip", "netns", "add", self.netns(node)])
             for number, side in enumerate(SIDES):

@@ -1,4 +1,4 @@
-"""One of Sanderling's own processes as the lab sees it: with an ini of its own, to be killed, paused and restarted, its log read."""
+"""One of Sanderling's own processes as the lab sees it: with an ini of its own, to be killed, paused, restarted, its log read."""
 
 import json
 import signal

@@ -80,7 +80,7 @@ class CephCluster:
         self._address = address
         self._netns = netns
         self._objectstore = objectstore
-        self._ports = ports or (_free_port(), _free_port())
+        self.ports = ports or (_free_port(), _free_port())
         self._mon: Daemon | None = None
         self._osd: Daemon | None = None
         self.conf = str(folder / "ceph.conf")
@@ -144,6 +144,16 @@ class CephCluster:
         for daemon in self._daemons():
             daemon.signal(signal.SIGSTOP)
 
+    def pause_osd(self) -> None:
+        """Freeze the OSD alone: the monitor answers, reads and writes wait."""
+        assert self._osd is not None, "no OSD is running"
+        self._osd.signal(signal.SIGSTOP)
+
+    def pause_monitor(self) -> None:
+        """Freeze the monitor alone: what is connected goes on, nothing new can connect and nobody can be fenced."""
+        assert self._mon is not None, "no monitor is running"
+        self._mon.signal(signal.SIGSTOP)
+
     def resume(self) -> None:
         for daemon in self._daemons():
             daemon.signal(signal.SIGCONT)
@@ -170,7 +180,7 @@ class CephCluster:
     def _make_monitor(self) -> None:
         for name in ("mon", "run", "osd.0"):
             (self._folder / name).mkdir(parents=True)
-        v2, v1 = self._ports
+        v2, v1 = self.ports
         fsid, keyring, monmap = str(uuid.uuid4()), str(self._folder / "keyring"), str(self._folder / "monmap")
         Path(self.conf).write_text(
             _CONF.format(fsid=fsid, address=self._address, v2=v2, v1=v1, folder=self._folder, objectstore=self._objectstore)

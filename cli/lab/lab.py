@@ -1,0 +1,303 @@
+"""The laboratory: an installation of three nodes on real parts, disks under load, and the verbs that scenarios break it with."""
+
+import contextlib
+import ipaddress
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from pyroute2 import netns as namespaces
+
+import sanderling.coordination
+import sanderling.images
+from cli.lab.cluster import Cluster
+from cli.lab.load import PATIENCE_S, Load
+from cli.lab.network import Network
+from cli.lab.orphans import Observed, left_open, orphans
+from cli.lab.parts.daemons import run, start_time, waited
+from sanderling.clock import SystemClock
+from sanderling.errors import Problem
+from sanderling.model.disks import PORTAL_PORT, image_of
+from sanderling.settings import Settings
+
+CLOCK: Final = SystemClock()
+NODES: Final = ("node-1", "node-2", "node-3")
+DISKS: Final = ({"name": "a"}, {"name": "b"}, {"name": "c", "access": "shared", "paths": 3})
+RECORDS_BYTES: Final = 64 << 20
+SERVED_WITHIN_S: Final = 60.0
+SETTLED_WITHIN_S: Final = 60.0
+
+
+class LabFailed(Problem):
+    """The laboratory itself could not do what a scenario asked: a result of nothing, not a finding."""
+
+    code, status, title = "lab-failed", 500, "The laboratory failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault that was done, and when (CLOCK_MONOTONIC)."""
+
+    at: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A promise that was not kept; `checker` is that of docs/lab.md."""
+
+    checker: str
+    what: str
+    round: int = 0
+
+
+@dataclass(slots=True)
+class Lab:
+    """Use as a context manager. One scenario after another: `begin`, rounds of faults, `end`; everything it starts it ends."""
+
+    folder: Path
+    full: bool = False
+    injected: list[Injected] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    disks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    loads: dict[str, Load] = field(default_factory=dict)
+    accepted: list[tuple[str, str]] = field(default_factory=list)
+    network: Network = field(init=False)
+    cluster: Cluster = field(init=False)
+    _kept: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _never: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Lab":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+            self.network = stack.enter_context(Network(NODES))
+            self.cluster = Cluster(self.folder, self.network, consul_servers=3)
+            stack.enter_context(_small_filesystem(self.cluster.records_folder))
+            stack.callback(self.cluster.stop)
+            stack.callback(self._stop_loads)
+            self.cluster.start()
+            self._kept = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.close()
+
+    def begin(self, folder: Path, *, pace_s: float, patience_s: float = PATIENCE_S) -> None:
+        """Fresh disks, and a load on each; journals go to `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.injected, self.findings, self.accepted = [], [], []
+        for wanted in DISKS:
+            self.disks[str(wanted["name"])] = self.cluster.create_disk(**wanted)
+        for name, disk in self.disks.items():
+            load = Load(name, folder, netns=self.network.initiator, pace_s=pace_s, patience_s=patience_s)
+            self.loads[name] = load
+            load.start(disk["iqn"], [f"{path['address']}:{PORTAL_PORT}" for path in disk["paths"]])
+
+    def end(self) -> None:
+        """The loads stopped, the disks gone."""
+        self._stop_loads()
+        for name in list(self.disks):
+            self.cluster.delete_disk(name)
+            del self.disks[name]
+
+    # what scenarios do
+
+    def did(self, what: str) -> None:
+        """Note a fault that has just been injected."""
+        self.injected.append(Injected(CLOCK.monotonic(), what))
+
+    def found(self, checker: str, what: str) -> None:
+        self.findings.append(Finding(checker, what))
+
+    def ask(self, *, expected: int = 202) -> httpx.Response | None:
+        """Ask for a small disk that is not served. What was accepted must be done in the end; the runner sees to it."""
+        name = f"asked-{secrets.token_hex(4)}"
+        wanted = {"name": name, "size_bytes": 4 << 20, "paths": 1, "allow_any": True, "started": False}
+        try:
+            answer = self.cluster.http.post("/v1/disks", json=wanted)
+        except httpx.TransportError as error:
+            self.found("C3", f"a creation was not answered: {error!r}")
+            return None
+        if answer.status_code == 202:
+            self.accepted.append((name, answer.headers["Location"].rpartition("/")[2]))
+        if answer.status_code != expected:
+            self.found("C3", f"a creation was answered with {answer.status_code}, not {expected}: {answer.text[:300]}")
+        return answer
+
+    def finish(self) -> None:
+        """Wait until all that was accepted is done, and remove it again. AssertionError names what is not."""
+        while self.accepted:
+            name, operation = self.accepted.pop()
+            self.cluster.wait_operation(operation)
+            self.cluster.delete_disk(name)
+
+    def restart(self, name: str, settings: Settings, *, env: Mapping[str, str] | None = None) -> None:
+        """End a process in order and run it with other settings; a worker serves again when this returns."""
+        process = self.cluster[name]
+        process.terminate()
+        process.settings = settings
+        process.start(env=env)
+        self.cluster.wait_until_ready()
+
+    def hold(self, seconds: float) -> None:
+        """Let time pass."""
+        CLOCK.wait(self._never, seconds)
+
+    def until(self, true: Callable[[], bool], *, within_s: float, what: str) -> None:
+        """`LabFailed` when it is not within the bound."""
+        try:
+            waited(true, within_s=within_s, what=what, every_s=0.05)
+        except AssertionError as error:
+            raise LabFailed(str(error)) from error
+
+    def owners(self) -> dict[str, str | None]:
+        """Who serves each path, by address; None for one that nobody is known to serve."""
+        shown = [self.cluster.http.get(f"/v1/disks/{name}").json() for name in self.disks]
+        paths = [path for disk in shown for path in disk["paths"]]
+        return {path["address"]: path["gateway"] if path["status"] == "serving" else None for path in paths}
+
+    def busy_node(self, dice: random.Random) -> str:
+        """A node that serves something, chosen by the dice."""
+        serving = sorted({owner for owner in self.owners().values() if owner})
+        if not serving:
+            raise LabFailed("no node serves anything")
+        return dice.choice(serving)
+
+    def targets(self, node: str) -> list[tuple[int, str]]:
+        """The target processes on the node: pid, and the name of the export."""
+        found = []
+        for pid in map(int, run(["ip", "netns", "pids", self.network.netns(node)]).split()):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "tgtd" and start_time(pid) is not None:
+                    found.append((pid, Path(os.readlink(f"/proc/{pid}/cwd")).name.replace(".", "/")))
+        return found
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    # what the checkers look at
+
+    def gap(self, since: float, until: float) -> dict[str, float]:
+        """The longest time without a completion, by disk."""
+        for load in self.loads.values():
+            load.follow()
+        return {name: load.gap(since, until).length_s for name, load in self.loads.items()}
+
+    def serve_again(self) -> float:
+        """Mend everything; how long it took until all paths were served and every load went on. AssertionError: it was not."""
+        healed = CLOCK.monotonic()
+        self.cluster.heal()
+
+        def served() -> bool:
+            with contextlib.suppress(httpx.TransportError, KeyError):
+                return all(self.owners().values())
+            return False
+
+        waited(served, within_s=SERVED_WITHIN_S, what=f"every path is served; {self._unserved}", every_s=0.05)
+        for load in self.loads.values():
+            load.wait_for_writes(5, within_s=SERVED_WITHIN_S)
+        return CLOCK.monotonic() - healed
+
+    def settled(self, *, watchers: bool) -> tuple[list[str], list[str]]:
+        """Operations left open and orphans, once nothing changes for the better any more or there are none."""
+        seen = ([""], [""])
+
+        def none() -> bool:
+            nonlocal seen
+            now = self.observe(watchers=watchers)
+            seen = (left_open(now), orphans(now))
+            return not seen[0] and not seen[1]
+
+        with contextlib.suppress(AssertionError):
+            waited(none, within_s=SETTLED_WITHIN_S, what="nothing is left over", every_s=0.2)
+        return seen
+
+    def observe(self, *, watchers: bool) -> Observed:
+        """What there is now; who has the images open is asked of Ceph only on request."""
+        settings = self.cluster.settings()
+        shown = [self.cluster.http.get(f"/v1/disks/{name}").json() for name in self.disks]
+        operations = self.cluster.http.get("/v1/operations", params={"limit": 1000}).json()["operations"]
+        with contextlib.closing(sanderling.coordination.connect(settings, clock=CLOCK)) as coordination:
+            entries = coordination.list("").entries
+        held = {entry.key: json.loads(entry.value) for entry in entries if entry.key.startswith("exports/")}
+        return Observed(
+            addresses={node: self._addresses(node) for node in NODES},
+            processes={node: tuple(export for _, export in self.targets(node)) for node in NODES},
+            watchers=self._watchers(settings) if watchers else {},
+            keys=tuple(entry.key for entry in entries),
+            exports={key.removeprefix("exports/"): value for key, value in held.items()},
+            disks=tuple(shown),
+            open_operations=tuple(each["id"] for each in operations if not each["ended_at"]),
+        )
+
+    def read_directly(self, disk: str) -> Callable[[int], bytes]:
+        """Reads one sector of the disk's image at a time, past every target. Close it by closing the lab."""
+        import rados  # noqa: PLC0415  Debian's, which a machine without the lab's packages lacks
+        import rbd  # noqa: PLC0415
+
+        ceph = rados.Rados(conffile=self.cluster.ceph.conf, rados_id=self.cluster.ceph.user)
+        ceph.connect(timeout=10)
+        pool = ceph.open_ioctx(self.cluster.ceph.pool)
+        image = rbd.Image(pool, image_of(self.disks[disk]["id"]), read_only=True)
+        data: dict[int, bytes] = {}
+        try:
+            whole = image.read(0, 1 << 20)
+            data = {lba: whole[lba * 512 : (lba + 1) * 512] for lba in range(len(whole) // 512)}
+        finally:
+            image.close()
+            pool.close()
+            ceph.shutdown()
+        return lambda lba: data[lba]
+
+    def _watchers(self, settings: Settings) -> dict[str, frozenset[str]]:
+        with contextlib.closing(sanderling.images.connect(settings, clock=CLOCK)) as images:
+            return {disk["id"]: frozenset(images.clients(image_of(disk["id"]))) for disk in self.disks.values()}
+
+    def _addresses(self, node: str) -> frozenset[str]:
+        first, last = map(ipaddress.ip_address, self.network.front_pool)
+        said = json.loads(run(["ip", "-n", self.network.netns(node), "-j", "-4", "address", "show", "dev", "eth1"]))
+        found = [one["local"] for link in said for one in link.get("addr_info", ())]
+        return frozenset(each for each in found if int(first) <= int(ipaddress.ip_address(each)) <= int(last))
+
+    @property
+    def _unserved(self) -> str:
+        with contextlib.suppress(httpx.TransportError, KeyError):
+            return ", ".join(address for address, owner in self.owners().items() if owner is None)
+        return "the API does not say"
+
+    def _stop_loads(self) -> None:
+        for load in self.loads.values():
+            with contextlib.suppress(AssertionError):
+                load.stop()
+        self.loads.clear()
+
+
+@contextlib.contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """This thread, and those it starts meanwhile, live in the namespace."""
+    namespaces.pushns(namespace)
+    try:
+        yield
+    finally:
+        namespaces.popns()
+
+
+@contextlib.contextmanager
+def _small_filesystem(folder: Path) -> Iterator[None]:
+    """The folder on a file system of its own, which can be filled without harm."""
+    run(["mount", "-t", "tmpfs", "-o", f"size={RECORDS_BYTES}", "sanderling-lab", str(folder)])
+    try:
+        yield
+    finally:
+        run(["umount", "--lazy", str(folder)])

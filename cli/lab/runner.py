@@ -1,0 +1,190 @@
+"""Runs scenarios one after another on one laboratory, each in rounds, each result written as soon as it is there."""
+
+import contextlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from cli.lab.intervals import intervals, most_at_once, overlaps
+from cli.lab.lab import CLOCK, NODES, Lab
+from cli.lab.registers import violations
+from cli.lab.results import Parameters, Result, Round, is_done, stored, write
+from cli.lab.scenarios.base import Scenario
+from sanderling.errors import Problem
+
+QUICK_S: Final = 13 * 60.0
+FULL_S: Final = 85 * 60.0
+STEADY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be run. `rounds` overrides every scenario's own number."""
+
+    scenarios: Sequence[Scenario]
+    seed: int
+    full: bool
+    rounds: int | None = None
+
+    def parameters(self, scenario: Scenario) -> Parameters:
+        own = scenario.full if self.full else scenario.quick
+        return Parameters(self.seed, self.rounds or own, self.full)
+
+
+def run(plan: Plan, out: Path, say: Callable[[str], None]) -> dict[str, Result]:
+    """The result of every scenario of the plan that there is time for, those of an earlier run included.
+
+    Each scenario has its share of the time that is left; one that has used it up begins no more rounds, but always has one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = stored(out)
+    waiting = [each for each in plan.scenarios if not is_done(found.get(each.name), plan.parameters(each))]
+    done = {each.name: found[each.name] for each in plan.scenarios if each not in waiting}
+    for name in done:
+        say(f"{name}: already done")
+    deadline = CLOCK.monotonic() + (FULL_S if plan.full else QUICK_S)
+    with contextlib.ExitStack() as stack:
+        lab: Lab | None = None
+        for number, scenario in enumerate(waiting):
+            began = CLOCK.monotonic()
+            if began >= deadline:
+                break
+            if lab is None:
+                lab = stack.enter_context(Lab(out / "work", full=plan.full))
+            share_s = (deadline - began) / (len(waiting) - number)
+            result = _scenario(lab, scenario, plan.parameters(scenario), out, until=began + share_s)
+            result.took_s = CLOCK.monotonic() - began
+            done[scenario.name] = result
+            write(result, out)
+            say(_line(result))
+            if result.findings or result.broken:
+                stack.close()  # what is left of it proves nothing about the next scenario
+                lab = None
+    return {each.name: done[each.name] for each in plan.scenarios if each.name in done}
+
+
+def _scenario(lab: Lab, scenario: Scenario, parameters: Parameters, out: Path, *, until: float) -> Result:
+    result = Result(scenario.name, scenario.fault, scenario.title, parameters)
+    folder = lab.folder / f"scenario-{scenario.name}"
+    try:
+        with scenario.around(lab):
+            lab.begin(folder, pace_s=scenario.pace_s, patience_s=scenario.patience_s)
+            for number in range(1, parameters.rounds + 1):
+                dice = random.Random(f"{parameters.seed}:{scenario.name}:{number}")
+                _round(lab, scenario, Round(number), dice, result)
+                if result.findings:
+                    break
+                if CLOCK.monotonic() >= until and number < parameters.rounds:
+                    result.cut_short = True
+                    break
+            _check_all(lab, result)
+            _keep_evidence(lab, result, folder, out)
+            lab.end()
+    except (Problem, AssertionError, OSError) as failed:
+        if not result.findings:
+            result.broken = f"{type(failed).__name__}: {str(failed)[:1500]}"
+        with contextlib.suppress(Problem, AssertionError, OSError):
+            _keep_evidence(lab, result, folder, out)
+    return result
+
+
+def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, result: Result) -> None:
+    """One round; what it gave is in the result also when a checker ended it."""
+    result.rounds.append(this)
+    lab.injected, lab.findings = [], []
+    lab.hold(STEADY_S)
+    began, owners = CLOCK.monotonic(), lab.owners()
+    sessions = {name: load.sessions for name, load in lab.loads.items()}
+    scenario.hurt(lab, dice)
+    this.injected = lab.injected
+    try:
+        this.healed_after_s = lab.serve_again()
+    except AssertionError as late:
+        lab.found("C5", str(late)[:1500])
+    try:
+        lab.finish()
+    except AssertionError as unfinished:
+        lab.found("C3", str(unfinished)[:1500])
+    this.took_s = CLOCK.monotonic() - began
+    this.gaps_s = lab.gap(began, CLOCK.monotonic())
+    if scenario.keeps and not lab.findings:
+        _check_kept(lab, owners, sessions)
+    if not lab.findings:
+        _check_settled(lab, result, watchers=False)
+    result.findings += [replace(each, round=this.number) for each in lab.findings]
+
+
+def _check_kept(lab: Lab, owners: Mapping[str, str | None], sessions: Mapping[str, int]) -> None:
+    now = lab.owners()
+    for address, owner in owners.items():
+        if now[address] != owner:
+            lab.found("P12", f"{address} was served by {owner} and is served by {now[address]}")
+    for name, load in lab.loads.items():
+        if load.sessions != sessions[name]:
+            lab.found("P12", f"{load.sessions - sessions[name]} sessions of disk {name} were lost")
+
+
+def _check_settled(lab: Lab, result: Result, *, watchers: bool) -> None:
+    left, orphans = lab.settled(watchers=watchers)
+    result.left_open += len(left)
+    result.orphans += len(orphans)
+    for each in (*left, *orphans):
+        lab.found("C4", each)
+
+
+def _check_all(lab: Lab, result: Result) -> None:
+    """C1 and C2 on everything, C4 with the images' watchers; the loads are stopped."""
+    lab.findings = []
+    for name, load in lab.loads.items():
+        load.stop()
+        history = load.everything()
+        history.reads += load.direct(lab.read_directly(name))
+        result.writes += len(load.history.writes)
+        result.reads += len(load.history.reads)
+        result.sessions += load.sessions
+        result.errors += load.errors
+        wrong = violations(history)
+        result.stale_or_lost += len(wrong)
+        for each in wrong[:20]:
+            lab.found("C1", f"disk {name}: {each}")
+    ids = tuple(disk["id"] for disk in lab.disks.values())
+    found = intervals({node: lab.cluster.log(node) for node in NODES})
+    ours = {export: each for export, each in found.items() if export.startswith(ids)}
+    result.gates_at_once = most_at_once(ours)
+    for each in overlaps(ours):
+        lab.found("C2", each)
+    if not result.gates_at_once:
+        lab.found("C2", "no gate was ever opened: the check proves nothing")
+    if not result.findings:
+        _check_settled(lab, result, watchers=True)
+    result.findings += [replace(each, round=len(result.rounds)) for each in lab.findings]
+
+
+def _keep_evidence(lab: Lab, result: Result, folder: Path, out: Path) -> None:
+    """Of a scenario that found something: the schedule, every log, every journal."""
+    if not result.findings and not result.broken:
+        return
+    kept = out / "evidence" / result.scenario
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    schedule = {
+        "scenario": result.scenario,
+        "parameters": asdict(result.parameters),
+        "rounds": [asdict(each) for each in result.rounds],
+    }
+    (kept / "schedule.json").write_text(json.dumps(schedule | {"findings": [asdict(each) for each in result.findings]}, indent=1))
+    for log in (*lab.folder.glob("*.log"), *folder.glob("*")):
+        shutil.copy(log, kept)
+
+
+def _line(result: Result) -> str:
+    gap = max(result.gaps_s, default=0.0)
+    verdict = f"FAILED: {result.faulty[0]}" if result.faulty else "passed"
+    return (
+        f"{result.scenario}: {len(result.rounds)} rounds, {result.faults_injected} faults, {result.writes} writes, "
+        f"longest gap {gap:.2f} s, {result.took_s:.0f} s: {verdict}"
+    )

@@ -1,0 +1,163 @@
+"""F1, F9, F10: the broker gone or frozen, messages lost and repeated, and messages that nobody can take."""
+
+import contextlib
+import json
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from kombu.connection import Connection
+from kombu.entity import Queue
+
+from cli.lab.lab import NODES, Lab
+from cli.lab.scenarios.base import PATIENT_S, Scenario
+from rpc import topics
+
+AWAY_S, AWAY_QUICK_S = 60.0, 8.0
+WORKERS = tuple(f"{topics.ISCSI_WORKER}.{node}" for node in NODES)
+QUEUES = (topics.CONDUCTOR, *WORKERS, f"{topics.REPORTS}.info")
+TRACE = "amq.rabbitmq.trace"
+
+
+def _away_s(lab: Lab) -> float:
+    return AWAY_S if lab.full else AWAY_QUICK_S
+
+
+def killed(lab: Lab, dice: random.Random) -> None:
+    lab.ask()
+    lab.hold(dice.random() * 0.3)
+    lab.cluster.rabbitmq.settle()  # without it this broker can lose a queue that was just declared
+    lab.cluster.rabbitmq.kill()
+    lab.did("SIGKILL RabbitMQ")
+    lab.ask()
+    lab.hold(_away_s(lab))
+    lab.cluster.rabbitmq.start()
+
+
+def frozen(lab: Lab, _dice: random.Random) -> None:
+    lab.cluster.rabbitmq.pause()
+    lab.did("SIGSTOP RabbitMQ: connections stay open and nothing answers")
+    lab.ask()
+    lab.hold(_away_s(lab))
+    lab.cluster.rabbitmq.resume()
+
+
+def lost(lab: Lab, dice: random.Random) -> None:
+    """Another consumer takes its share of every queue and throws it away."""
+    with _broker(lab) as broker, _consuming(broker, [Queue(name, no_declare=True) for name in QUEUES], lambda _: None):
+        lab.did(f"a thief beside the consumers of {', '.join(QUEUES)}")
+        for _ in range(4):
+            lab.ask()
+            lab.hold(dice.random())
+        lab.hold(2.0)
+
+
+def repeated(lab: Lab, dice: random.Random) -> None:
+    """What was said while disks were made is said again, in another order, twice, also under new message ids."""
+    captured: list[Any] = []
+    lab.cluster.rabbitmq.ctl("trace_on")
+    with _broker(lab) as broker:
+        listener = Queue("", exchange=None, exclusive=True, auto_delete=True)(broker.default_channel)
+        listener.queue_declare()
+        listener.bind_to(exchange=TRACE, routing_key="publish.#")
+        with _consuming(broker, [listener], captured.append):
+            for _ in range(3):
+                lab.ask()
+            lab.hold(2.0)
+            lab.finish()
+        lab.cluster.rabbitmq.ctl("trace_off")
+        again = [message for message in captured if message.headers["routing_keys"][0].partition(".")[0] in TOPICS] * 2
+        dice.shuffle(again)
+        with broker.Producer() as producer:
+            for number, message in enumerate(again):
+                producer.publish(
+                    message.body if number % 2 else _under_a_new_id(message.body, dice),
+                    exchange=message.headers["exchange_name"],
+                    routing_key=message.headers["routing_keys"][0],
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                )
+        if again:
+            lab.did(f"{len(again)} captured messages said again")
+    lab.ask()
+    lab.hold(3.0)
+
+
+def poison(lab: Lab, _dice: random.Random) -> None:
+    bodies: list[bytes | str] = [
+        b"\xff\xfe not json",
+        "[" * 20_000,
+        json.dumps({"oslo.version": "2.0", "oslo.message": "{"}),
+        json.dumps({"oslo.version": "9.0", "oslo.message": "{}"}),
+        *(json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(each)}) for each in _CALLS),
+        b"x" * (50 << 20 if lab.full else 5 << 20),
+    ]
+    with _broker(lab) as broker, broker.Producer() as producer:
+        for body in bodies:
+            for queue in QUEUES:
+                producer.publish(body, exchange="", routing_key=queue, content_type="application/json", content_encoding="utf-8")
+    lab.did(f"{len(bodies)} poisonous messages onto each of {', '.join(QUEUES)}")
+    lab.ask()
+    lab.hold(3.0)
+    lab.finish()
+    for process in lab.cluster.processes.values():
+        if not process.alive:
+            lab.found("F10", f"{process.name} did not survive the poison")
+
+
+TOPICS = {topics.CONDUCTOR, topics.ISCSI_WORKER, topics.REPORTS}
+_CALLS: tuple[dict[str, Any], ...] = (
+    {"method": "none.such", "args": {}, "version": "1.0"},
+    {"method": "wake", "namespace": "operation", "args": {"message": {"operation_id": ["no", "string"]}}, "version": "1.0"},
+    {"method": "wake", "namespace": "operation", "args": {"message": {"operation_id": "../../etc"}}, "version": "77.0"},
+    {"method": "clean", "namespace": "export", "args": {"message": {"export": "x", "epoch": -1}}, "version": "1.0"},
+    {"event_type": "export.served", "payload": {"export": None}, "priority": "INFO", "publisher_id": 7},
+    {"method": 5, "args": [[[[]]]]},
+)
+
+
+def _under_a_new_id(body: Any, dice: random.Random) -> str:
+    """Past the broker library's own memory of the messages it has seen."""
+    envelope = json.loads(body)
+    message = json.loads(envelope["oslo.message"])
+    message["_unique_id"] = f"{dice.getrandbits(128):032x}"
+    return json.dumps(envelope | {"oslo.message": json.dumps(message)})
+
+
+@contextlib.contextmanager
+def _broker(lab: Lab) -> Iterator[Connection]:
+    with Connection(lab.cluster.rabbitmq.amqp_url.replace("amqp://", "pyamqp://"), connect_timeout=10) as broker:
+        broker.connect()
+        yield broker
+
+
+@contextlib.contextmanager
+def _consuming(broker: Connection, queues: list[Queue], take: Any) -> Iterator[None]:
+    """Take from the queues, in a thread, until the end of the block."""
+    stopping = threading.Event()
+
+    def drain() -> None:
+        with broker.Consumer(queues, on_message=take, no_ack=True, prefetch_count=1):
+            while not stopping.is_set():
+                with contextlib.suppress(TimeoutError):
+                    broker.drain_events(timeout=0.2)
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(10.0)
+
+
+SCENARIOS = (
+    Scenario("F1-killed", "broker killed and started again", killed, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
+    Scenario("F1-frozen", "broker frozen and resumed", frozen, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
+    Scenario("F9-lost", "every second message lost", lost, quick=1, full=10, keeps=True, patience_s=PATIENT_S),
+    Scenario(
+        "F9-repeated", "messages repeated late and out of order", repeated, quick=1, full=10, keeps=True, patience_s=PATIENT_S
+    ),
+    Scenario("F10-poison", "messages that nobody can take", poison, quick=1, full=10, keeps=True, patience_s=PATIENT_S),
+)

@@ -1,0 +1,37 @@
+"""F8: Ceph that stands still for a while. Initiators wait; nothing else may happen to them."""
+
+import random
+
+from cli.lab.lab import Lab
+from cli.lab.scenarios.base import PATIENT_S, Scenario
+
+
+def osd_frozen(lab: Lab, dice: random.Random) -> None:
+    pause_s = dice.choice((3.0, 12.0))
+    lab.cluster.ceph.pause_osd()
+    lab.did(f"SIGSTOP the OSD for {pause_s} s")
+    lab.hold(pause_s)
+    lab.cluster.ceph.resume()
+
+
+def monitor_frozen(lab: Lab, _dice: random.Random) -> None:
+    lab.cluster.ceph.pause_monitor()
+    lab.did("SIGSTOP the monitor for 12 s")
+    lab.hold(12.0)
+    lab.cluster.ceph.resume()
+
+
+def paused(lab: Lab, _dice: random.Random) -> None:
+    lab.cluster.ceph.ceph("osd", "pause")
+    lab.did("`ceph osd pause` for 10 s")
+    try:
+        lab.hold(10.0)
+    finally:
+        lab.cluster.ceph.ceph("osd", "unpause")
+
+
+SCENARIOS = (
+    Scenario("F8-osd", "OSD stopped and resumed", osd_frozen, quick=2, full=10, keeps=True, patience_s=PATIENT_S),
+    Scenario("F8-monitor", "monitor stopped and resumed", monitor_frozen, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
+    Scenario("F8-paused", "reads and writes paused by Ceph", paused, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
+)

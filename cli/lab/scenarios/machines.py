@@ -1,0 +1,98 @@
+"""F6, F7, F13: a clock that jumps, a disk that is full, an address that a stranger claims or that nobody hears announced."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from cli.lab.lab import NODES, Lab, LabFailed, inside
+from cli.lab.scenarios.base import PATIENT_S, Scenario
+from cli.lab.scenarios.partitions import TAKEN_OVER_S, dropping
+from iscsi_worker.addresses.netlink import Netlink
+
+HOUR_S = 3600
+NO_ROOM = 507
+CLAIMED_S = 8.0
+FAKETIME = "libfaketimeMT.so.1"
+JUMPING = ("api", "conductor-1", *NODES)
+
+
+@contextlib.contextmanager
+def jumping(lab: Lab) -> Iterator[None]:
+    """Every process of ours reads the wall clock through libfaketime; the monotonic one stays the kernel's."""
+    library = next(Path("/usr/lib").glob(f"*/faketime/{FAKETIME}"), None)
+    if library is None:
+        raise LabFailed(f"{FAKETIME} is not installed; run scripts/install-system real")
+    _set_clock(lab, 0)
+    env = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(lab.folder / "clock"),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    for name in JUMPING:
+        lab.restart(name, lab.cluster[name].settings, env=env)
+    yield
+    for name in JUMPING:
+        lab.restart(name, lab.cluster[name].settings)
+
+
+def _set_clock(lab: Lab, offset_s: int) -> None:
+    (lab.folder / "clock.new").write_text(f"{offset_s:+d}\n")
+    (lab.folder / "clock.new").replace(lab.folder / "clock")
+
+
+def clock(lab: Lab, dice: random.Random) -> None:
+    offset_s = dice.choice((HOUR_S, -HOUR_S))
+    lab.ask()
+    _set_clock(lab, offset_s)
+    lab.did(f"wall clock {offset_s:+d} s")
+    lab.hold(8.0)
+    lab.ask()
+    lab.hold(4.0)
+    _set_clock(lab, 0)
+    lab.hold(3.0)
+
+
+def records_full(lab: Lab, _dice: random.Random) -> None:
+    """Serving needs no records; what cannot be recorded must be refused, not half done."""
+    filler = lab.cluster.records_folder / "filler"
+    try:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                pass
+        lab.did("the records' file system is full")
+        lab.ask(expected=NO_ROOM)
+        lab.hold(3.0)
+    finally:
+        filler.unlink(missing_ok=True)
+    lab.ask()
+
+
+def claimed(lab: Lab, dice: random.Random) -> None:
+    """A stranger answers for a path's address, and says so to everybody."""
+    address = dice.choice(sorted(lab.owners()))
+    with lab.network.stranger(address) as namespace:
+        with inside(namespace):
+            for _ in range(3):
+                Netlink().announce(address, interface="eth0")
+        lab.did(f"a stranger claims {address}")
+        lab.hold(CLAIMED_S)
+
+
+def unannounced(lab: Lab, dice: random.Random) -> None:
+    """The new owner's announcements do not reach the initiator."""
+    node = lab.busy_node(dice)
+    first, last = lab.network.front_pool
+    with dropping(lab.network.initiator, [f"arp daddr ip {first}-{last}"], family="arp", hooks=("input",)):
+        lab.network.cut(node)
+        lab.did(f"{node}: both cables pulled, and no announcement reaches the initiator")
+        lab.hold(TAKEN_OVER_S)
+
+
+SCENARIOS = (
+    Scenario("F6-clock", "wall clock an hour off", clock, quick=1, full=8, keeps=True, patience_s=PATIENT_S, around=jumping),
+    Scenario("F7-records", "the records' disk full", records_full, quick=1, full=8, keeps=True, patience_s=PATIENT_S),
+    Scenario("F13-claimed", "a stranger claims a path's address", claimed, quick=1, full=8),
+    Scenario("F13-unheard", "announcements lost when a node is taken over", unannounced, quick=1, full=8),
+)

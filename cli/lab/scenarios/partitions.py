@@ -1,0 +1,84 @@
+"""F3: a node that cannot reach some or all of the others, in one or both directions."""
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+
+from cli.lab.lab import Lab
+from cli.lab.parts.consul import ConsulPorts
+from cli.lab.parts.daemons import run
+from cli.lab.scenarios.base import Scenario
+
+TAKEN_OVER_S = 15.0
+OSD_PORTS = "6800-7568"
+
+
+@contextlib.contextmanager
+def dropping(
+    netns: str, rules: Sequence[str], *, family: str = "inet", hooks: Sequence[str] = ("input", "output")
+) -> Iterator[None]:
+    """Packets that match one of the rules are dropped in the namespace, on the way in and out or on one of them.
+
+    IFNAME in a rule stands for the interface on that way: iifname or oifname.
+    """
+    run(["nft", f"add table {family} lab"], netns=netns)
+    try:
+        for hook in hooks:
+            run(["nft", f"add chain {family} lab {hook} {{ type filter hook {hook} priority 0; }}"], netns=netns)
+            for rule in (each.replace("IFNAME", f"{hook[0]}ifname") for each in rules):
+                run(["nft", f"add rule {family} lab {hook} {rule} drop"], netns=netns)
+        yield
+    finally:
+        run(["nft", f"delete table {family} lab"], netns=netns)
+
+
+def _cut_off(
+    lab: Lab, dice: random.Random, what: str, rules: Sequence[str], *, hooks: Sequence[str] = ("input", "output")
+) -> None:
+    node = lab.busy_node(dice)
+    with dropping(lab.network.netns(node), rules, hooks=hooks):
+        lab.did(f"{node} cut off: {what}")
+        lab.hold(TAKEN_OVER_S)
+
+
+def from_all(lab: Lab, dice: random.Random) -> None:
+    node = lab.busy_node(dice)
+    lab.network.cut(node)
+    lab.did(f"{node}: both cables pulled")
+    lab.hold(TAKEN_OVER_S)
+
+
+def from_initiators(lab: Lab, dice: random.Random) -> None:
+    node = lab.busy_node(dice)
+    lab.network.cut(node, sides=["front"])
+    lab.did(f"{node}: front cable pulled")
+    lab.hold(TAKEN_OVER_S)
+
+
+def from_store(lab: Lab, dice: random.Random) -> None:
+    ports = f"{{ {ConsulPorts().rpc}, {ConsulPorts().serf_lan} }}"
+    rules = [f'IFNAME "eth0" {kind} {end} {ports}' for kind in ("tcp", "udp") for end in ("sport", "dport")]
+    _cut_off(lab, dice, "from Consul", rules)
+
+
+def from_ceph(lab: Lab, dice: random.Random) -> None:
+    ports = f"{{ {lab.cluster.ceph.ports[0]}, {lab.cluster.ceph.ports[1]}, {OSD_PORTS} }}"
+    _cut_off(lab, dice, "from Ceph", [f"tcp sport {ports}", f"tcp dport {ports}"])
+
+
+def deaf(lab: Lab, dice: random.Random) -> None:
+    _cut_off(lab, dice, "it can send and hears nothing", ['IFNAME != "lo"'], hooks=("input",))
+
+
+def dumb(lab: Lab, dice: random.Random) -> None:
+    _cut_off(lab, dice, "it hears and cannot send", ['IFNAME != "lo"'], hooks=("output",))
+
+
+SCENARIOS = (
+    Scenario("F3-all", "node cut off from everything", from_all, quick=2, full=15),
+    Scenario("F3-store", "node cut off from Consul only", from_store, quick=1, full=10),
+    Scenario("F3-ceph", "node cut off from Ceph only", from_ceph, quick=1, full=10),
+    Scenario("F3-front", "node cut off from the initiators only", from_initiators, quick=1, full=10),
+    Scenario("F3-deaf", "node that can send but not receive", deaf, quick=1, full=8),
+    Scenario("F3-dumb", "node that can receive but not send", dumb, quick=1, full=8),
+)
