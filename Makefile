@@ -7,12 +7,13 @@ ROWS := docs/behaviours.md
 SAMPLES := etc/sanderling.conf.sample etc/policy.yaml.sample
 DIAGRAMS := docs/how-it-works.md
 
-.PHONY: help up test check longest real real-down rows sample guard python python-dev system system-real
+.PHONY: help up test lab check longest real real-down rows sample guard python python-dev system system-real
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make up      everything in one process on loopback portals: the first five minutes"
 	@echo "make test    every test, on real RabbitMQ, Consul, Ceph and tgt, which it starts and stops itself; FULL=1 samples none"
+	@echo "make lab     break an installation on purpose and check that it held, 15 minutes; FULL=1 90 minutes; SCENARIO=\"F2 F5\" some"
 	@echo "make check   style, types, import rules, generated files"
 	@echo "make real    start the real parts and leave them running, so that one test runs in seconds (make real-down ends them)"
 	@echo "make rows    which test proves which behaviour row, into $(ROWS)"
@@ -46,6 +47,12 @@ HUNG_S := $(if $(filter-out 0,$(FULL)),3600,900)
 test: python-dev
 	$(ROOT) env SANDERLING_FULL_SUITE=1 SANDERLING_FULL=$(if $(filter-out 0,$(FULL)),1) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider --durations=10 --maxfail=20 \
 		-o faulthandler_timeout=$(HUNG_S) -o faulthandler_exit_on_timeout=true
+
+# The full run is taken up again where it was interrupted; `rm -r .lab/full` begins anew.
+LAB := .lab/$(if $(filter-out 0,$(FULL)),full,quick)
+lab: python-dev
+	@$(if $(filter-out 0,$(FULL)),,$(ROOT) rm -rf $(LAB))
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 .venv/bin/sanderling lab run $(SCENARIO) $(if $(filter-out 0,$(FULL)),--full) --out $(LAB)
 
 check: python-dev
 	.venv/bin/ruff check .

@@ -42,20 +42,20 @@ def run(plan: Plan, out: Path, say: Callable[[str], None]) -> dict[str, Result]:
     """
     out.mkdir(parents=True, exist_ok=True)
     found = stored(out)
-    waiting = [each for each in plan.scenarios if not is_done(found.get(each.name), plan.parameters(each))]
-    done = {each.name: found[each.name] for each in plan.scenarios if each not in waiting}
+    left = waiting(plan, found)
+    done = {each.name: found[each.name] for each in plan.scenarios if each not in left}
     for name in done:
         say(f"{name}: already done")
     deadline = CLOCK.monotonic() + (FULL_S if plan.full else QUICK_S)
     with contextlib.ExitStack() as stack:
         lab: Lab | None = None
-        for number, scenario in enumerate(waiting):
+        for number, scenario in enumerate(left):
             began = CLOCK.monotonic()
             if began >= deadline:
                 break
             if lab is None:
                 lab = stack.enter_context(Lab(out / "work", full=plan.full))
-            share_s = (deadline - began) / (len(waiting) - number)
+            share_s = (deadline - began) / (len(left) - number)
             result = _scenario(lab, scenario, plan.parameters(scenario), out, until=began + share_s)
             result.took_s = CLOCK.monotonic() - began
             done[scenario.name] = result
@@ -65,6 +65,11 @@ def run(plan: Plan, out: Path, say: Callable[[str], None]) -> dict[str, Result]:
                 stack.close()  # what is left of it proves nothing about the next scenario
                 lab = None
     return {each.name: done[each.name] for each in plan.scenarios if each.name in done}
+
+
+def waiting(plan: Plan, found: Mapping[str, Result]) -> list[Scenario]:
+    """Those that have no finished result with these parameters yet."""
+    return [each for each in plan.scenarios if not is_done(found.get(each.name), plan.parameters(each))]
 
 
 def _scenario(lab: Lab, scenario: Scenario, parameters: Parameters, out: Path, *, until: float) -> Result:

@@ -1,0 +1,141 @@
+"""The lab's report: what counts as a success, what adds up, what is not run again."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cli.lab import report, results
+from cli.lab.initiator import SECTOR, BlockHistory
+from cli.lab.lab import Finding, Injected
+from cli.lab.load import Load, number_in
+from cli.lab.picture import svg
+from cli.lab.registers import NEVER_WRITTEN, UNREADABLE, Read, Write
+from cli.lab.results import Parameters, Result, Round
+from cli.lab.runner import Plan, waiting
+from cli.lab.scenarios import ALL, chosen
+from sanderling.errors import NotFound
+
+ROUND = Round(1, [Injected(1.0, "SIGKILL")], {"a": 0.5, "b": 1.5}, healed_after_s=0.7, took_s=3.0)
+
+
+def result(name: str = "F4-export") -> Result:
+    return Result(
+        name, name[:2], "killed", Parameters(7, 1, full=False), rounds=[ROUND], writes=100, reads=50, sessions=3, gates_at_once=1
+    )
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    told = replace(result(), findings=[Finding("C1", "lost", 1)], errors=["e"], broken="x")
+    assert results.read(results.write(told, tmp_path)) == told
+    assert results.stored(tmp_path) == {"F4-export": told}
+
+
+def test_a_run_without_findings_passes(tmp_path: Path) -> None:
+    file = report.write(tmp_path, {"F4-export": result()}, missing=[], about={"seed": 7})
+    assert report.faults({"F4-export": result()}, []) == []
+    assert "**passed**" in file.read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (replace(result(), findings=[Finding("C2", "two gates", 1)]), "C2, round 1: two gates"),
+        (replace(result(), rounds=[replace(ROUND, injected=[])]), "no fault was injected"),
+        (replace(result(), writes=0), "no I/O"),
+        (replace(result(), reads=0), "no I/O"),
+        (replace(result(), broken="LabFailed: no leader"), "not finished: LabFailed: no leader"),
+    ],
+    ids=["finding", "no fault", "no writes", "no reads", "broken"],
+)
+def test_a_finding_and_a_run_that_proved_nothing_are_failures(tmp_path: Path, told: Result, said: str) -> None:
+    found = {"F4-export": told, "F5-node": result("F5-node")}
+    assert any(said in fault for fault in report.faults(found, []))
+    text = report.write(tmp_path, found, missing=[], about={}).read_text()
+    assert "**FAILED**" in text
+    assert said in text
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is False
+
+
+def test_a_scenario_that_was_asked_for_and_not_run_is_a_failure() -> None:
+    assert report.faults({"F4-export": result()}, ["F5-node"]) == ["F5-node: not run"]
+    assert report.faults({}, [])
+
+
+def test_the_table_adds_up_over_scenarios_and_rounds(tmp_path: Path) -> None:
+    two = replace(result(), rounds=[ROUND, replace(ROUND, number=2, gaps_s={"a": 9.0})], parameters=Parameters(7, 3, full=False))
+    (row,) = report.rows({"F4-export": two})
+    assert (row["gap_p50_s"], row["gap_p99_s"], row["gap_max_s"]) == (1.5, 9.0, 9.0)
+    text = report.write(tmp_path, {"F4-export": two, "F5-node": result("F5-node")}, missing=[], about={}).read_text()
+    assert "2 of 3" in text
+    cells = [cell.strip() for cell in re.findall(r"\| \*\*all\*\* \|.*", text)[0].strip("|").split("|")]
+    assert cells == ["**all**", "3", "3", "200", "100", "", "", "", "", "1", "0", "0", "0", "0", "passed"]
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.5, 2.0), (0.99, 4.0), (0.0, 1.0)])
+def test_a_percentile_is_one_of_the_values(share: float, value: float) -> None:
+    assert report.percentile([4.0, 1.0, 3.0, 2.0], share) == value
+    assert report.percentile([], share) == 0.0
+
+
+def test_the_picture_has_a_dot_for_each_round_in_order_of_length() -> None:
+    drawn = ElementTree.fromstring(svg({"F4-<x>": [0.02, 2.0, 500.0], "F5": []}))
+    dots = [float(dot.get("cx", "")) for dot in drawn.iter("{http://www.w3.org/2000/svg}circle")]
+    assert len(dots) == 3
+    assert dots == sorted(dots)
+
+
+def test_what_is_finished_with_the_same_parameters_is_not_run_again() -> None:
+    scenario = chosen(["F4-export"])[0]
+    plan = Plan([scenario], seed=7, full=False, rounds=1)
+    assert waiting(plan, {"F4-export": result()}) == []
+    assert waiting(plan, {}) == [scenario]
+    assert waiting(plan, {"F4-export": replace(result(), broken="interrupted")}) == [scenario]
+    for other in (replace(plan, seed=8), replace(plan, rounds=2), replace(plan, full=True)):
+        assert waiting(other, {"F4-export": result()}) == [scenario]
+
+
+def test_scenarios_are_chosen_by_name_and_by_fault() -> None:
+    assert chosen([]) == list(ALL)
+    assert {each.fault for each in chosen(["F2", "F5-node"])} == {"F2", "F5"}
+    assert [each.name for each in chosen(["F5-node"])] == ["F5-node"]
+    with pytest.raises(NotFound, match="no power management"):
+        chosen(["F12"])
+    with pytest.raises(NotFound, match="sanderling lab list"):
+        chosen(["F4-nothing"])
+
+
+def test_every_fault_of_the_table_has_a_scenario_or_a_reason() -> None:
+    assert {each.fault for each in ALL} | {"F12"} == {f"F{number}" for number in range(1, 14)}
+
+
+def test_a_journal_becomes_a_history_with_its_gaps(tmp_path: Path) -> None:
+    load = Load("a", tmp_path, netns="", pace_s=0.01)
+    load.journal.write_text(
+        "l 0.9\ns 1 1 1.0\na 1 1 1.1\nr 1 1 1.2 1.3\ns 2 2 1.4\ns 2 2 6.0\na 2 2 6.1\ne 7.0 CHECK CONDITION\ns 3 3 7"
+    )
+    load.follow()
+    assert load.history.writes == [Write(1, 1, 1.0, 1.1), Write(2, 2, 1.4, 6.1)]
+    assert load.history.reads == [Read(1, 1, 1.2, 1.3)]
+    assert (load.sessions, len(load.errors)) == (1, 1)
+    with load.journal.open("a") as more:
+        more.write(".5\n")
+    load.follow()
+    assert load.everything().writes[-1] == Write(3, 3, 7.5, None)
+    assert load.gap(1.0, 8.0).length_s == pytest.approx(4.8)
+    assert load.gap(2.0, 3.0).length_s == pytest.approx(4.8), "a gap that covers the window counts whole"
+
+
+def test_a_sector_is_known_by_the_write_it_holds_whole() -> None:
+    blocks = BlockHistory(5)
+    whole = blocks.block(3, 9)
+    assert number_in(blocks, 3, whole) == 9
+    assert number_in(blocks, 3, bytes(SECTOR)) == NEVER_WRITTEN
+    assert number_in(blocks, 4, whole) == UNREADABLE, "it belongs elsewhere"
+    assert number_in(BlockHistory(6), 3, whole) == UNREADABLE, "another wrote it"
+    assert number_in(blocks, 3, whole[:256] + bytes(256)) == UNREADABLE, "half of it"
+    assert number_in(blocks, 3, b"x" * SECTOR) == UNREADABLE
