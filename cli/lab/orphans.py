@@ -10,7 +10,10 @@ KNOWN_KEYS = ("disks/", "exports/", "nodes/", "leaders/", "moves/")
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the nodes, the stores and the API show: `addresses` and `processes` (exports' names) by node, `watchers` by disk, if asked for."""
+    """What the nodes, the stores and the API show: `addresses` and `processes` (exports' names) by node.
+
+    `watchers`, by disk, are those of its image; empty when nobody asked.
+    """
 
     addresses: Mapping[str, frozenset[str]]
     processes: Mapping[str, tuple[str, ...]]
