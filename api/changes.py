@@ -17,7 +17,7 @@ from api.metrics import TRACEPARENT
 from api.problems import document
 from sanderling.errors import PreconditionFailed, Problem
 from sanderling.model.disks import DiskEvent, DiskState
-from sanderling.model.operations import Operation
+from sanderling.model.operations import Operation, OperationKind
 from sanderling.model.plans import Plan
 from sanderling.records import disks, idempotency, operations
 from sanderling.records.tables import DiskRow
@@ -36,6 +36,14 @@ class Intent:
     notes: Sequence[str] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An operation that was submitted, and what to tell who asked for it."""
+
+    operation: Operation
+    notes: Sequence[str] = field(default=())
+
+
 class Change:
     """The headers and parameters that every changing request understands; a dependency of its route."""
 
@@ -47,14 +55,14 @@ class Change:
         idempotency_key: Key = None,
         if_match: Annotated[str | None, Header(alias="If-Match", max_length=1024)] = None,
     ) -> None:
-        self._context, self._dry_run, self._key, self._if_match = context, dry_run, idempotency_key, if_match
-        self._trace: str = request.scope[TRACEPARENT]
+        self._context, self.dry_run, self._key, self._if_match = context, dry_run, idempotency_key, if_match
+        self.trace: str = request.scope[TRACEPARENT]
         parts = (request.method, request.url.path, request.url.query, request.scope[BODY_DIGEST])
         self._digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def repeated(self, caller: Caller) -> JSONResponse | None:
         """The answer, when the Idempotency-Key was used for this very request before; nothing is checked again then."""
-        if self._key is None or self._dry_run:
+        if self._key is None or self.dry_run:
             return None
         with self._context.records.read() as session:
             known = self._known(session, caller)
@@ -67,30 +75,42 @@ class Change:
             raise PreconditionFailed(f"disk {row.name} has changed; read it again and decide anew", etag=etag(row))
 
     def carry_out(self, caller: Caller, prepare: Callable[[Session, datetime], Intent]) -> JSONResponse:
-        """Run `prepare` and write what it comes to, all in one transaction; with ?dry_run=true take it back and return the plan.
+        """Run `prepare` and submit what it comes to; with ?dry_run=true take it back and return the plan."""
+        if not self.dry_run:
+            return self.submit(caller, lambda session, now: self._intended(session, prepare(session, now), caller, now))
+        with self._context.records.begin() as session:
+            now = self._context.clock.wall()
+            intent = prepare(session, now)
+            self._intended(session, intent, caller, now)
+            plan = _planned(intent)
+            session.rollback()
+            return plan
+
+    def submit(self, caller: Caller, write: Callable[[Session, datetime], Accepted]) -> JSONResponse:
+        """Run `write`, which submits an operation, in one transaction with the Idempotency-Key; never for a dry run.
 
         Once this returns 202 the operation is durable. Nothing here waits for the broker.
         """
-        records, now = self._context.records, self._context.clock.wall()
-        with records.begin() as session:
-            known = None if self._dry_run else self._known(session, caller)
+        assert not self.dry_run, "a dry run submits nothing"
+        now = self._context.clock.wall()
+        with self._context.records.begin() as session:
+            known = self._known(session, caller)
             if known is not None:
                 return _accepted(operations.get(session, known), ())
-            intent = prepare(session, now)
-            operation = self._submit(session, intent, caller, now)
-            if self._dry_run:
-                plan = _planned(intent)
-                session.rollback()
-                return plan
+            accepted = write(session, now)
+            if self._key is not None:
+                idempotency.remember(
+                    session, actor=caller.name, key=self._key, digest=self._digest, operation_id=accepted.operation.id, now=now
+                )
         self._context.changed()
-        return _accepted(operation, intent.notes)
+        return _accepted(accepted.operation, accepted.notes)
 
     def _known(self, session: Session, caller: Caller) -> str | None:
         if self._key is None:
             return None
         return idempotency.find(session, actor=caller.name, key=self._key, digest=self._digest)
 
-    def _submit(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Operation:
+    def _intended(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Accepted:
         operation = operations.submit(
             session,
             kind=intent.plan.kind,
@@ -100,15 +120,11 @@ class Change:
             steps=intent.plan.steps,
             requested_by=caller.name,
             now=now,
-            traceparent=self._trace,
+            traceparent=self.trace,
         )
         if intent.begins is not None:
             disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
-        if self._key is not None and not self._dry_run:
-            idempotency.remember(
-                session, actor=caller.name, key=self._key, digest=self._digest, operation_id=operation.id, now=now
-            )
-        return operation
+        return Accepted(operation, intent.notes)
 
 
 ChangeOf = Annotated[Change, Depends(Change)]
@@ -123,10 +139,19 @@ def etag(row: DiskRow) -> str:
 def show_operation(operation: Operation) -> dict[str, Any]:
     """The operation as HTTP shows it: its problem as a problem document, its resource as a link."""
     shown = operation.model_dump(mode="json", exclude={"params", "claim_epoch"})
-    shown["resource"] = f"/v1/disks/{operation.resource_id}"
+    shown["resource"] = _resource(operation)
     if operation.problem is not None:
         shown["problem"] = document(Problem.from_wire(operation.problem), instance=f"/v1/operations/{operation.id}")
     return shown
+
+
+def _resource(operation: Operation) -> str:
+    match operation.kind:
+        case OperationKind.ASSIGN_PATHS | OperationKind.DRAIN_GATEWAY:
+            return f"/v1/assignments/{operation.id}"
+        case OperationKind.UNDRAIN_GATEWAY:
+            return f"/v1/gateways/{operation.resource_name}"
+    return f"/v1/disks/{operation.resource_id}"
 
 
 def _accepted(operation: Operation, notes: Sequence[str]) -> JSONResponse:
