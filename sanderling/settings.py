@@ -163,7 +163,7 @@ class Worker:
     front_probe_interval_s: float = _of(
         0.5, "How often portals of other gateways are asked for over their own network", least=0.1
     )
-    front_probe_timeout_s: float = _of(0.5, "How long a portal of another gateway may take to answer", least=0.05)
+    front_probe_timeout_s: float = _of(0.25, "How long a portal of another gateway may take to answer", least=0.05)
     front_probe_failures_max: int = _of(
         3, "Times in a row that a gateway does not answer before it is said to be unreachable", least=1
     )
