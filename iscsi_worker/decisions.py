@@ -145,6 +145,19 @@ def prepared_here(view: View, local: Local) -> dict[ExportId, Prepared]:
     return found
 
 
+def unserved(view: View, consul_session: str, running: Mapping[ExportId, Running]) -> list[ExportId]:
+    """Exports that were served before and should be now, but are free, or this node's without a process that serves."""
+
+    def is_down(export: ExportId, held: Held) -> bool:
+        if held.consul_session is None:
+            return True
+        here = running.get(export)
+        return held.consul_session == consul_session and not (here and here.gate_open)
+
+    was_served = {export: held for export, held in view.exports.items() if held.export.phase is not ExportPhase.FREE}
+    return [export for export, held in was_served.items() if is_down(export, held) and _started(view, export)]
+
+
 def _started(view: View, export: ExportId) -> bool:
     disk = view.disks.get(export.disk_id)
     return disk is not None and disk.started and export.index in disk.export_indexes

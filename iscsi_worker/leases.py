@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from iscsi_worker.addresses.base import Addresses
-from iscsi_worker.exports import Seams
+from iscsi_worker.service import Seams
 from iscsi_worker.targets.base import Targets
 from sanderling.clock import Clock
 from sanderling.errors import AddressFailed, Problem, TargetFailed

@@ -24,14 +24,17 @@ from iscsi_worker.decisions import (
     decide,
     free_placed,
     prepared_here,
+    unserved,
     wait_on,
 )
 from iscsi_worker.endpoints.exports import endpoint
-from iscsi_worker.exports import Exports, Seams
+from iscsi_worker.exports import Exports
 from iscsi_worker.intents import Intents, Told
 from iscsi_worker.leases import Lease, Leases, every
 from iscsi_worker.membership import Membership
+from iscsi_worker.moves import Moves
 from iscsi_worker.reports import Reports
+from iscsi_worker.service import Seams, Service
 from iscsi_worker.targets.base import Running, Targets
 from iscsi_worker.view import View
 from iscsi_worker.watch import Watch
@@ -67,7 +70,9 @@ class Worker:
         self._node = settings.sanderling.node
         self._bus, self._targets, self._addresses = bus, targets, addresses
         self._reports = Reports(bus, self._node, own, clock=clock)
-        self._exports = Exports(self._node, own, seams, self._reports, clock=clock)
+        service = Service(own, seams, self._reports, clock=clock)
+        self._exports = Exports(self._node, own, seams, service, self._reports, clock=clock)
+        self._moves = Moves(self._node, own, seams, service, self._reports, clock=clock)
         self._membership = Membership(settings, coordination, clock=clock)
         self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, clock=clock)
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
@@ -79,6 +84,7 @@ class Worker:
         self._stale = threading.Event()  # something was changed by this node since the last view
         self._waiting: dict[ExportId, Waiting] = {}
         self._ran: set[ExportId] = set()
+        self._unserved: dict[ExportId, float] = {}  # since when nobody is seen to serve what was served before
         self._awake = threading.Event()
         self._stopping = threading.Event()
         self._withdrawing = False
@@ -161,6 +167,7 @@ class Worker:
         passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items()}
         placed = free_placed(view, passed_over)
         self._waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
+        self._unserved = {export: self._unserved.get(export, now) for export in unserved(view, session, running)}
         self._intents.settle(view)
         told = self._intents.told()
         local = self._local(session, running, busy, told)
@@ -262,7 +269,8 @@ class Worker:
         addresses = [path.address for path in running.paths] if running else []
         match action:
             case Take(export, disk, held):
-                return self._exports.take(export, disk, held, consul_session=session, view=view)
+                since = self._unserved.get(export)
+                return self._exports.take(export, disk, held, unserved_since=since, consul_session=session, view=view)
             case Adopt(export, held, adopted, disk):
                 return self._exports.adopt(export, held, adopted, disk, consul_session=session, view=view)
             case GiveUp(export, held):
@@ -270,14 +278,12 @@ class Worker:
             case Drop(export):
                 self._exports.drop(export, addresses, running)
             case Prepare(export, disk, held):
-                self._exports.prepare(export, disk, held)
+                self._moves.prepare(export, disk, held)
             case HandOver(export, held, handing, heir, prepared):
                 assert running is not None, "decided without a process"
-                self._exports.hand_over(
-                    export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session
-                )
+                self._moves.hand_over(export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session)
             case Activate(export, held, ready):
-                self._exports.activate(export, held, ready, consul_session=session)
+                self._moves.activate(export, held, ready, consul_session=session)
             case Publish(export, held, connections):
                 return self._exports.publish(export, held, connections, consul_session=session)
         return True

@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 
 from iscsi_worker.addresses.memory import Memory
-from iscsi_worker.exports import Exports, Seams
+from iscsi_worker.exports import Exports
 from iscsi_worker.reports import Reports
+from iscsi_worker.service import Seams, Service
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.view import Held, View, parse
 from rpc.bus import Bus
@@ -113,13 +114,15 @@ class Lab:
         if kill_at:
             parts = tuple(Killing(part, self.calls, kill_at, after=after) for part in parts)
         reports = Reports(cast(Bus, None), node, self.settings, clock=self.clock)
-        return Exports(node, self.settings, Seams(*parts), reports, clock=self.clock)
+        seams = Seams(*parts)
+        service = Service(self.settings, seams, reports, clock=self.clock)
+        return Exports(node, self.settings, seams, service, reports, clock=self.clock)
 
     def take(self, node: str, *, kill_at: int = 0, after: bool = False) -> bool:
         self.sessions[node] = self.coordination.open_session(node, check_ttl_s=CHECK_TTL_S)
         view = self.view()
         return self.exports(node, kill_at=kill_at, after=after).take(
-            E, DISK, view.exports[E], consul_session=self.sessions[node], view=view
+            E, DISK, view.exports[E], unserved_since=None, consul_session=self.sessions[node], view=view
         )
 
     def cut_off(self, node: str) -> None:
@@ -247,8 +250,8 @@ def test_a_failure_to_take_leaves_nothing_running_and_names_whom_to_fence(lab: L
 def test_two_that_take_at_once_from_one_view_do_not_both_get_it(lab: Lab) -> None:
     view = lab.view()
     first, second = (lab.coordination.open_session(name, check_ttl_s=CHECK_TTL_S) for name in "ab")
-    assert lab.exports("a").take(E, DISK, view.exports[E], consul_session=first, view=view)
-    assert not lab.exports("b").take(E, DISK, view.exports[E], consul_session=second, view=view)
+    assert lab.exports("a").take(E, DISK, view.exports[E], unserved_since=None, consul_session=first, view=view)
+    assert not lab.exports("b").take(E, DISK, view.exports[E], unserved_since=None, consul_session=second, view=view)
     assert lab.targets("b").actual() == ()
 
 
@@ -257,7 +260,7 @@ def test_an_old_view_takes_nothing_since_it_would_fence_the_wrong_client(lab: La
     lab.take("a")
     lab.cut_off("a")
     session = lab.coordination.open_session("b", check_ttl_s=CHECK_TTL_S)
-    assert not lab.exports("b").take(E, DISK, old.exports[E], consul_session=session, view=old)
+    assert not lab.exports("b").take(E, DISK, old.exports[E], unserved_since=None, consul_session=session, view=old)
 
 
 def test_initiators_of_the_last_owner_are_tickled_from_this_path_only(lab: Lab) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from iscsi_worker.addresses.memory import Memory
-from iscsi_worker.exports import Seams
+from iscsi_worker.service import Seams
 from iscsi_worker.leases import Lease, Leases
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.memory import MemoryStore, MemoryTargets

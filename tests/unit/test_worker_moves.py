@@ -1,18 +1,22 @@
 """Handing an export on from one worker to another, on simulated targets and an embedded coordination store."""
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from cli.lab.parts.daemons import waited
+from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.addresses.memory import Memory
-from iscsi_worker.decisions import Local, prepared_here
+from iscsi_worker.decisions import Action, Activate, Drop, Local, Take, decide, prepared_here
 from iscsi_worker.endpoints.exports import endpoint
-from iscsi_worker.targets.base import Running, TargetSpec
+from iscsi_worker.targets.base import Running, Targets, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
+from iscsi_worker.view import Held, View
 from iscsi_worker.worker import Worker
 from rpc.bus import Bus
 from rpc.messages import ExportCommand
@@ -44,14 +48,24 @@ EXPORT = ExportId("1", 0)
 INITIATOR = "iqn.initiator"
 
 
+class Killed(BaseException):
+    """The worker's process is gone, in the middle of a call."""
+
+
 class Shaky(EmbeddedCoordination):
     """A store whose next transactions answer as told: not at all, or only after they were done."""
 
     fails: list[str]
+    late: Sequence[Op] = ()
+
+    def arrive(self) -> bool:
+        """Do at last what was asked for without an answer."""
+        return super().txn(self.late)
 
     def txn(self, ops: Sequence[Op]) -> bool:
         how = self.fails.pop(0) if self.fails and len(ops) == 2 else ""
         if how == "lost":
+            self.late = ops
             raise Unavailable("no answer", dependency="consul")
         done = super().txn(ops)
         if how == "done":
@@ -80,12 +94,41 @@ class Moving(MemoryTargets):
             raise TargetFailed(f"{name} refused")
 
 
+class Killing:
+    """Passes calls on, and kills its worker before or after the n-th call that its lanes make to any of its parts."""
+
+    def __init__(self, part: object, side: "Side") -> None:
+        self._part, self._side = part, side
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if not callable(found) or not threading.current_thread().name.startswith("lane"):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._side.is_dead:
+                raise Killed
+            self._side.calls += 1
+            is_last = self._side.calls == self._side.kill_at
+            self._side.is_dead = is_last
+            if is_last and not self._side.after:
+                raise Killed
+            answer = found(*args, **kwargs)
+            if is_last:
+                raise Killed
+            return answer
+
+        return call
+
+
 class Side:
-    """One node of the pair."""
+    """One node of the pair. Its worker dies at its lanes' call number `kill_at`, and `revive` starts it again."""
 
     def __init__(self, name: str, folder: Path, store: Coordination, memory: MemoryStore) -> None:
         self.name, self.addresses = name, Memory(CLOCK)
-        settings = Settings(
+        self.calls, self.kill_at, self.after, self.is_dead = 0, 0, False, False
+        self._store, self._memory = store, memory
+        self._settings = Settings(
             sanderling=General(node=name, runtime_dir=str(folder / name)),
             coordination=CoordinationSettings(backend="embedded"),
             images=ImagesSettings(backend="files"),
@@ -95,17 +138,24 @@ class Side:
         self.node = MemoryNode(name)
         self.targets = Moving(clock=CLOCK, node=self.node, store=memory)
         self.targets.fails = set()
+        self.revive()
+
+    def revive(self) -> None:
+        """A worker as it is after its process was started again."""
+        self.kill_at, self.is_dead = 0, False
         self.worker = Worker(
-            settings,
-            coordination=store,
-            images=cast(Images, Store(memory)),
+            self._settings,
+            coordination=cast(Coordination, Killing(self._store, self)),
+            images=cast(Images, Killing(Store(self._memory), self)),
             bus=cast(Bus, Silent()),
-            targets=self.targets,
-            addresses=self.addresses,
+            targets=cast(Targets, Killing(self.targets, self)),
+            addresses=cast(Addresses, Killing(self.addresses, self)),
             clock=CLOCK,
         )
 
     def turn(self) -> None:
+        if self.is_dead:
+            return
         self.worker._stale.set()
         self.worker._membership.feed()
         self.worker._membership.prove()
@@ -113,12 +163,13 @@ class Side:
         self.worker._leases.extend()
 
     def serves(self) -> bool:
-        return any(one.gate_open for one in self.targets.actual() if one.export == EXPORT)
+        """Whether anything here could still write."""
+        return any(one.gate_open and one.client not in self._memory.fenced for one in self.targets.actual())
 
 
 class Pair:
     def __init__(self, folder: Path) -> None:
-        self.store = Shaky(CoordinationSettings(backend="embedded"), clock=CLOCK)
+        self.store = Shaky(CoordinationSettings(backend="embedded", lock_delay_s=0), clock=CLOCK)
         self.store.fails = []
         self.memory = MemoryStore()
         self.store.put("disks/1", DISK.model_dump_json().encode())
@@ -254,6 +305,8 @@ def test_a_step_of_unknown_outcome_leaves_exactly_one_to_serve(pair: Pair, answe
         f"{winner} serves",
     )
     pair.until(lambda: pair.a.serves() != pair.b.serves(), "one serves")
+    if answer == "lost":
+        assert not pair.store.arrive(), "the lock went over although its old owner serves on"
 
 
 def test_a_store_that_stays_away_at_the_step_keeps_the_gate_closed(pair: Pair) -> None:
@@ -265,7 +318,8 @@ def test_a_store_that_stays_away_at_the_step_keeps_the_gate_closed(pair: Pair) -
     pair.ask_to_move()
     pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready", pair.b)
     pair.store.__class__ = Away
-    pair.a.turn()
+    with suppress(Unavailable):
+        pair.a.turn()
     waited(lambda: not pair.a.worker._busy, within_s=10, what="a has tried")
     assert not pair.a.serves()
     pair.store.__class__ = Shaky
@@ -273,8 +327,67 @@ def test_a_store_that_stays_away_at_the_step_keeps_the_gate_closed(pair: Pair) -
     pair.until(lambda: pair.a.serves() != pair.b.serves(), "one serves")
 
 
+@pytest.mark.rows("W-PA-13", "W-PA-14")
+@pytest.mark.parametrize("returns", [True, False], ids=["it is started again", "it stays away"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("at", range(1, 19))
+@pytest.mark.parametrize("victim", ["source", "destination"])
+def test_a_worker_killed_at_any_call_of_a_move_leaves_one_node_that_serves(
+    pair: Pair, victim: str, at: int, after: bool, returns: bool
+) -> None:
+    side = pair.a if victim == "source" else pair.b
+    waited(lambda: not side.worker._busy, within_s=10, what="nothing is under way")
+    side.calls, side.kill_at, side.after = 0, at, after
+    pair.ask_to_move()
+    pair.until(lambda: side.is_dead or (pair.value.phase is ExportPhase.SERVING and pair.value.node == "b"), "killed, or moved")
+    if side.is_dead and returns:
+        side.revive()
+    elif side.is_dead:
+        session = next(e.consul_session for e in pair.store.list("nodes/").entries if e.key == f"nodes/{side.name}")
+        pair.store.close_session(str(session))
+    pair.until(lambda: pair.value.phase is ExportPhase.SERVING and {"a": pair.a, "b": pair.b}[pair.value.node].serves(), "served")
+    assert pair.a.serves() != pair.b.serves()
+
+
 def test_a_command_for_an_old_epoch_is_refused(pair: Pair) -> None:
     old = ExportCommand(operation_id="o", disk_id="1", index=0, generation=1, counter=0, destination="b")
     for gateway, method in ((pair.b, "path_host"), (pair.a, "clean")):
         with pytest.raises(StaleEpoch):
             endpoint(gateway.worker._intents).methods[method][1](old)
+
+
+READY = Running(EXPORT, (1, 2), 1, "b:1", (), False, 10.0, DISK.paths)
+
+
+def seen_by_b(export: Export, *, owner: str, running: Running = READY, disk: Disk = DISK, wanted: bool = True) -> list[Action]:
+    """What b does about the export, which gateway `owner` holds."""
+    view = View(disks={"1": disk}, exports={EXPORT: Held(export, owner, 7)}, gateways={"b": Gateway(name="b")})
+    epochs = {EXPORT: export.epoch} if wanted else {}
+    return decide(view, Local("b", "b", running={EXPORT: running}, wanted=epochs), {})
+
+
+HANDED = Export(generation=1, counter=2, node="b", client="b:1", phase=ExportPhase.TAKING, revision=1)
+SERVED = Export(generation=1, counter=1, node="a", client="a:1", phase=ExportPhase.SERVING, revision=1)
+
+
+def test_the_process_that_stands_ready_serves_once_the_lock_is_its_own() -> None:
+    assert seen_by_b(HANDED, owner="b") == [Activate(EXPORT, Held(HANDED, "b", 7), READY)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"client": "b:0"}, {"counter": 3}, {"phase": ExportPhase.GIVING_UP}],
+    ids=["another client is named", "another epoch", "it was being given up"],
+)
+def test_any_other_process_behind_a_closed_gate_is_replaced(change: dict[str, Any]) -> None:
+    (action,) = seen_by_b(HANDED.model_copy(update=change), owner="b")
+    assert isinstance(action, Take)
+
+
+def test_a_process_that_stands_ready_is_kept_while_it_is_wanted_and_fits() -> None:
+    assert seen_by_b(SERVED, owner="a") == []
+    assert seen_by_b(SERVED, owner="a", wanted=False) == [Drop(EXPORT)]
+    assert seen_by_b(SERVED, owner="a", running=replace(READY, epoch=(1, 1))) == [Drop(EXPORT)]
+    assert seen_by_b(SERVED, owner="a", disk=DISK.model_copy(update={"revision": 2})) == [Drop(EXPORT)]
+    assert seen_by_b(SERVED, owner="a", disk=DISK.model_copy(update={"started": False})) == [Drop(EXPORT)]
+    assert seen_by_b(SERVED, owner="a", running=replace(READY, gate_open=True)) == [Drop(EXPORT)]

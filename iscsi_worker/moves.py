@@ -1,0 +1,124 @@
+"""Moving an export between two workers: one stands ready, the other drains and passes the lock on, and the first serves.
+
+Two open gates never exist: the source's is closed and nothing is in flight before the lock goes over, and only who has the lock
+opens its own. A failure before that leaves the export where it was; after it, whoever is healthy takes it.
+"""
+
+import structlog
+
+from iscsi_worker.reports import Reports
+from iscsi_worker.service import Holding, Seams, Service, to_json
+from iscsi_worker.targets.base import Running
+from iscsi_worker.view import Held
+from sanderling.clock import Clock
+from sanderling.coordination.base import Acquire, Release
+from sanderling.errors import MoveFailed, Problem, SessionLost, Unavailable
+from sanderling.model.disks import Disk
+from sanderling.model.exports import Export, ExportId, ExportPhase, Prepared
+from sanderling.settings import Worker
+
+log = structlog.get_logger(__name__)
+
+
+class Moves:
+    """Each side's part in a move. Calls for different exports may run at once."""
+
+    def __init__(self, node: str, settings: Worker, seams: Seams, service: Service, reports: Reports, *, clock: Clock) -> None:
+        self._node = node
+        self._settings = settings
+        self._coordination, self._targets = seams.coordination, seams.targets
+        self._service = service
+        self._reports = reports
+        self._clock = clock
+
+    def prepare(self, export: ExportId, disk: Disk, held: Held) -> None:
+        """Start the process that the export's next owner needs: no address, no portal, and nothing passes its gate."""
+        running = self._service.start(export, disk, held.export.epoch.following, lent_s=self._settings.move_intent_s)
+        log.info("prepared", export=str(export), epoch=str(held.export.epoch.following), client=running.client)
+
+    def hand_over(
+        self, export: ExportId, held: Held, running: Running, prepared: Prepared, *, to: str, heir: str, consul_session: str
+    ) -> None:
+        """Stop doing I/O, pass the lock to consul session `heir` of gateway `to`, and end once that one serves.
+
+        `MoveFailed` when the export goes on being served here. Initiators are told last: what reconnects finds the new owner.
+        """
+        connections = self._targets.connections(export)
+        closed_at = self._clock.monotonic()
+        if not self._service.drained(export, running, timeout_s=self._settings.move_drain_s):
+            self._service.serve_on(export, running)
+            raise MoveFailed(f"operations in flight did not end in {self._settings.move_drain_s:g} s", export=str(export))
+        value = held.export.model_copy(
+            update={
+                "counter": held.export.counter + 1,
+                "node": to,
+                "client": prepared.client,
+                "phase": ExportPhase.TAKING,
+                "connections": connections,
+                "next": self._node,
+            }
+        )
+        if not self._passed_on(export, held, value, heir=heir, consul_session=consul_session):
+            self._service.serve_on(export, running)
+            raise MoveFailed(f"gateway {to} could not be given the lock", export=str(export))
+        serves = self._wait_until_served(export, value)
+        gap_s = self._clock.monotonic() - closed_at if serves else None
+        self._service.retire(export, [path.address for path in running.paths])
+        log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
+        self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s)
+
+    def activate(self, export: ExportId, held: Held, running: Running, *, consul_session: str) -> None:
+        """Serve with the process that stood ready. On a failure the export is unlocked again and goes to who had it before."""
+        holding = Holding(self._coordination, export, held.export, consul_session)
+        addresses = [path.address for path in running.paths]
+        try:
+            self._service.open(running, running.paths)
+            self._service.tickle(held.export.connections, addresses)
+            holding.write(phase=ExportPhase.SERVING, connections=(), revision=running.revision, next="")
+        except Problem as problem:
+            self._service.back_out(export, addresses, holding, problem)
+            raise
+        self._reports.say(export, holding.value.epoch, "served", client=holding.value.client)
+        self._service.announce_again(running.paths)
+
+    def _passed_on(self, export: ExportId, held: Held, value: Export, *, heir: str, consul_session: str) -> bool:
+        """Whether the lock went over in one step. When the store does not say, the step is made impossible before this is False.
+
+        As long as it may still happen the gate has to stay closed: `Unavailable` is raised then, and the next turn, which can
+        begin only once the store answers, takes the export anew or finds that it went over.
+        """
+        left = held.export.model_copy(update={"phase": ExportPhase.LEFT, "client": ""})
+        try:
+            return self._coordination.txn(
+                [
+                    Release(export.key, to_json(left), consul_session, held.modify_index),
+                    Acquire(export.key, to_json(value), heir),
+                ]
+            )
+        except SessionLost:
+            return False
+        except Unavailable as problem:
+            log.warning("not known whether the lock went over", export=str(export), problem=problem.detail)
+        kept = held.export.model_copy(update={"counter": held.export.counter + 1})
+        return not self._coordination.acquire(
+            export.key, to_json(kept), consul_session=consul_session, expected=held.modify_index
+        )
+
+    def _wait_until_served(self, export: ExportId, value: Export) -> bool:
+        """Whether the new owner opened its gate within the bound; also over as soon as it has failed."""
+        deadline = self._clock.monotonic() + self._settings.move_linger_s
+        index = 0
+        while (left_s := deadline - self._clock.monotonic()) > 0:
+            try:
+                listing = self._coordination.watch(export.key, index=index, timeout_s=left_s)
+            except Unavailable as problem:
+                log.warning("not known whether the new owner serves", export=str(export), problem=problem.detail)
+                return False
+            entry = next((entry for entry in listing.entries if entry.key == export.key), None)
+            if entry is None or entry.consul_session is None:
+                return False
+            now = Export.model_validate_json(entry.value)
+            if now.epoch != value.epoch or now.phase is ExportPhase.SERVING:
+                return now.phase is ExportPhase.SERVING
+            index = listing.index
+        return False

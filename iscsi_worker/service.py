@@ -1,0 +1,150 @@
+"""Bringing up, draining and ending the process of one export on this node, and the export's key while this node holds it.
+
+Taking, giving up and moving are made of these; in which order is theirs to say.
+"""
+
+import contextlib
+import threading
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from iscsi_worker.addresses.base import Addresses
+from iscsi_worker.reports import Reports
+from iscsi_worker.targets.base import Running, Targets, TargetSpec
+from sanderling.clock import Clock
+from sanderling.coordination.base import Coordination
+from sanderling.errors import AddressFailed, ClaimLost, Problem, TargetFailed
+from sanderling.images.base import Images
+from sanderling.model.disks import Disk, Path
+from sanderling.model.exports import Connection, Epoch, Export, ExportId
+from sanderling.settings import Worker
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """The outside systems an export touches."""
+
+    coordination: Coordination
+    images: Images
+    targets: Targets
+    addresses: Addresses
+
+
+class Service:
+    """What serving an export takes on this node. Calls for different exports may run at once."""
+
+    def __init__(self, settings: Worker, seams: Seams, reports: Reports, *, clock: Clock) -> None:
+        self._settings = settings
+        self._images = seams.images
+        self._targets, self._addresses = seams.targets, seams.addresses
+        self._reports = reports
+        self._clock = clock
+        self._never = threading.Event()
+
+    def serve_on(self, export: ExportId, running: Running) -> None:
+        """Open the gate of what was to be handed on; a process that is dead by now is found by the next turn."""
+        with contextlib.suppress(TargetFailed):
+            self._targets.ungate(export)
+            log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
+
+    def start(self, export: ExportId, disk: Disk, epoch: Epoch, *, lent_s: float) -> Running:
+        spec = TargetSpec(
+            export=export,
+            iqn=disk.iqn,
+            tid=disk.tid,
+            scsi_serial=disk.scsi_serial,
+            backing_store=self._images.backing_store(disk.image),
+            initiators=disk.initiators,
+            allow_any=disk.allow_any,
+            paths=disk.export_paths(export.index),
+        )
+        lease_s = self._settings.target_start_timeout_s + lent_s
+        return self._targets.start(spec, epoch=epoch, revision=disk.revision, lease_s=lease_s)
+
+    def open(self, running: Running, paths: Iterable[Path]) -> None:
+        export = running.export
+        for path in paths:
+            self._addresses.add(
+                path.address,
+                prefix_len=path.prefix_len,
+                interface=path.interface,
+                lifetime_s=self._settings.address_lifetime_s,
+            )
+            self._targets.open_portal(export, path.address)
+            self._addresses.announce(path.address, interface=path.interface)
+        self._targets.renew(export, lease_s=self._settings.lease_s)
+        log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
+        self._targets.ungate(export)
+
+    def drained(self, export: ExportId, running: Running, *, timeout_s: float) -> bool:
+        try:
+            self._targets.gate(export)
+            drained = self._targets.drain(export, timeout_s=timeout_s)
+        except TargetFailed:
+            drained = False  # it died under us: what it had in flight may still land
+        log.info("gate closed", export=str(export), at=self._clock.monotonic(), drained=drained, client=running.client)
+        return drained
+
+    def retire(self, export: ExportId, addresses: Iterable[str]) -> None:
+        """End the process first: its connections must be reset while the address is still here to send the reset from."""
+        self._targets.stop(export)
+        for address in addresses:
+            self._addresses.remove(address)
+
+    def back_out(self, export: ExportId, addresses: Iterable[str], holding: "Holding", problem: Problem) -> None:
+        log.error("cannot take", export=str(export), problem=problem.detail, code=problem.code)
+        self._reports.say(export, holding.value.epoch, "refused", problem=problem.to_wire())
+        try:
+            self.retire(export, addresses)
+            holding.release()
+        except Problem as later:
+            log.error("cannot back out in order", export=str(export), problem=later.detail)
+
+    def tickle(self, connections: Iterable[Connection], addresses: Collection[str]) -> None:
+        """Make the last owner's initiators reconnect now; one that is not told finds out by its own timeout."""
+        try:
+            self._addresses.tickle([one for one in connections if one.portal_address in addresses])
+        except AddressFailed as problem:
+            log.warning("initiators not tickled", problem=problem.detail)
+
+    def announce_again(self, paths: Iterable[Path]) -> None:
+        """Neighbours may miss one announcement; a failure to repeat it costs nothing that is not repeated by traffic."""
+        for _ in range(self._settings.announcements - 1):
+            self._clock.wait(self._never, self._settings.announce_interval_s)
+            for path in paths:
+                try:
+                    self._addresses.announce(path.address, interface=path.interface)
+                except AddressFailed as problem:
+                    log.warning("announcement failed", address=path.address, problem=problem.detail)
+
+
+class Holding:
+    """An export's key while this node holds it: every write proves the lock, and says so when it is gone."""
+
+    def __init__(self, coordination: Coordination, export: ExportId, value: Export, consul_session: str) -> None:
+        self._coordination = coordination
+        self._export = export
+        self._consul_session = consul_session
+        self.value = value
+
+    def write(self, *, expected: int | None = None, **changes: object) -> None:
+        """Write the value with these changes; with `expected` only if nobody has written the key since that index."""
+        after = self.value.model_copy(update=changes)
+        if not self._coordination.acquire(
+            self._export.key, to_json(after), consul_session=self._consul_session, expected=expected
+        ):
+            raise ClaimLost(f"export {self._export} is held by another, or not what it was", export=str(self._export))
+        self.value = after
+
+    def release(self, **changes: object) -> None:
+        after = self.value.model_copy(update=changes)
+        if not self._coordination.release(self._export.key, to_json(after), consul_session=self._consul_session):
+            raise ClaimLost(f"the lock of export {self._export} was lost before it was given up", export=str(self._export))
+
+
+def to_json(value: Export) -> bytes:
+    return value.model_dump_json().encode()
