@@ -116,6 +116,8 @@ class Api:
     stop_timeout_s: float = _of(5.0, "How long stopping waits for requests at work", least=0.1)
     dependency_timeout_s: float = _of(3.0, "Bound of asking Consul or Ceph inside a request", least=0.1)
     policy_file: str = _of("", "oslo.policy file that overrides the defaults")
+    plan_keep_s: float = _of(3600.0, "How long a plan of moves can be applied; older ones are dropped", least=1)
+    gaps_max: int = _of(1000, "Newest reports of moves and failovers that gaps are reckoned from", least=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,24 @@ class Conductor:
     publish_deadline_s: float = _of(30.0, "Deadline of a step that writes coordination", least=1)
     serve_deadline_s: float = _of(60.0, "Deadline of waiting until a disk is served, or no longer served", least=1)
     republish_interval_s: float = _of(10.0, "How often coordination is compared with the records", least=0.5)
+    moves_per_gateway: int = _of(4, "Moves under way at once at any one gateway, as source or as destination", least=1)
+    move_deadline_s: float = _of(30.0, "How long a move may take before its command is withdrawn", least=1)
+    move_settle_s: float = _of(
+        15.0,
+        "How long after that nothing of the move may be left: more than [iscsi_worker] move_intent_s + move_drain_s",
+        least=0.1,
+    )
+    move_repeat_s: float = _of(2.0, "How often the commands of a move under way are sent again", least=0.05)
+    balance: str = _of(
+        "on", "on spreads paths evenly again after gateways came or went, off leaves that to people", choices=("on", "off")
+    )
+    balance_interval_s: float = _of(5.0, "How often the spread of paths is looked at", least=0.05)
+    balance_cool_down_s: float = _of(
+        30.0, "How long the same gateways must have been there, with the same marks, before paths are moved", least=0
+    )
+    balance_moves_max: int = _of(100, "Moves that balancing may begin within balance_window_s", least=1)
+    balance_window_s: float = _of(600.0, "The time in which they are counted", least=1)
+    gap_alert_s: float = _of(5.0, "A move or failover with a longer gap in service is an alert.gap event; 0 for none", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +318,11 @@ def _check_sense(settings: Settings) -> None:
         raise SettingsRefused("[bus] url: TLS by URL parameter verifies nothing; set [bus] ca_file instead")
     if bool(settings.api.tls_cert) != bool(settings.api.tls_key):
         raise SettingsRefused("[api] tls_cert, tls_key: one without the other serves no TLS; set both or none")
+    if settings.conductor.move_settle_s <= worker.move_intent_s + worker.move_drain_s:
+        raise SettingsRefused(
+            "[conductor] move_settle_s: must be more than move_intent_s + move_drain_s of [iscsi_worker], or a move that was "
+            "recorded as failed could still happen"
+        )
     if worker.renew_interval_s * 2 > worker.lease_s:
         raise SettingsRefused("[iscsi_worker] renew_interval_s: must be at most half of lease_s, or one late turn stops I/O")
     if worker.lease_s > coordination.check_ttl_s + coordination.lock_delay_s:

@@ -19,6 +19,17 @@ class OperationKind(StrEnum):
     UNDRAIN_GATEWAY = "gateway.undrain"
     MARK_DISK = "disk.mark"
 
+    @property
+    def changes_disk(self) -> bool:
+        """Whether it takes one disk from a state to another, and is undone when it fails or is cancelled.
+
+        What any other operation has done stays: it ends where it is, and asking for the opposite is an operation of its own.
+        """
+        return self in _CHANGE_DISK
+
+
+_CHANGE_DISK = {OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK, OperationKind.DELETE_DISK}
+
 
 class OperationState(StrEnum):
     PENDING = "pending"
@@ -48,6 +59,7 @@ OPERATIONS = Machine("operation", start=_S.PENDING, rest={_S.SUCCEEDED, _S.FAILE
     (_S.PENDING,      _E.CANCEL,            _S.CANCELLED),
     (_S.RUNNING,      _E.SUCCEED,           _S.SUCCEEDED),
     (_S.RUNNING,      _E.FAIL,              _S.FAILED),        # a step failed and its kind cannot be undone
+    (_S.RUNNING,      _E.CANCEL,            _S.CANCELLED),     # what its kind has done stays
     (_S.RUNNING,      _E.UNDO,              _S.ROLLING_BACK),
     (_S.ROLLING_BACK, _E.UNDONE,            _S.ROLLED_BACK),
     (_S.ROLLING_BACK, _E.UNDONE_BY_REQUEST, _S.CANCELLED),     # a cancel asked for it

@@ -1,11 +1,12 @@
 """What each kind of operation does, step by step, and what its disk becomes at the end. Pure: a dry run shows what a run does."""
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from sanderling.model.disks import DiskEvent, DiskState
+from sanderling.model.disks import PATHS_MAX, DiskEvent, DiskState
 from sanderling.model.operations import OperationKind, Step, StepState
 from sanderling.settings import Conductor
 
@@ -20,9 +21,21 @@ RETRACT: Final = "retract"
 REMOVE_IMAGE: Final = "remove_image"
 SETTLE: Final = "settle"
 FORGET: Final = "forget"
+MARK: Final = "mark"
+UNMARK: Final = "unmark"
+MARK_DISK: Final = "mark_disk"
+PLAN_DRAIN: Final = "plan_drain"
+MOVE_PATHS: Final = "move_paths"
+CHECK_EMPTY: Final = "check_empty"
+
+ASSIGNMENTS: Final = "assignments"
+"""The resource of every operation that moves paths, so that there is one at a time."""
 
 NO_RETURN: Final = frozenset({DESCRIBE_STOPPED, REMOVE_IMAGE, SETTLE, FORGET})
 """Once one of these has begun, the operation goes forward or fails; it is neither cancelled nor undone."""
+
+WINDS_UP: Final = frozenset({MOVE_PATHS})
+"""A cancel finds these at work: they begin nothing more, see what is under way to its end, and finish."""
 
 _START: Final = (DESCRIBE_STARTED, PUBLISH, AWAIT_SERVED)
 _STOP: Final = (DESCRIBE_STOPPED, PUBLISH, AWAIT_RELEASED, RETRACT)
@@ -38,18 +51,22 @@ class Plan(BaseModel):
     at_risk: tuple[str, ...] = ()
 
 
-def plan(kind: OperationKind, conductor: Conductor, *, disk_name: str, start: bool = True, started: bool = True) -> Plan:
-    """The plan of an operation on the disk of that name; `start` and `started` as in `steps_of`."""
-    return Plan(
-        kind=kind, steps=steps_of(kind, conductor, start=start, started=started), at_risk=_at_risk(kind, disk_name, started)
-    )
+def plan(
+    kind: OperationKind, conductor: Conductor, *, disk_name: str = "", start: bool = True, started: bool = True, moves: int = 0
+) -> Plan:
+    """The plan of an operation, on the disk of that name if it is about one; the rest as in `steps_of`."""
+    steps = steps_of(kind, conductor, start=start, started=started, moves=moves)
+    return Plan(kind=kind, steps=steps, at_risk=_at_risk(kind, disk_name, started))
 
 
-def steps_of(kind: OperationKind, conductor: Conductor, *, start: bool = True, started: bool = True) -> tuple[Step, ...]:
+def steps_of(
+    kind: OperationKind, conductor: Conductor, *, start: bool = True, started: bool = True, moves: int = 0
+) -> tuple[Step, ...]:
     """The steps of an operation, with their deadlines.
 
     `start` counts for creating: whether the new disk is also started. `started` counts for deleting: False only for a disk that
-    rests stopped, whose exports are known to be gone; for any other, stopping comes first.
+    rests stopped, whose exports are known to be gone; for any other, stopping comes first. `moves` counts for what moves paths:
+    the most moves that there can be.
     """
     deadlines = {
         CREATE_IMAGE: conductor.image_deadline_s,
@@ -63,6 +80,12 @@ def steps_of(kind: OperationKind, conductor: Conductor, *, start: bool = True, s
         FORGET: conductor.publish_deadline_s,
         AWAIT_SERVED: conductor.serve_deadline_s,
         AWAIT_RELEASED: conductor.serve_deadline_s,
+        MARK: conductor.publish_deadline_s,
+        UNMARK: conductor.publish_deadline_s,
+        MARK_DISK: conductor.publish_deadline_s,
+        PLAN_DRAIN: conductor.publish_deadline_s,
+        MOVE_PATHS: _moves_deadline_s(conductor, moves),
+        CHECK_EMPTY: conductor.move_deadline_s,
     }
     return tuple(Step(name=name, deadline_s=deadlines[name]) for name in _names(kind, start=start, started=started))
 
@@ -102,7 +125,17 @@ def _names(kind: OperationKind, *, start: bool, started: bool) -> tuple[str, ...
         OperationKind.START_DISK: (*_START, SETTLE),
         OperationKind.STOP_DISK: (*_STOP, SETTLE),
         OperationKind.DELETE_DISK: (*(_STOP if started else ()), REMOVE_IMAGE, FORGET),
+        OperationKind.ASSIGN_PATHS: (MOVE_PATHS,),
+        OperationKind.DRAIN_GATEWAY: (MARK, PLAN_DRAIN, MOVE_PATHS, CHECK_EMPTY),
+        OperationKind.UNDRAIN_GATEWAY: (UNMARK,),
+        OperationKind.MARK_DISK: (MARK_DISK,),
     }[kind]
+
+
+def _moves_deadline_s(conductor: Conductor, moves: int) -> float:
+    """Enough for every one to take as long as it may: each waits for those at its source, at its destination and of its disk."""
+    rounds = 2 * math.ceil(moves / conductor.moves_per_gateway) + PATHS_MAX
+    return rounds * (conductor.move_deadline_s + conductor.move_settle_s)
 
 
 def _at_risk(kind: OperationKind, disk_name: str, started: bool) -> tuple[str, ...]:
@@ -112,4 +145,6 @@ def _at_risk(kind: OperationKind, disk_name: str, started: bool) -> tuple[str, .
     if kind is OperationKind.DELETE_DISK:
         data = f"all data of disk {disk_name}, for good"
         return (sessions, data) if started else (data,)
+    if kind in (OperationKind.ASSIGN_PATHS, OperationKind.DRAIN_GATEWAY):
+        return ("a moment of service on each path that is moved: its operations are held and then answered",)
     return ()
