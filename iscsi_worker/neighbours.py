@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from iscsi_worker.claims import Claims
 from iscsi_worker.reach import Probe, Reach
 from iscsi_worker.view import View
 from sanderling.clock import Clock
@@ -133,12 +134,13 @@ class Neighbours:
         node: str,
         settings: Worker,
         reach: Reach,
+        claims: Claims,
         *,
         view: Callable[[], View | None],
         on_change: Callable[[], None],
         clock: Clock,
     ) -> None:
-        self._node, self._settings, self._reach = node, settings, reach
+        self._node, self._settings, self._reach, self._claims = node, settings, reach, claims
         self._view, self._on_change, self._clock = view, on_change, clock
         self._front = Front()
         self._failures: dict[_Pair, int] = {}
@@ -163,11 +165,13 @@ class Neighbours:
         own = self._reach.own()
         self._ask(probes(asked, self._node, own, peers_max=self._settings.front_probe_peers))
         self._conclude(cut_off(view, self._node))
+        self._claims.turn(view)
         front = Front(
             own={interface: own[interface] for interface in asked if interface in own},
             reachable=_by_interface(self._reached),
             unreachable=_by_interface(self._unreached),
             cut_off=tuple(sorted(interface for interface, standing in self._standing.items() if standing.cut_off)),
+            claimed=dict(self._claims.claimed),
         )
         if front != self._front:
             self._front = front

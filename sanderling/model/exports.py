@@ -111,7 +111,8 @@ class Front(BaseModel):
 
     `own` are its own addresses there, with their prefix lengths: where peers probe it while it serves no path. `reachable` and
     `unreachable` name the peers whose portals it could and could not reach, `cut_off` the interfaces on which it has found
-    itself cut off: nothing is placed there that any other gateway can serve.
+    itself cut off: nothing is placed there that any other gateway can serve. `claimed` are addresses it serves that another
+    machine answers for as well, with that machine's hardware address.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -120,6 +121,7 @@ class Front(BaseModel):
     reachable: dict[str, tuple[str, ...]] = {}
     unreachable: dict[str, tuple[str, ...]] = {}
     cut_off: tuple[str, ...] = ()
+    claimed: dict[str, str] = {}
 
 
 class Kept(BaseModel):

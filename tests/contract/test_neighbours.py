@@ -11,7 +11,9 @@ import pytest
 from pyroute2 import netns
 
 from cli.lab.parts.daemons import run, waited
+from iscsi_worker import claims
 from iscsi_worker.addresses.netlink import Netlink
+from iscsi_worker.claims import Arp
 from iscsi_worker.reach import Probe, TcpReach, Unprobed, connect
 from sanderling.clock import SystemClock
 from sanderling.model.disks import PORTAL_PORT
@@ -185,3 +187,57 @@ def test_an_interface_without_a_carrier_could_not_carry_an_address(wire: Wire) -
     assert "eth1" in Netlink().interfaces()
     run(["ip", "link", "set", "eth1", "down"], netns=wire.peer)
     waited(lambda: "eth1" not in Netlink().interfaces(), within_s=10, what="the lost carrier is seen")
+
+
+@pytest.fixture
+def arp(wire: Wire) -> Iterator[Arp]:
+    made = Arp()
+    yield made
+    made.close()
+
+
+def claim(wire: Wire, address: str) -> str:
+    """Put the address on the peer as well; the peer's hardware address."""
+    run(["ip", "address", "add", f"{address}/24", "dev", "eth1"], netns=wire.peer)
+    return run(["cat", "/sys/class/net/eth1/address"], netns=wire.peer).strip()
+
+
+def test_another_machine_that_has_an_address_of_ours_is_found_and_only_that(wire: Wire, arp: Arp) -> None:
+    Netlink().add(LENT, prefix_len=24, interface="eth1", lifetime_s=600)
+    assert arp.answers("eth1", [LENT, OWN]) == {}
+    mac = claim(wire, LENT)
+    assert arp.answers("eth1", [LENT, OWN]) == {LENT: mac}
+    run(["ip", "address", "delete", f"{LENT}/24", "dev", "eth1"], netns=wire.peer)
+    assert arp.answers("eth1", [LENT, OWN]) == {}
+
+
+def test_this_nodes_own_other_interfaces_are_no_other_machine(wire: Wire, arp: Arp) -> None:
+    """A kernel answers on every interface for any of its addresses: here both ends of a second cable are ours."""
+    Netlink().add(LENT, prefix_len=24, interface="eth1", lifetime_s=600)
+    run(["ip", "link", "add", "eth2", "type", "veth", "peer", "name", "eth3"])
+    for name in ("eth2", "eth3"):
+        run(["ip", "link", "set", name, "up"])
+    assert arp.answers("eth2", [LENT]) == {}
+
+
+def test_what_was_said_before_it_was_asked_is_no_answer(wire: Wire, arp: Arp) -> None:
+    assert arp.answers("eth1", [LENT]) == {}
+    claim(wire, LENT)
+    with inside(wire.peer):
+        Netlink().announce(LENT, interface="eth1")
+    run(["ip", "address", "delete", f"{LENT}/24", "dev", "eth1"], netns=wire.peer)
+    assert arp.answers("eth1", [LENT]) == {}
+
+
+def test_an_interface_that_is_gone_or_down_has_nobody_on_it(wire: Wire, arp: Arp) -> None:
+    mac = claim(wire, LENT)
+    assert arp.answers("eth7", [LENT]) == {}
+    run(["ip", "link", "set", "eth1", "down"])
+    assert arp.answers("eth1", [LENT]) == {}
+    run(["ip", "link", "set", "eth1", "up"])
+    waited(lambda: arp.answers("eth1", [LENT]) == {LENT: mac}, within_s=10, what="it is found again")
+
+
+def test_where_addresses_are_simulated_nobody_claims_any() -> None:
+    assert claims.connect("memory").answers("lo", [LENT]) == {}
+    assert isinstance(claims.connect("netlink"), Arp)

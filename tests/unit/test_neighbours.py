@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from iscsi_worker.addresses.memory import Memory
+from iscsi_worker.claims import Claims, Silence
 from iscsi_worker.neighbours import Neighbours, Standing, cut_off, portals, probes
 from iscsi_worker.reach import Probe
 from iscsi_worker.view import Held, View
@@ -40,6 +42,7 @@ class Site:
             name,
             SETTINGS,
             Wire(self, name),
+            Claims(name, Silence(), Memory(self.clock)),
             view=lambda: self._seen,
             on_change=lambda: self.woken.append(name),
             clock=self.clock,

@@ -1,0 +1,90 @@
+"""What a node does about others that answer for the addresses it serves."""
+
+from collections.abc import Collection
+
+from iscsi_worker.addresses.memory import Memory
+from iscsi_worker.claims import ASKED_MOST, Claims
+from iscsi_worker.view import Held, View
+from sanderling.clock import ManualClock
+from sanderling.model.disks import Disk, Path
+from sanderling.model.exports import Export, ExportId, ExportPhase
+
+MAC = "02:00:00:00:00:99"
+ADDRESS = "10.0.0.1"
+
+
+class Rival:
+    """Answers for some addresses; what it was asked is kept."""
+
+    def __init__(self) -> None:
+        self.claims: set[str] = set()
+        self.asked: list[set[str]] = []
+
+    def answers(self, interface: str, addresses: Collection[str]) -> dict[str, str]:
+        assert interface == "eth0"
+        self.asked.append(set(addresses))
+        return dict.fromkeys(self.claims & set(addresses), MAC)
+
+
+class Node:
+    def __init__(self) -> None:
+        self.rival, self.addresses = Rival(), Memory(ManualClock())
+        self.claims = Claims("here", self.rival, self.addresses)
+
+    def lend(self, *addresses: str) -> None:
+        for address in addresses:
+            self.addresses.add(address, prefix_len=24, interface="eth0", lifetime_s=3600)
+
+
+def view(*addresses: str, node: str = "here", phase: ExportPhase = ExportPhase.SERVING, locked: bool = True) -> View:
+    paths = tuple(
+        Path(index=number, address=address, prefix_len=24, interface="eth0", subnet="s")
+        for number, address in enumerate(addresses, start=1)
+    )
+    disk = Disk(id="d1", name="one", iqn="iqn.x:one", size_bytes=512, started=True, paths=paths)
+    held = Held(Export(generation=1, node=node, phase=phase), "session" if locked else None, 1)
+    return View(1, {"d1": disk}, {ExportId("d1", 0): held})
+
+
+def test_a_claim_is_known_at_once_answered_when_it_stays_and_forgotten_when_it_ends() -> None:
+    node = Node()
+    node.lend(ADDRESS)
+    node.claims.turn(view(ADDRESS))
+    assert (node.claims.claimed, node.addresses.announced[ADDRESS]) == ({}, 0)
+    node.rival.claims = {ADDRESS}
+    node.claims.turn(view(ADDRESS))
+    assert (node.claims.claimed, node.addresses.announced[ADDRESS]) == ({ADDRESS: MAC}, 0), "it may be on its way out in a move"
+    node.claims.turn(view(ADDRESS))
+    assert node.addresses.announced[ADDRESS] == 1
+    node.rival.claims = set()
+    node.claims.turn(view(ADDRESS))
+    assert (node.claims.claimed, node.addresses.announced[ADDRESS]) == ({}, 1)
+
+
+def test_only_what_is_served_here_is_asked_about_and_spoken_for() -> None:
+    node = Node()
+    node.lend(ADDRESS)
+    node.rival.claims = {ADDRESS}
+    for _ in range(3):
+        node.claims.turn(view(ADDRESS, node="elsewhere"))
+        node.claims.turn(view(ADDRESS, phase=ExportPhase.GIVING_UP))
+        node.claims.turn(view(ADDRESS, locked=False))
+        node.claims.turn(view("fd00::1"))
+    assert node.rival.asked == []
+    assert node.addresses.announced[ADDRESS] == 0
+
+
+def test_an_address_that_has_just_gone_is_no_failure() -> None:
+    node = Node()
+    node.rival.claims = {ADDRESS}
+    for _ in range(3):
+        node.claims.turn(view(ADDRESS))
+    assert node.addresses.announced[ADDRESS] == 0
+
+
+def test_of_many_addresses_some_are_asked_about_each_turn_and_all_in_the_end() -> None:
+    node, many = Node(), [f"10.0.1.{number}" for number in range(1, 61)]
+    for _ in range(4):
+        node.claims.turn(view(*many))
+    assert {len(asked) for asked in node.rival.asked} == {ASKED_MOST}
+    assert set().union(*node.rival.asked) == set(many)
