@@ -15,7 +15,20 @@ from api.limits import BodyLimit
 from api.metrics import Metrics, Observed
 from api.outbox import Outbox
 from api.policy import Policy
-from api.routes import disks, events, gateways, health, leaders, operations, paths, subnets, tokens
+from api.routes import (
+    assignments,
+    disks,
+    events,
+    gateways,
+    health,
+    leaders,
+    marks,
+    operations,
+    paths,
+    subnets,
+    tokens,
+    whatif,
+)
 from rpc.bus import Bus
 from rpc.news import News
 from sanderling.clock import Clock
@@ -24,7 +37,8 @@ from sanderling.images.base import Images
 from sanderling.records.database import Records
 from sanderling.settings import Settings
 
-ROUTERS = [module.router for module in (disks, paths, subnets, gateways, operations, events, leaders, tokens, health)]
+_NOUNS = (disks, marks, paths, assignments, whatif, subnets, gateways, operations, events, leaders, tokens, health)
+ROUTERS = [module.router for module in _NOUNS]
 
 
 def create_app(

@@ -19,7 +19,7 @@ from sanderling.errors import PreconditionFailed, Problem
 from sanderling.model.disks import DiskEvent, DiskState
 from sanderling.model.operations import Operation, OperationKind
 from sanderling.model.plans import Plan
-from sanderling.records import disks, idempotency, operations
+from sanderling.records import disks, idempotency, marks, operations
 from sanderling.records.tables import DiskRow
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
@@ -68,11 +68,12 @@ class Change:
             known = self._known(session, caller)
             return _accepted(operations.get(session, known), ()) if known else None
 
-    def check_match(self, row: DiskRow) -> None:
+    def check_match(self, session: Session, row: DiskRow) -> None:
         """`PreconditionFailed` when If-Match names another version of the disk than this."""
         wanted = [tag.strip() for tag in (self._if_match or "*").split(",")]
-        if "*" not in wanted and etag(row) not in wanted:
-            raise PreconditionFailed(f"disk {row.name} has changed; read it again and decide anew", etag=etag(row))
+        version = etag(session, row)
+        if "*" not in wanted and version not in wanted:
+            raise PreconditionFailed(f"disk {row.name} has changed; read it again and decide anew", etag=version)
 
     def carry_out(self, caller: Caller, prepare: Callable[[Session, datetime], Intent]) -> JSONResponse:
         """Run `prepare` and submit what it comes to; with ?dry_run=true take it back and return the plan."""
@@ -130,9 +131,10 @@ class Change:
 ChangeOf = Annotated[Change, Depends(Change)]
 
 
-def etag(row: DiskRow) -> str:
-    """Changes with whatever is stored of the disk."""
-    version = f"{row.id} {row.state} {row.revision} {row.generation} {row.started} {row.changed_at.timestamp()}"
+def etag(session: Session, row: DiskRow) -> str:
+    """Changes with whatever is stored of the disk, its marks included."""
+    marked = marks.of(session, row.id)
+    version = f"{row.id} {row.state} {row.revision} {row.generation} {row.started} {row.changed_at.timestamp()} {marked}"
     return f'"{hashlib.sha256(version.encode()).hexdigest()[:20]}"'
 
 
@@ -150,7 +152,7 @@ def _resource(operation: Operation) -> str:
         case OperationKind.ASSIGN_PATHS | OperationKind.DRAIN_GATEWAY:
             return f"/v1/assignments/{operation.id}"
         case OperationKind.UNDRAIN_GATEWAY:
-            return f"/v1/gateways/{operation.resource_name}"
+            return f"/v1/gateways/{operation.params['gateway']}"
     return f"/v1/disks/{operation.resource_id}"
 
 

@@ -15,11 +15,11 @@ from api.changes import ChangeOf, Intent, etag
 from api.context import Context, ContextOf
 from api.pages import PageOf
 from api.rules import Address, Body, InitiatorName, Iqn, Name, SizeBytes
-from sanderling.errors import InUse, InvalidInput, NotFound
+from sanderling.errors import InUse, InvalidInput
 from sanderling.model import plans
 from sanderling.model.disks import PATHS_MAX, Access, Disk, DiskEvent, DiskState, Path
 from sanderling.model.operations import OperationKind
-from sanderling.records import disks, events, operations, subnets
+from sanderling.records import disks, events, marks, operations, subnets
 from sanderling.records.tables import DiskRow
 
 router = APIRouter(tags=["disks"])
@@ -92,13 +92,15 @@ def index(
 
 @router.get("/v1/disks/{disk}")
 def show(disk: str, context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("disk:read"))]) -> JSONResponse:
-    """One disk by id or name, with who serves its paths now."""
+    """One disk by id or name, with who serves its paths now and where it is to be."""
     with context.records.read() as session:
-        row = _find(session, disk)
+        row = disks.find(session, disk)
+        marked, version = marks.of(session, row.id), etag(session, row)
     usage = serving.exports_if_known(context, disk_id=row.id)
     shown = _show(row) | {"paths": [serving.show_path(row, path, usage) for path in row.paths]}
     shown["connected"] = None if usage is None else serving.connected(usage)
-    return JSONResponse(shown, headers={"ETag": etag(row)})
+    shown["marks"] = marked
+    return JSONResponse(shown, headers={"ETag": version})
 
 
 @router.post("/v1/disks/{disk}/start", status_code=202)
@@ -133,12 +135,12 @@ def delete(
     usage: serving.Serving = {}
     if not force:
         with context.records.read() as session:
-            found = _find(session, disk)
+            found = disks.find(session, disk)
         usage = serving.exports(context, disk_id=found.id)
 
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
-        row = _find(session, disk)
-        change.check_match(row)
+        row = disks.find(session, disk)
+        change.check_match(session, row)
         was = DiskState(row.state)
         if operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
             _refuse_careless(row, usage, force=force, confirm=confirm)
@@ -156,20 +158,12 @@ def _turn(disk: str, kind: OperationKind, event: DiskEvent, context: Context, ca
         return repeated
 
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
-        row = _find(session, disk)
-        change.check_match(row)
+        row = disks.find(session, disk)
+        change.check_match(session, row)
         plan = plans.plan(kind, context.settings.conductor, disk_name=row.name)
         return Intent(row, DiskState(row.state), plan, begins=event)
 
     return change.carry_out(caller, prepare)
-
-
-def _find(session: Session, disk: str) -> DiskRow:
-    """By name or id. A name may look like an id, and then the name counts."""
-    try:
-        return disks.by_name(session, disk)
-    except NotFound:
-        return disks.get(session, disk)
 
 
 def _show(row: DiskRow) -> dict[str, Any]:

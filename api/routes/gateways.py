@@ -1,43 +1,153 @@
-"""/v1/gateways: the live workers, read from coordination alone; 503 when that cannot be read."""
+"""/v1/gateways: the live workers as coordination has them (else 503), and taking one out of use for a while."""
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
-from api import serving
+from api import draining, serving, situations
 from api.auth import Allowed, Caller
-from api.context import ContextOf
+from api.changes import Accepted, ChangeOf
+from api.context import Context, ContextOf
 from api.pages import PageOf
-from sanderling.errors import NotFound
-from sanderling.model.exports import Gateway
+from api.rules import Body
+from sanderling.errors import InvalidInput, NotFound
+from sanderling.model.disks import Access
+from sanderling.model.exports import ExportId, Gateway
+from sanderling.records import assignments, gaps, marks
+from sanderling.records.tables import DiskRow, PathRow
 
 router = APIRouter(tags=["gateways"])
+Draining = Annotated[Caller, Depends(Allowed("gateway:drain"))]
+
+
+class Drain(Body):
+    """`confirm`, the gateway's name, is needed when the drain would leave disks without a gateway, now or after one more loss."""
+
+    confirm: Annotated[str | None, Field(max_length=255)] = None
 
 
 @router.get("/v1/gateways")
 def index(context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("gateway:read"))], page: PageOf) -> dict[str, Any]:
-    """Live gateways by name."""
-    following = [g for g in serving.gateways(context) if page.marker is None or g.name > page.marker]
-    found = sorted(following, key=lambda gateway: gateway.name)[: page.limit]
-    usage = serving.exports(context)
-    return page.of("gateways", [_show(gateway, usage) for gateway in found], marker=found[-1].name if found else None)
+    """Gateways by name: those that live, and those that are drained, live or not."""
+    shown = _Shown(context)
+    names = [name for name in sorted(shown.gateways) if page.marker is None or name > page.marker][: page.limit]
+    return page.of("gateways", [shown.one(name) for name in names], marker=names[-1] if names else None)
 
 
 @router.get("/v1/gateways/{gateway}")
 def show(gateway: str, context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("gateway:read"))]) -> dict[str, Any]:
-    found = next((g for g in serving.gateways(context) if g.name == gateway), None)
-    if found is None:
+    shown = _Shown(context)
+    if gateway not in shown.gateways:
         raise NotFound(f"no live gateway is called {gateway[:64]}; GET /v1/gateways lists those that live", gateway=gateway[:64])
-    return _show(found, serving.exports(context))
+    return shown.one(gateway)
 
 
-def _show(gateway: Gateway, usage: serving.Serving) -> dict[str, Any]:
-    """`exports` are those whose lock the gateway holds; `refused` those it failed to take, with the reason."""
-    held = sorted(str(export) for export, held in usage.items() if held and held.locked and held.export.node == gateway.name)
-    return {
-        "name": gateway.name,
-        "interfaces": list(gateway.interfaces),
-        "withdrawing": gateway.withdrawing,
-        "exports": held,
-        "refused": gateway.refused,
-    }
+@router.post("/v1/gateways/{gateway}/drain", status_code=202)
+def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, body: Drain | None = None) -> JSONResponse:
+    """Move everything off the gateway, and give it nothing until it is undrained. It may be offline."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    confirm = body.confirm if body else None
+    if confirm is not None and confirm != gateway:
+        raise InvalidInput.of("confirm", "is not the name of the gateway", f"send {gateway[:64]}, if you mean it")
+    seen = _known(context, gateway)
+    effect = draining.effect(seen.layout, gateway)
+    if change.dry_run:
+        with context.records.read() as session:
+            measured = gaps.recent(session, limit=context.settings.api.gaps_max)
+        return JSONResponse(draining.show(seen, effect, measured), 200)
+    draining.refuse_unless(confirm is not None, seen, effect)
+
+    def write(session: Session, now: datetime) -> Accepted:
+        operation = assignments.submit_drain(
+            session,
+            gateway,
+            conductor=context.settings.conductor,
+            requested_by=caller.name,
+            now=now,
+            traceparent=change.trace,
+        )
+        return Accepted(operation)
+
+    return change.submit(caller, write)
+
+
+@router.post("/v1/gateways/{gateway}/undrain", status_code=202)
+def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf) -> JSONResponse:
+    """Let the gateway be given exports again. They come back by balancing, or by an assignment."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    seen = _known(context, gateway)
+    is_drained = gateway in seen.layout.drained
+    if change.dry_run or not is_drained:
+        notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
+        return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)
+
+    def write(session: Session, now: datetime) -> Accepted:
+        operation = assignments.submit_undrain(
+            session,
+            gateway,
+            conductor=context.settings.conductor,
+            requested_by=caller.name,
+            now=now,
+            traceparent=change.trace,
+        )
+        return Accepted(operation)
+
+    return change.submit(caller, write)
+
+
+def _known(context: Context, gateway: str) -> situations.Seen:
+    seen = situations.look(context)
+    if gateway not in seen.known:
+        raise NotFound(f"no gateway is called {gateway[:64]}; GET /v1/gateways lists those that live", gateway=gateway[:64])
+    return seen
+
+
+class _Shown:
+    """Gateways as one look at coordination and the records tells of them."""
+
+    def __init__(self, context: Context) -> None:
+        live = {gateway.name: gateway for gateway in serving.gateways(context)}
+        usage = serving.exports(context)
+        with context.records.read() as session:
+            self._drained = marks.read(session).drained
+            self._paths = _paths_of_exclusive(session)
+        self.gateways: Mapping[str, Gateway | None] = {**dict.fromkeys(self._drained), **live}
+        self._held: dict[str, list[ExportId]] = {}
+        for export, held in usage.items():
+            if held and held.locked:
+                self._held.setdefault(held.export.node, []).append(export)
+
+    def one(self, name: str) -> dict[str, Any]:
+        """`exports` are those whose lock it holds; `refused` those it failed to take, with the reason; `unreachable` the peers
+        it cannot reach on the network of the paths, by interface."""
+        gateway = self.gateways[name]
+        said, held = gateway or Gateway(name=name), self._held.get(name, [])
+        paths = sum(self._paths.get(export.disk_id, 1) if export.index == 0 else 1 for export in held)
+        return {
+            "name": name,
+            "live": gateway is not None,
+            "drained": name in self._drained,
+            "withdrawing": said.withdrawing,
+            "counts": {"exports": len(held), "paths": paths},
+            "interfaces": list(said.interfaces),
+            "unreachable": {interface: list(peers) for interface, peers in said.front.unreachable.items()},
+            "cut_off": list(said.front.cut_off),
+            "exports": sorted(map(str, held)),
+            "refused": said.refused,
+        }
+
+
+def _paths_of_exclusive(session: Session) -> dict[str, int]:
+    """How many paths the one export of each exclusive disk serves."""
+    query = select(PathRow.disk_id, func.count().label("paths")).join(DiskRow).where(DiskRow.access == Access.EXCLUSIVE.value)
+    return {row.disk_id: row.paths for row in session.execute(query.group_by(PathRow.disk_id))}

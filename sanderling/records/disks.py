@@ -56,6 +56,14 @@ def by_name(session: Session, name: str) -> DiskRow:
     return row
 
 
+def find(session: Session, disk: str) -> DiskRow:
+    """By name or id. A name may look like an id, and then the name counts."""
+    try:
+        return by_name(session, disk)
+    except NotFound:
+        return get(session, disk)
+
+
 def page(
     session: Session,
     *,

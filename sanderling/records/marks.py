@@ -1,7 +1,7 @@
 """The marks of operators in the records, which coordination gets a copy of."""
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -26,6 +26,13 @@ def read(session: Session) -> Marks:
         else:
             avoid.setdefault(row.disk_id, set()).add(row.gateway)
     return Marks(drained=frozenset(drained), pins=pins, avoid={disk_id: frozenset(names) for disk_id, names in avoid.items()})
+
+
+def of(session: Session, disk_id: str) -> dict[str, Any]:
+    """The marks of one disk, as a person sets and sees them."""
+    rows = session.scalars(select(MarkRow).where(MarkRow.disk_id == disk_id)).all()
+    pins = [row.gateway for row in rows if row.kind == PIN]
+    return {"pin": pins[0] if pins else None, "avoid": sorted(row.gateway for row in rows if row.kind == AVOID)}
 
 
 def drain(session: Session, gateway: str, *, is_drained: bool, now: datetime, actor: str, operation_id: str) -> bool:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
+from sanderling.errors import MoveFailed
+from sanderling.model.exports import ExportId
 from sanderling.model.moves import MOVES, Move, MoveEvent, MoveState
 from sanderling.records import events
 from sanderling.records.tables import MoveRow, OperationRow
@@ -42,6 +44,13 @@ def page(
     return [_model(row) for row in session.scalars(query)]
 
 
+def newest_that_moved(session: Session) -> str | None:
+    """The id of the last ended operation that has moved an export from one gateway to another."""
+    moved = exists().where(MoveRow.operation_id == OperationRow.id, MoveRow.state == MoveState.SUCCEEDED, MoveRow.source != "")
+    query = select(OperationRow.id).where(OperationRow.ended_at.is_not(None), moved)
+    return session.scalar(query.order_by(OperationRow.created_at.desc(), OperationRow.id.desc()).limit(1))
+
+
 def counts(session: Session, operation_ids: Sequence[str]) -> dict[str, dict[MoveState, int]]:
     """How many moves of each operation are in each state."""
     counted = {operation_id: dict.fromkeys(MoveState, 0) for operation_id in operation_ids}
@@ -59,21 +68,20 @@ def apply(
     *,
     now: datetime,
     actor: str,
-    gap_s: float | None = None,
     problem: Mapping[str, Any] | None = None,
 ) -> Move:
     """Take a move one step on in its life cycle, with its event; a refused step is `TransitionRefused`.
 
     The caller has checked its claim on the operation in this transaction.
     """
-    row = session.get_one(MoveRow, (operation_id, position))
+    row = session.get_one(MoveRow, (operation_id, position), populate_existing=True)
     row.state = MOVES.next(MoveState(row.state), event)
     if event is MoveEvent.START:
         row.started_at = row.started_at or now
     else:
-        row.ended_at, row.gap_s, row.problem = now, gap_s, dict(problem) if problem else None
+        row.ended_at, row.problem = now, dict(problem) if problem else None
     move = _model(row)
-    data = {"disk": row.disk_name, "index": row.index, "from": row.source, "to": row.destination, "gap_s": gap_s}
+    data = {"disk": row.disk_name, "index": row.index, "from": row.source, "to": row.destination, "gap_s": row.gap_s}
     events.append(
         session,
         f"move.{row.state}",
@@ -84,6 +92,37 @@ def apply(
         data={**data, "problem": row.problem},
     )
     return move
+
+
+def close(session: Session, operation_id: str, *, now: datetime, actor: str) -> None:
+    """Bring the moves of an operation that ends to an end: nobody watches them any more."""
+    unwatched = MoveFailed("the operation ended while it was under way; the list of paths shows where it is served").to_wire()
+    for move in of(session, operation_id):
+        event = next((event for event in (MoveEvent.CANCEL, MoveEvent.FAIL) if MOVES.allows(move.state, event)), None)
+        if event is not None:
+            problem = unwatched if event is MoveEvent.FAIL else None
+            apply(session, operation_id, move.position, event, now=now, actor=actor, problem=problem)
+
+
+def note_gap(session: Session, export: ExportId, *, source: str, destination: str, gap_s: float) -> str | None:
+    """Store how long the export's operations were held, with its latest such move; the id of its operation if there is one.
+
+    The source's report may come before or after the move has been seen to end.
+    """
+    same = (MoveRow.disk_id == export.disk_id, MoveRow.index == export.index, MoveRow.destination == destination)
+    query = select(MoveRow).where(*same, MoveRow.source == source, MoveRow.started_at.is_not(None))
+    row = session.scalars(query.order_by(MoveRow.started_at.desc()).limit(1)).first()
+    if row is None or row.gap_s is not None:
+        return None
+    row.gap_s = gap_s
+    return row.operation_id
+
+
+def begun_since(session: Session, since: datetime, *, requested_by: str) -> int:
+    """How many moves the operations that this one asked for since then have, whatever became of them."""
+    asked = (OperationRow.requested_by == requested_by, OperationRow.created_at > since)
+    query = select(func.count()).select_from(MoveRow).join(OperationRow, OperationRow.id == MoveRow.operation_id)
+    return session.scalar(query.where(*asked)) or 0
 
 
 def _model(row: MoveRow) -> Move:

@@ -1,0 +1,226 @@
+"""Plans of moves: what was asked for is checked against what is there, and shown with what each move risks and comes to."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+from api.situations import NAMED_MAX, Seen, changes, show_distribution, show_score
+from sanderling.errors import Busy, InvalidInput, PlanOutdated
+from sanderling.model import balance
+from sanderling.model.balance import PlannedMove
+from sanderling.model.exports import ExportId
+from sanderling.model.moves import Move
+from sanderling.model.planners import planner as planner_named
+from sanderling.model.plans import ASSIGNMENTS
+from sanderling.records import disks, gaps, operations
+from sanderling.records.gaps import Gaps
+from sanderling.records.plans import StoredPlan
+
+MANUAL: Final = "manual"
+NOTHING: Final = "nothing to do: every path is where it is to be"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan and what it was made from. `request` is what was asked for."""
+
+    request: Mapping[str, Any]
+    seen: Seen
+    moves: tuple[Move, ...]
+    notes: Sequence[str] = field(default=())
+
+
+def automatic(session: Session, seen: Seen, planner: str, addresses: Sequence[str] | None) -> Planned:
+    """What the planner makes of everything, or, with addresses, of the exports that serve these."""
+    request = {"planner": planner, "paths": list(addresses) if addresses is not None else None}
+    plan = planner_named(planner)
+    chosen = None if addresses is None else exports_at(session, seen, addresses)
+    return _planned(request, seen, plan(seen.layout, chosen), _together(seen, chosen or (), addresses or ()))
+
+
+def manual(session: Session, seen: Seen, addresses: Sequence[str], gateway: str) -> Planned:
+    """Just these paths, and those that move together with them, to that gateway. What is there already stays."""
+    chosen = exports_at(session, seen, addresses)
+    _refuse_gateway(seen, gateway, chosen, addresses)
+    there = [export for export in chosen if seen.layout.owners[export] == gateway]
+    notes = [f"disk {seen.disk_name(export.disk_id)}: {_paths(seen, export)} is on {gateway} already" for export in there]
+    request = {"planner": MANUAL, "paths": list(addresses), "gateway": gateway}
+    moves = balance.manual(seen.layout, chosen, gateway)
+    return _planned(request, seen, moves, [*notes, *_together(seen, chosen, addresses)])
+
+
+def stored(seen: Seen, plan: StoredPlan) -> Planned:
+    """The plan again, for what it was made from still holds; `PlanOutdated` names what does not."""
+    found = changes(plan.layout, seen.layout)
+    if found:
+        first = {name: value for name, value in found[0].items() if name not in {"what", "was", "is"}}
+        raise PlanOutdated(
+            f"{len(found)} of the facts that plan {plan.id} was made from have changed, the first: "
+            f"{found[0]['what']} {next(iter(first.values()))} was {found[0]['was']}, is {found[0]['is']}; plan again",
+            plan_id=plan.id,
+            changes=found[:NAMED_MAX],
+            more=max(0, len(found) - NAMED_MAX),
+        )
+    return Planned(plan.request, seen, plan.moves, () if plan.moves else (NOTHING,))
+
+
+def exports_at(session: Session, seen: Seen, addresses: Sequence[str]) -> list[ExportId]:
+    """The exports that serve these addresses; `InvalidInput` names each that is no path of a started disk."""
+    started = {
+        path.address: ExportId(disk.id, index)
+        for disk in seen.situation.disks.values()
+        for index in disk.export_indexes
+        for path in disk.export_paths(index)
+    }
+    errors, found = list[dict[str, str]](), dict[ExportId, None]()
+    for position, address in enumerate(addresses):
+        where = {"field": f"paths[{position}]"}
+        if address in addresses[:position]:
+            errors.append(where | {"rule": f"names {address} a second time", "fix": "name each path once"})
+        elif address in started:
+            found[started[address]] = None
+        else:
+            errors.append(where | _no_path(session, address))
+    if errors:
+        raise InvalidInput.of_all(errors)
+    return list(found)
+
+
+def document(planned: Planned, measured: Gaps, *, plan_id: str | None, dry_run: bool) -> dict[str, Any]:
+    """The plan as HTTP shows it: moves in order, each with its risk, and what comes of them."""
+    seen, gap = planned.seen, expected_gap(measured)
+    moves = [PlannedMove(move.export, move.source or None, move.destination) for move in planned.moves]
+    after = balance.after(seen.layout, moves)
+    return {
+        "dry_run": dry_run,
+        "plan_id": plan_id,
+        "request": planned.request,
+        "moves": [show_move(seen, move, gap) for move in planned.moves],
+        "before": show_distribution(balance.distribution(seen.layout)),
+        "after": show_distribution(balance.distribution(after)),
+        "score": show_score(seen, balance.score(after)),
+        "notes": list(planned.notes),
+    }
+
+
+def show_move(seen: Seen, move: Move, gap: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`together` is whether several paths move as one, because one process serves them."""
+    return {
+        "position": move.position,
+        "disk": move.disk_name,
+        "disk_id": move.disk_id,
+        "index": move.index,
+        "paths": list(move.addresses),
+        "together": len(move.addresses) > 1,
+        "from": move.source or None,
+        "to": move.destination,
+        "risk": _risk(seen, move),
+        "expected_gap_s": gap if move.source else None,
+    }
+
+
+def expected_gap(measured: Gaps) -> dict[str, Any] | None:
+    """How long the operations of a path are held, by the moves there have been; None before the first."""
+    found = measured.moves
+    if not found:
+        return None
+    return {"p50": gaps.quantile(found, 0.5), "p99": gaps.quantile(found, 0.99), "measured": len(found)}
+
+
+def refuse_while_running(session: Session) -> None:
+    """`Busy`, naming it, while another assignment has not ended. Only the insert decides; this is the better answer before it."""
+    other = operations.open_on(session, ASSIGNMENTS)
+    if other is not None:
+        raise Busy(f"assignment {other} has not ended; wait for it or cancel it", operation_id=other)
+
+
+def in_moves(seen: Seen, planned: Sequence[PlannedMove]) -> tuple[Move, ...]:
+    return tuple(seen.situation.move(position, move) for position, move in enumerate(planned))
+
+
+def _planned(request: dict[str, Any], seen: Seen, moves: Sequence[PlannedMove], notes: Sequence[str]) -> Planned:
+    given = {name: value for name, value in request.items() if value is not None}
+    return Planned(given, seen, in_moves(seen, moves), [*notes, *(() if moves else (NOTHING,))])
+
+
+def _no_path(session: Session, address: str) -> dict[str, str]:
+    for row in disks.paths(session, limit=1, address=address):
+        name = row.disk.name
+        return {
+            "rule": f"is a path of disk {name}, which is {row.disk.state}",
+            "fix": f"start disk {name} first, or leave it out",
+        }
+    return {"rule": f"{address} is not the address of any path", "fix": "give addresses that GET /v1/paths lists"}
+
+
+def _refuse_gateway(seen: Seen, gateway: str, chosen: Sequence[ExportId], addresses: Sequence[str]) -> None:
+    """`InvalidInput` unless the gateway may be given all of the exports."""
+    rule = gateway_rule(seen, gateway)
+    if rule is not None:
+        raise InvalidInput.of_all([{"field": "gateway", **rule}])
+    errors = [error for export in chosen for error in _unfit(seen, gateway, export, addresses)]
+    if errors:
+        raise InvalidInput.of_all(errors)
+
+
+def gateway_rule(seen: Seen, gateway: str) -> dict[str, str] | None:
+    """Why nothing may be sent to this gateway, with what to do about it; None when it may be given exports."""
+    layout = seen.layout
+    others = f"choose one of: {', '.join(sorted(layout.usable)) or 'none is online'}"
+    if gateway not in seen.known:
+        return {"rule": f"no gateway is called {gateway[:64]}", "fix": others}
+    if gateway in layout.drained:
+        return {"rule": f"{gateway} is drained", "fix": f"undrain it first, or {others}"}
+    if gateway in seen.situation.gateways and gateway not in layout.gateways:
+        return {"rule": f"{gateway} is giving up what it serves and stops", "fix": others}
+    if gateway not in layout.gateways:
+        return {"rule": f"{gateway} is offline", "fix": others}
+    return None
+
+
+def _unfit(seen: Seen, gateway: str, export: ExportId, addresses: Sequence[str]) -> Iterator[dict[str, str]]:
+    """What keeps this export from this gateway, by the first of the addresses that named it."""
+    disk, there = seen.situation.disks[export.disk_id], seen.situation.gateways[gateway]
+    paths = disk.export_paths(export.index)
+    where = next(number for number, address in enumerate(addresses) if address in {path.address for path in paths})
+    if gateway in seen.layout.avoid.get(disk.id, ()):
+        yield {
+            "field": f"paths[{where}]",
+            "rule": f"disk {disk.name} avoids {gateway}",
+            "fix": f"take the mark away (PUT /v1/disks/{disk.name}/marks), or choose another gateway",
+        }
+    elsewhere = {name for other in seen.situation.gateways.values() for name in other.interfaces}
+    for path in paths:
+        if path.interface in there.front.cut_off or (path.interface in elsewhere and path.interface not in there.interfaces):
+            yield {
+                "field": f"paths[{where}]",
+                "rule": f"{gateway} has no working interface {path.interface}, which {path.address} needs",
+                "fix": f"mend it, or choose another gateway for disk {disk.name}",
+            }
+
+
+def _together(seen: Seen, chosen: Collection[ExportId], addresses: Sequence[str]) -> list[str]:
+    """A note for each disk of which more moves than was named."""
+    notes = []
+    for export in chosen:
+        disk = seen.situation.disks[export.disk_id]
+        beside = [path.address for path in disk.export_paths(export.index) if path.address not in addresses]
+        if beside:
+            notes.append(f"disk {disk.name} is exclusive, its paths move together: {', '.join(beside)} too")
+    return notes
+
+
+def _paths(seen: Seen, export: ExportId) -> str:
+    return ", ".join(path.address for path in seen.situation.disks[export.disk_id].export_paths(export.index))
+
+
+def _risk(seen: Seen, move: Move) -> str:
+    disk = seen.situation.disks[move.disk_id]
+    others = len(disk.export_indexes) - 1
+    if not move.source:
+        return f"none: nobody serves it now, and initiators of disk {disk.name} are waiting"
+    if others:
+        return f"operations on this path wait meanwhile; disk {disk.name} has {others} other path{'s' * (others > 1)}"
+    return f"all operations on disk {disk.name} wait meanwhile; if it fails {move.source} goes on serving"

@@ -1,0 +1,102 @@
+"""/v1/disks/{disk}/marks: where operators want a disk to be, and where it must not be."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse
+from pydantic import Field, model_validator
+from sqlalchemy.orm import Session
+
+from api import rules, situations
+from api.auth import Allowed, Caller
+from api.changes import Accepted, ChangeOf
+from api.context import ContextOf
+from api.rules import Body
+from api.situations import Seen
+from sanderling.errors import InvalidInput
+from sanderling.records import assignments, disks, marks
+
+router = APIRouter(tags=["disks"])
+
+GATEWAYS_MAX = 100
+Gateway = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class NewMarks(Body):
+    """All marks of the disk: what is left out is taken away."""
+
+    pin: Gateway | None = None
+    avoid: Annotated[list[Gateway], Field(max_length=GATEWAYS_MAX, default_factory=list)]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(set(self.avoid)) < len(self.avoid):
+            raise rules.refused("names a gateway twice", "name each once", field="avoid")
+        if self.pin in self.avoid:
+            raise rules.refused("names a gateway that is to be avoided too", "take it out of one of the two", field="pin")
+        return self
+
+
+@router.put("/v1/disks/{disk}/marks", status_code=202)
+def put(
+    disk: str,
+    body: NewMarks,
+    context: ContextOf,
+    caller: Annotated[Caller, Depends(Allowed("disk:mark"))],
+    change: ChangeOf,
+) -> JSONResponse:
+    """Say where the disk is to be (`pin`) and where it must not be (`avoid`); balancing, or an assignment, then moves it."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    seen = situations.look(context)
+    _refuse_unknown(seen, body)
+    with context.records.read() as session:
+        row = disks.find(session, disk)
+        change.check_match(session, row)
+        was = marks.of(session, row.id)
+    wanted = {"pin": body.pin, "avoid": sorted(body.avoid)}
+    notes = _notes(seen, body)
+    if was == wanted:
+        notes.append("nothing to do: the disk is marked so already")
+    if change.dry_run or was == wanted:
+        return JSONResponse({"dry_run": change.dry_run, "disk": row.name, "was": was, "marks": wanted, "notes": notes}, 200)
+
+    def write(session: Session, now: datetime) -> Accepted:
+        found = disks.get(session, row.id)
+        change.check_match(session, found)
+        operation = assignments.submit_marks(
+            session,
+            disks.describe(found),
+            pin=body.pin,
+            avoid=frozenset(body.avoid),
+            conductor=context.settings.conductor,
+            requested_by=caller.name,
+            now=now,
+            traceparent=change.trace,
+        )
+        return Accepted(operation, notes)
+
+    return change.submit(caller, write)
+
+
+def _refuse_unknown(seen: Seen, body: NewMarks) -> None:
+    named = [("pin", body.pin), *((f"avoid[{number}]", name) for number, name in enumerate(body.avoid))]
+    fix = f"give one of: {', '.join(sorted(seen.known)) or 'none has been seen yet'}"
+    errors = [
+        {"field": field, "rule": f"no gateway is called {name[:64]}", "fix": fix}
+        for field, name in named
+        if name is not None and name not in seen.known
+    ]
+    if errors:
+        raise InvalidInput.of_all(errors)
+
+
+def _notes(seen: Seen, body: NewMarks) -> list[str]:
+    notes = []
+    if body.pin is not None and body.pin not in seen.layout.usable:
+        notes.append(f"{body.pin} is offline or drained: the pin counts for nothing until it can be used")
+    if body.avoid and seen.layout.usable <= frozenset(body.avoid):
+        notes.append("every gateway that could be used is avoided: the disk stays where it is, or goes to one of them in need")
+    return notes
