@@ -122,11 +122,13 @@ class Leases:
                 )
             except AddressFailed as problem:
                 log.error("address cannot be renewed", export=str(lease.export), address=path.address, problem=problem.detail)
-        self._take_back(lease)
+        self._take_back(lease, until=until)
 
-    def _take_back(self, lease: Lease) -> None:
+    def _take_back(self, lease: Lease, *, until: float) -> None:
         """An export that was given up while its addresses were renewed has taken them off already: so again."""
-        if not any(one.client == lease.client for one in self._targets.actual() if one.export == lease.export):
+        try:
+            self._targets.renew(lease.export, lease_s=until - self._clock.monotonic())
+        except TargetFailed:
             for path in lease.paths:
                 self._addresses.remove(path.address)
 
