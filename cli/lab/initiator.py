@@ -97,11 +97,13 @@ class Initiator:
             except TargetFailed as failed:
                 if "sense" in failed.context:
                     raise
+                was_in = self._session is not None
                 self.close()
                 turn += 1
                 if CLOCK.monotonic() + PAUSE_S >= deadline:
                     raise
-                CLOCK.wait(never, PAUSE_S)
+                if not was_in:  # a lost session is made again at once
+                    CLOCK.wait(never, PAUSE_S)
 
 
 @dataclass(slots=True)
