@@ -127,7 +127,9 @@ class Leases:
     def _take_back(self, lease: Lease, *, until: float) -> None:
         """An export that was given up while its addresses were renewed has taken them off already: so again."""
         try:
-            self._targets.renew(lease.export, lease_s=until - self._clock.monotonic())
+            with self._lock:
+                until = max(until, self._until.get((lease.export, lease.client), until))
+                self._targets.renew(lease.export, lease_s=until - self._clock.monotonic())
         except TargetFailed:
             for path in lease.paths:
                 self._addresses.remove(path.address)
