@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cli.lab.lab import NODES, Lab, LabFailed, inside
 from cli.lab.scenarios.base import PATIENT_S, Scenario
-from cli.lab.scenarios.partitions import TAKEN_OVER_S, dropping
+from cli.lab.scenarios.partitions import dropping, taken_over_s
 from iscsi_worker.addresses.netlink import Netlink
 
 HOUR_S = 3600
@@ -87,7 +87,7 @@ def unannounced(lab: Lab, dice: random.Random) -> None:
     with dropping(lab.network.initiator, [f"arp daddr ip {first}-{last}"], family="arp", hooks=("input",)):
         lab.network.cut(node)
         lab.did(f"{node}: both cables pulled, and no announcement reaches the initiator")
-        lab.hold(TAKEN_OVER_S)
+        lab.hold(taken_over_s(lab))
 
 
 SCENARIOS = (

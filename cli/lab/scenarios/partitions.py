@@ -9,8 +9,13 @@ from cli.lab.parts.consul import ConsulPorts
 from cli.lab.parts.daemons import run
 from cli.lab.scenarios.base import Scenario
 
-TAKEN_OVER_S = 15.0
+TAKEN_OVER_S, TAKEN_OVER_QUICK_S = 15.0, 8.0
 OSD_PORTS = "6800-7568"
+
+
+def taken_over_s(lab: Lab) -> float:
+    """Long enough for another node to have taken over."""
+    return TAKEN_OVER_S if lab.full else TAKEN_OVER_QUICK_S
 
 
 @contextlib.contextmanager
@@ -38,21 +43,21 @@ def _cut_off(
     node = lab.busy_node(dice)
     with dropping(lab.network.netns(node), rules, hooks=hooks):
         lab.did(f"{node} cut off: {what}")
-        lab.hold(TAKEN_OVER_S)
+        lab.hold(taken_over_s(lab))
 
 
 def from_all(lab: Lab, dice: random.Random) -> None:
     node = lab.busy_node(dice)
     lab.network.cut(node)
     lab.did(f"{node}: both cables pulled")
-    lab.hold(TAKEN_OVER_S)
+    lab.hold(taken_over_s(lab))
 
 
 def from_initiators(lab: Lab, dice: random.Random) -> None:
     node = lab.busy_node(dice)
     lab.network.cut(node, sides=["front"])
     lab.did(f"{node}: front cable pulled")
-    lab.hold(TAKEN_OVER_S)
+    lab.hold(taken_over_s(lab))
 
 
 def from_store(lab: Lab, dice: random.Random) -> None:

@@ -8,8 +8,8 @@ from cli.lab.lab import Lab, LabFailed
 from cli.lab.parts.consul import ConsulAgent
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 
-OUTAGE_S, OUTAGE_QUICK_S = 60.0, 20.0
-AFTER_S, AFTER_QUICK_S = 60.0, 10.0
+OUTAGE_S, OUTAGE_QUICK_S = 60.0, 15.0
+AFTER_S, AFTER_QUICK_S = 60.0, 6.0
 
 
 def _leader(lab: Lab) -> ConsulAgent:
