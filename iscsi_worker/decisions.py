@@ -11,6 +11,7 @@ from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View
 from sanderling.model.disks import Disk
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase, Prepared
+from sanderling.model.fronts import standing_back, stands_back
 from sanderling.model.placement import place
 
 
@@ -103,7 +104,8 @@ class Local:
     """This node's side. `busy` exports have an action under way and are left alone; `sick` ones run but do not answer,
     `refused` ones could not be taken a moment ago.
 
-    `member` says that this node's gateway key is held, so that others count it in.
+    `member` says that this node's gateway key is held, so that others count it in; `cut_off` names the interfaces of the paths on
+    which initiators cannot reach it.
     `wanted`, `unwanted` and `handing` are what commands asked for, each good for one epoch only.
     """
 
@@ -119,6 +121,7 @@ class Local:
     handing: Mapping[ExportId, Handing] = field(default_factory=dict)
     member: bool = True
     withdrawing: bool = False
+    cut_off: Collection[str] = ()
 
 
 def decide(view: View, local: Local, placed: Mapping[ExportId, str]) -> list[Action]:
@@ -130,7 +133,8 @@ def free_placed(view: View, passed_over: Mapping[ExportId, Collection[str]]) -> 
     """Where each free export that should be served belongs, as every node computes it from this view."""
     free = [export for export, held in view.exports.items() if held.consul_session is None and _started(view, export)]
     preferred = {export: view.exports[export].export.next for export in free}
-    return place(free, view.gateways, view.owners, passed_over=passed_over, preferred=preferred, marks=view.marks)
+    gateways = standing_back(view.gateways, view.disks, free)
+    return place(free, gateways, view.owners, passed_over=passed_over, preferred=preferred, marks=view.marks)
 
 
 def prepared_here(view: View, local: Local) -> dict[ExportId, Prepared]:
@@ -182,7 +186,7 @@ def _others(view: View, local: Local, export: ExportId, held: Held) -> Action | 
     disk, running = view.disks.get(export.disk_id), local.running.get(export)
     if running is not None:
         return None if _is_ready(view, local, held, running) else Drop(export)
-    if disk is None or not _started(view, export) or local.withdrawing or export in local.refused or not local.member:
+    if disk is None or not _may_take(view, local, export, disk):
         return None
     return Prepare(export, disk, held) if local.wanted.get(export) == held.export.epoch else None
 
@@ -206,6 +210,8 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
         return GiveUp(export, held)
     if disk is None:
         return None if running else GiveUp(export, held)
+    if stands_back(view.gateways, local.node, disk, export, local.cut_off):
+        return GiveUp(export, held)
     serves = (
         running is not None
         and running.gate_open
@@ -247,13 +253,23 @@ def _free(view: View, local: Local, export: ExportId, held: Held, chosen: str | 
         if running.gate_open and held.export.client == UNKNOWN_CLIENT:
             return Adopt(export, held, running, disk) if disk else None  # without its image's name nobody can be fenced
         return Drop(export)
-    if disk is None or not _started(view, export) or local.withdrawing or export in local.refused or not local.member:
+    if disk is None or not _may_take(view, local, export, disk):
         return None
     if held.export.client == UNKNOWN_CLIENT and _waits_for_sibling(view, export):
         return None
     if chosen == local.node or local.wanted.get(export) == held.export.epoch:
         return Take(export, disk, held)
     return None
+
+
+def _may_take(view: View, local: Local, export: ExportId, disk: Disk) -> bool:
+    return (
+        _started(view, export)
+        and local.member
+        and not local.withdrawing
+        and export not in local.refused
+        and not stands_back(view.gateways, local.node, disk, export, local.cut_off)
+    )
 
 
 def _waits_for_sibling(view: View, export: ExportId) -> bool:

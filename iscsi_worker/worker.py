@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
+import iscsi_worker.claims
+import iscsi_worker.reach
 from iscsi_worker.addresses.base import Addresses
+from iscsi_worker.claims import Claims
 from iscsi_worker.decisions import (
     Action,
     Activate,
@@ -33,6 +36,7 @@ from iscsi_worker.intents import Intents, Told
 from iscsi_worker.leases import Lease, Leases, every
 from iscsi_worker.membership import Membership
 from iscsi_worker.moves import Moves
+from iscsi_worker.neighbours import Neighbours
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Seams, Service
 from iscsi_worker.targets.base import Running, Targets
@@ -76,6 +80,15 @@ class Worker:
         self._membership = Membership(settings, coordination, clock=clock)
         self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, clock=clock)
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
+        self._neighbours = Neighbours(
+            self._node,
+            own,
+            iscsi_worker.reach.connect(own.addresses, clock=clock),
+            Claims(self._node, iscsi_worker.claims.connect(own.addresses), addresses),
+            view=lambda: self._watch.latest,
+            on_change=self.wake,
+            clock=clock,
+        )
         self._lanes = ThreadPoolExecutor(own.lanes, thread_name_prefix="lane")
         self._intents = Intents(own, fresh=self._watch.fresh, wake=self.wake, clock=clock)
         self._lock = threading.Lock()  # guards what lanes write: the two below
@@ -102,6 +115,7 @@ class Worker:
             "feed": lambda: every(interval, self._membership.feed, self._stopping, self._clock),
             "prove": lambda: every(interval, self._membership.prove, self._stopping, self._clock),
             "renew": lambda: every(interval, self._leases.extend, self._stopping, self._clock),
+            "neighbours": lambda: every(self._own.front_probe_interval_s, self._neighbours.turn, self._stopping, self._clock),
             "reconcile": self._reconcile,
             "listen": self._listen,
         }
@@ -209,6 +223,7 @@ class Worker:
                 handing=told.handing,
                 member=self._membership.is_member,
                 withdrawing=self._withdrawing,
+                cut_off=self._neighbours.front.cut_off,
             )
 
     def _cover(self, running: dict[ExportId, Running]) -> None:
@@ -228,6 +243,7 @@ class Worker:
             prepared={str(export): one for export, one in sorted(prepared.items())},
             kept={str(export): one for export, one in sorted(told.kept.items())},
             withdrawing=self._withdrawing,
+            front=self._neighbours.front,
         )
 
     def _settle(self, view: View, session: str, running: dict[ExportId, Running]) -> None:

@@ -9,7 +9,7 @@ from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View, parse
 from sanderling.coordination.base import Entry, Listing
 from sanderling.model.disks import Access, Disk, Path
-from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Gateway
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Front, Gateway
 
 MINE, OTHER = "session-a", "session-b"
 DISK = Disk(
@@ -211,3 +211,32 @@ def test_siblings_whose_clients_are_unknown_are_taken_in_turn_so_that_none_fence
     assert [action.export for action in decide(seen(Held(unknown, None, 1)), LOCAL, {one: "a", two: "a"})] == [one]
     assert decide(seen(Held(unknown, OTHER, 1)), LOCAL, {two: "a"}) == []
     assert [action.export for action in decide(seen(Held(SERVING, OTHER, 1)), LOCAL, {two: "a"})] == [two]
+
+
+CUT = replace(LOCAL, cut_off=["eth0"])
+NEAR = Gateway(name="b", interfaces=("eth0",))
+
+
+def beside(other: Gateway, seen: View) -> View:
+    """The view with a second gateway that says of itself what is given, and this one as it is published while it is cut off."""
+    here = Gateway(name="a", interfaces=("eth0",), front=Front(cut_off=("eth0",)))
+    return replace(seen, gateways={"a": here, "b": other})
+
+
+def test_what_serves_where_no_initiator_can_reach_it_is_given_up_while_somebody_else_can_serve() -> None:
+    seen = beside(NEAR, view())
+    assert decided(seen, replace(CUT, running={E: RUNS})) == [GiveUp(E, seen.exports[E])]
+    assert decided(seen, CUT) == [GiveUp(E, seen.exports[E])], "it is not started again first"
+    assert (
+        decided(beside(NEAR.model_copy(update={"front": Front(cut_off=("eth0",))}), view()), replace(CUT, running={E: RUNS}))
+        == []
+    )
+
+
+def test_a_node_that_is_cut_off_takes_nothing_and_makes_nothing_ready() -> None:
+    free = beside(NEAR, view(Export(generation=1), session=None))
+    assert free_placed(free, {}) == {E: "b"}
+    asked = replace(CUT, wanted={E: free.exports[E].export.epoch})
+    assert list(decide(free, asked, {E: "a"})) == []
+    theirs = beside(NEAR, view(session=OTHER))
+    assert decided(theirs, replace(CUT, wanted={E: theirs.exports[E].export.epoch})) == []
