@@ -235,6 +235,8 @@ def test_what_serves_where_no_initiator_can_reach_it_is_given_up_while_somebody_
 
 def test_a_node_that_is_cut_off_takes_nothing_and_makes_nothing_ready() -> None:
     free = beside(NEAR, view(Export(generation=1), session=None))
+    busy = {ExportId("d2", 0): Held(SERVING.model_copy(update={"node": "b"}), OTHER, 1)}
+    free = replace(free, exports=dict(free.exports) | busy)  # so that the fewest exports are here
     assert free_placed(free, {}) == {E: "b"}
     asked = replace(CUT, wanted={E: free.exports[E].export.epoch})
     assert list(decide(free, asked, {E: "a"})) == []
