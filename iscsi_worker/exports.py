@@ -6,7 +6,7 @@ new one. A crash between any two steps leaves a value whose next reader fences t
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import structlog
 
@@ -70,7 +70,6 @@ class Exports:
             raise
         gap = {"gap_s": self._clock.monotonic() - unserved_since, "was_on": held.export.node} if unserved_since else {}
         self._reports.say(export, holding.value.epoch, "served", client=holding.value.client, **gap)
-        self._service.announce_again(paths)
         return True
 
     def adopt(
@@ -96,7 +95,7 @@ class Exports:
         return True
 
     def give_up(
-        self, export: ExportId, held: Held, addresses: Iterable[str], running: Running | None, *, consul_session: str
+        self, export: ExportId, held: Held, addresses: Collection[str], running: Running | None, *, consul_session: str
     ) -> None:
         """Stop serving in order and unlock: nothing acknowledged is lost, nothing unacknowledged happens later."""
         holding = Holding(self._coordination, export, held.export, consul_session)
@@ -119,7 +118,7 @@ class Exports:
         value = held.export.model_copy(update={"connections": connections})
         return self._coordination.acquire(export.key, to_json(value), consul_session=consul_session, expected=held.modify_index)
 
-    def drop(self, export: ExportId, addresses: Iterable[str], running: Running | None) -> None:
+    def drop(self, export: ExportId, addresses: Collection[str], running: Running | None) -> None:
         """End what runs here of an export that is somebody else's, or what is left of a process that ended by itself.
 
         Its client is fenced first: what it had in flight must not land behind the back of whoever owns the export.

@@ -79,7 +79,6 @@ class Moves:
             self._service.back_out(export, addresses, holding, problem)
             raise
         self._reports.say(export, holding.value.epoch, "served", client=holding.value.client)
-        self._service.announce_again(running.paths)
 
     def _passed_on(self, export: ExportId, held: Held, value: Export, *, heir: str, consul_session: str) -> bool:
         """Whether the lock went over in one step. When the store does not say, the step is made impossible before this is False.

@@ -4,13 +4,13 @@ Taking, giving up and moving are made of these; in which order is theirs to say.
 """
 
 import contextlib
-import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from iscsi_worker.addresses.base import Addresses
+from iscsi_worker.announcements import Announcements
 from iscsi_worker.reports import Reports
 from iscsi_worker.targets.base import Running, Targets, TargetSpec
 from sanderling.clock import Clock
@@ -43,13 +43,13 @@ class Service:
         self._targets, self._addresses = seams.targets, seams.addresses
         self._reports = reports
         self._clock = clock
-        self._never = threading.Event()
+        self.announcements = Announcements(settings, seams.addresses, clock=clock)
 
     def serve_on(self, export: ExportId, running: Running) -> None:
         """Open the gate of what was to be handed on; a process that is dead by now is found by the next turn."""
+        log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
         with contextlib.suppress(TargetFailed):
             self._targets.ungate(export)
-            log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
 
     def start(self, export: ExportId, disk: Disk, epoch: Epoch, *, lent_s: float) -> Running:
         spec = TargetSpec(
@@ -65,7 +65,7 @@ class Service:
         lease_s = self._settings.target_start_timeout_s + lent_s
         return self._targets.start(spec, epoch=epoch, revision=disk.revision, lease_s=lease_s)
 
-    def open(self, running: Running, paths: Iterable[Path]) -> None:
+    def open(self, running: Running, paths: Sequence[Path]) -> None:
         export = running.export
         for path in paths:
             self._addresses.add(
@@ -79,8 +79,10 @@ class Service:
         self._targets.renew(export, lease_s=self._settings.lease_s)
         log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
         self._targets.ungate(export)
+        self.announcements.repeat(paths)
 
     def drained(self, export: ExportId, running: Running, *, timeout_s: float) -> bool:
+        self.announcements.forget(path.address for path in running.paths)
         try:
             self._targets.gate(export)
             drained = self._targets.drain(export, timeout_s=timeout_s)
@@ -89,13 +91,14 @@ class Service:
         log.info("gate closed", export=str(export), at=self._clock.monotonic(), drained=drained, client=running.client)
         return drained
 
-    def retire(self, export: ExportId, addresses: Iterable[str]) -> None:
+    def retire(self, export: ExportId, addresses: Collection[str]) -> None:
         """End the process first: its connections must be reset while the address is still here to send the reset from."""
+        self.announcements.forget(addresses)
         self._targets.stop(export)
         for address in addresses:
             self._addresses.remove(address)
 
-    def back_out(self, export: ExportId, addresses: Iterable[str], holding: "Holding", problem: Problem) -> None:
+    def back_out(self, export: ExportId, addresses: Collection[str], holding: "Holding", problem: Problem) -> None:
         log.error("cannot take", export=str(export), problem=problem.detail, code=problem.code)
         self._reports.say(export, holding.value.epoch, "refused", problem=problem.to_wire())
         try:
@@ -110,16 +113,6 @@ class Service:
             self._addresses.tickle([one for one in connections if one.portal_address in addresses])
         except AddressFailed as problem:
             log.warning("initiators not tickled", problem=problem.detail)
-
-    def announce_again(self, paths: Iterable[Path]) -> None:
-        """Neighbours may miss one announcement; a failure to repeat it costs nothing that is not repeated by traffic."""
-        for _ in range(self._settings.announcements - 1):
-            self._clock.wait(self._never, self._settings.announce_interval_s)
-            for path in paths:
-                try:
-                    self._addresses.announce(path.address, interface=path.interface)
-                except AddressFailed as problem:
-                    log.warning("announcement failed", address=path.address, problem=problem.detail)
 
 
 class Holding:

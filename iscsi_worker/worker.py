@@ -74,9 +74,9 @@ class Worker:
         self._node = settings.sanderling.node
         self._bus, self._targets, self._addresses = bus, targets, addresses
         self._reports = Reports(bus, self._node, own, clock=clock)
-        service = Service(own, seams, self._reports, clock=clock)
-        self._exports = Exports(self._node, own, seams, service, self._reports, clock=clock)
-        self._moves = Moves(self._node, own, seams, service, self._reports, clock=clock)
+        self._service = Service(own, seams, self._reports, clock=clock)
+        self._exports = Exports(self._node, own, seams, self._service, self._reports, clock=clock)
+        self._moves = Moves(self._node, own, seams, self._service, self._reports, clock=clock)
         self._membership = Membership(settings, coordination, clock=clock)
         self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, clock=clock)
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
@@ -116,6 +116,7 @@ class Worker:
             "prove": lambda: every(interval, self._membership.prove, self._stopping, self._clock),
             "renew": lambda: every(interval, self._leases.extend, self._stopping, self._clock),
             "neighbours": lambda: every(self._own.front_probe_interval_s, self._neighbours.turn, self._stopping, self._clock),
+            "announce": lambda: self._service.announcements.follow(self._stopping),
             "reconcile": self._reconcile,
             "listen": self._listen,
         }

@@ -1,0 +1,64 @@
+"""Repeating announcements: a neighbour may miss the first, and whoever waited for the others would hold up other exports."""
+
+import threading
+from collections.abc import Iterable
+
+import structlog
+
+from iscsi_worker.addresses.base import Addresses
+from sanderling.clock import Clock
+from sanderling.errors import AddressFailed
+from sanderling.model.disks import Path
+from sanderling.settings import Worker
+
+log = structlog.get_logger(__name__)
+
+
+class Announcements:
+    """What is still to be announced again. `follow` runs in a thread of its own; every other method returns at once."""
+
+    def __init__(self, settings: Worker, addresses: Addresses, *, clock: Clock) -> None:
+        self._settings, self._addresses, self._clock = settings, addresses, clock
+        self._lock = threading.Lock()
+        self._due: dict[str, tuple[Path, list[float]]] = {}
+        self._more = threading.Event()
+
+    def repeat(self, paths: Iterable[Path]) -> None:
+        """Announce each path's address again, as often and as far apart as set."""
+        now, interval_s = self._clock.monotonic(), self._settings.announce_interval_s
+        with self._lock:
+            for path in paths:
+                moments = [now + turn * interval_s for turn in range(1, self._settings.announcements)]
+                self._due[path.address] = (path, moments)
+        self._more.set()
+
+    def forget(self, addresses: Iterable[str]) -> None:
+        """Announce these no more: another node may be about to."""
+        with self._lock:
+            for address in addresses:
+                self._due.pop(address, None)
+
+    def turn(self) -> float | None:
+        """Announce what is due; seconds until there is more, None when there is nothing left."""
+        with self._lock:  # held while announcing, so that nothing is announced once it was forgotten
+            now = self._clock.monotonic()
+            for path, moments in list(self._due.values()):
+                while moments and moments[0] <= now:
+                    moments.pop(0)
+                    self._announce(path)
+                if not moments:
+                    del self._due[path.address]
+            return min(moments[0] for _, moments in self._due.values()) - now if self._due else None
+
+    def follow(self, stopping: threading.Event) -> None:
+        """Announce until told to stop."""
+        while not stopping.is_set():
+            self._more.clear()
+            left_s = self.turn()
+            self._clock.wait(self._more, self._settings.renew_interval_s if left_s is None else left_s)
+
+    def _announce(self, path: Path) -> None:
+        try:
+            self._addresses.announce(path.address, interface=path.interface)
+        except AddressFailed as problem:
+            log.warning("announcement failed", address=path.address, problem=problem.detail)
