@@ -6,7 +6,7 @@ new one. A crash between any two steps leaves a value whose next reader fences t
 """
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import structlog
 
