@@ -15,7 +15,6 @@ app = typer.Typer(no_args_is_help=True, help="The fault lab: real parts in netwo
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results; what is finished there is not run again.")]
 DEFAULT_OUT = Path("lab-report")
-PLAN = "plan.json"
 
 
 @app.command("list", epilog="Example: sanderling lab list")
@@ -57,7 +56,7 @@ def run(
 
     Needs root and the packages of `scripts/install-system real`. An interrupted run is taken up again by the same command.
     """
-    from cli.lab import needs, runner  # noqa: PLC0415
+    from cli.lab import needs, results, runner  # noqa: PLC0415
     from cli.lab.scenarios import chosen  # noqa: PLC0415
 
     picked = chosen(scenarios or [])
@@ -65,7 +64,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything that was started is ended
     out_folder.mkdir(parents=True, exist_ok=True)
     thrown = seed if seed is not None else _kept_seed(out_folder)
-    (out_folder / PLAN).write_text(f'{{"seed": {thrown}}}\n')
+    (out_folder / results.PLAN).write_text(f'{{"seed": {thrown}}}\n')
     err.print(f"seed {thrown}; {len(picked)} scenarios; results in {out_folder}", highlight=False, markup=False)
     plan = runner.Plan(picked, thrown, full, rounds)
     runner.run(plan, out_folder.resolve(), lambda line: err.print(line, highlight=False, markup=False))
@@ -91,7 +90,7 @@ def _report(folder: Path, wanted: list[str], *, json: bool) -> None:
     missing = [name for name in wanted if name not in found]
     file = report.write(folder, ordered, missing=missing, about=about(ordered))
     if json:
-        out.file.write((folder / "report.json").read_text())
+        out.file.write((folder / results.REPORT).read_text())
     else:
         out.print(file.read_text(), highlight=False, markup=False)
     if report.faults(ordered, missing):
@@ -101,6 +100,8 @@ def _report(folder: Path, wanted: list[str], *, json: bool) -> None:
 def _kept_seed(folder: Path) -> int:
     """The seed of the run that this folder holds, so that it can be taken up again."""
     import json  # noqa: PLC0415  the options are called so
+
+    from cli.lab.results import PLAN  # noqa: PLC0415
 
     try:
         return int(json.loads((folder / PLAN).read_text())["seed"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.lab.picture import svg
-from cli.lab.results import Result
+from cli.lab.results import REPORT, Result
 from cli.lab.scenarios import NOT_APPLICABLE
 
 COLUMNS = (
@@ -74,7 +74,7 @@ def write(folder: Path, results: Mapping[str, Result], *, missing: Sequence[str]
     failed = faults(results, missing)
     whole = {"about": about, "passed": not failed, "faults": failed, "missing": list(missing), "table": rows(results)}
     whole |= {"not_applicable": NOT_APPLICABLE, "results": [asdict(result) for result in results.values()]}
-    (folder / "report.json").write_text(json.dumps(whole, indent=1))
+    (folder / REPORT).write_text(json.dumps(whole, indent=1))
     (folder / "gaps.svg").write_text(svg({name: result.gaps_s for name, result in results.items()}))
     file = folder / "report.md"
     file.write_text(_markdown(results, failed, about))

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from cli.lab.lab import Finding, Injected
 
+PLAN, REPORT = "plan.json", "report.json"
+OTHERS = {PLAN, REPORT}
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
@@ -90,7 +93,8 @@ def read(file: Path) -> Result:
 
 def stored(folder: Path) -> dict[str, Result]:
     """Every result in the folder, by the scenario's name."""
-    return {result.scenario: result for result in map(read, sorted(folder.glob("F*.json")))}
+    files = [file for file in sorted(folder.glob("*.json")) if file.name not in OTHERS]
+    return {result.scenario: result for result in map(read, files)}
 
 
 def is_done(found: Result | None, parameters: Parameters) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cli.lab.intervals import intervals, most_at_once, overlaps
-from cli.lab.lab import CLOCK, NODES, Lab
+from cli.lab.lab import CLOCK, NODES, Finding, Lab
 from cli.lab.registers import violations
 from cli.lab.results import Parameters, Result, Round, is_done, stored, write
 from cli.lab.scenarios.base import Scenario
@@ -87,8 +87,8 @@ def _scenario(lab: Lab, scenario: Scenario, parameters: Parameters, out: Path, *
                     result.cut_short = True
                     break
             _check_all(lab, result)
+            _end(lab, result)
             _keep_evidence(lab, result, folder, out)
-            lab.end()
     except (Problem, AssertionError, OSError) as failed:
         if not result.findings:
             result.broken = f"{type(failed).__name__}: {str(failed)[:1500]}"
@@ -167,6 +167,14 @@ def _check_all(lab: Lab, result: Result) -> None:
     if not result.findings:
         _check_settled(lab, result, watchers=True)
     result.findings += [replace(each, round=len(result.rounds)) for each in lab.findings]
+
+
+def _end(lab: Lab, result: Result) -> None:
+    """A disk that cannot be deleted any more is a finding like any other."""
+    try:
+        lab.end()
+    except AssertionError as undeleted:
+        result.findings.append(Finding("C3", str(undeleted)[:1500], len(result.rounds)))
 
 
 def _keep_evidence(lab: Lab, result: Result, folder: Path, out: Path) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from typing import Final
 
-from cli.lab.scenarios import agents, bus, ceph, machines, partitions, pauses, processes, stores
+from cli.lab.scenarios import agents, bus, ceph, machines, moves, partitions, pauses, processes, stores
 from cli.lab.scenarios.base import Scenario
 from sanderling.errors import NotFound
 
 ALL: Final[tuple[Scenario, ...]] = tuple(
-    scenario for each in (processes, pauses, partitions, stores, bus, ceph, agents, machines) for scenario in each.SCENARIOS
+    scenario
+    for each in (processes, pauses, partitions, stores, bus, ceph, agents, machines, moves)
+    for scenario in each.SCENARIOS
 )
 NOT_APPLICABLE: Final = {"F12": "there is no power management of machines yet"}
 assert len({scenario.name for scenario in ALL}) == len(ALL), "a name is given twice"

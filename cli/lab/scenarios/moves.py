@@ -1,0 +1,113 @@
+"""Planned moves under load, and what goes wrong in the middle of one."""
+
+import contextlib
+import random
+import signal
+from typing import Any
+
+import httpx
+
+from cli.lab.lab import NODES, Lab, LabFailed
+from cli.lab.scenarios.base import PATIENT_S, Scenario
+
+MOVED_WITHIN_S = 60.0
+FAST_S = 0.002
+
+
+def under_load(lab: Lab, dice: random.Random) -> None:
+    disk, source, destination = _pair(lab, dice)
+    assignment = _move(lab, disk, destination)
+    lab.did(f"disk {disk}: {source} to {destination}")
+    ended = _ended(lab, assignment)
+    after = lab.owners()
+    for address in _addresses(lab, disk):
+        if after[address] != destination:
+            lab.found("PA", f"{address} is on {after[address]}, not {destination}; the assignment {ended['state']}: {ended}")
+
+
+def killed_in_the_middle(lab: Lab, dice: random.Random) -> None:
+    """Source, destination, one of their processes or the conductor; the assignment may fail, and must end."""
+    disk, source, destination = _pair(lab, dice)
+    processes = lab.targets(source)
+    assignment = _move(lab, disk, destination)
+    lab.hold(dice.random() * 0.25)
+    victim = dice.choice((source, destination, "conductor-1", "the source's target process", "the source node"))
+    match victim:
+        case "the source's target process":
+            for pid, name in processes:
+                if name.startswith(lab.disks[disk]["id"]):
+                    lab.signal(pid, signal.SIGKILL)
+        case "the source node":
+            lab.network.cut(source)
+            lab.cluster.freeze(source)
+            lab.hold(10.0)
+        case _:
+            lab.cluster[victim].kill()
+            lab.hold(dice.choice((0.0, 1.0, 8.0)))
+    lab.did(f"disk {disk}: {source} to {destination}, and {victim} killed")
+    lab.cluster.heal()
+    _ended(lab, assignment)
+
+
+def drained(lab: Lab, dice: random.Random) -> None:
+    """A gateway emptied, its worker restarted, and filled again."""
+    node = lab.busy_node(dice)
+    operation = _accepted(lab.cluster.http.post(f"/v1/gateways/{node}/drain", json={"confirm": node}))
+    lab.did(f"{node} drained")
+    _ended(lab, operation)
+    if left := sorted(address for address, owner in lab.owners().items() if owner == node):
+        lab.found("PA", f"{node} was drained and still serves {', '.join(left)}")
+    lab.cluster[node].restart()
+    lab.cluster.wait_until_ready()
+    _ended(lab, _accepted(lab.cluster.http.post(f"/v1/gateways/{node}/undrain")))
+    answer = lab.cluster.http.post("/v1/assignments", json={"planner": "average"})
+    if answer.status_code != httpx.codes.OK:  # which says that there is nothing to move
+        _ended(lab, _accepted(answer))
+
+
+def _pair(lab: Lab, dice: random.Random) -> tuple[str, str, str]:
+    """An exclusive disk, the gateway that serves it, and another."""
+    disk = dice.choice(sorted(name for name, each in lab.disks.items() if each["access"] == "exclusive"))
+    source = lab.owners()[_addresses(lab, disk)[0]]
+    if source is None:
+        raise LabFailed(f"disk {disk} is not served")
+    return disk, source, dice.choice([node for node in NODES if node != source])
+
+
+def _addresses(lab: Lab, disk: str) -> list[str]:
+    return [path["address"] for path in lab.disks[disk]["paths"]]
+
+
+def _move(lab: Lab, disk: str, destination: str) -> str:
+    wanted = {"planner": "manual", "paths": _addresses(lab, disk), "gateway": destination}
+    return _accepted(lab.cluster.http.post("/v1/assignments", json=wanted))
+
+
+def _accepted(answer: httpx.Response) -> str:
+    if answer.status_code != httpx.codes.ACCEPTED:
+        raise LabFailed(f"{answer.request.url} answered {answer.status_code}: {answer.text[:500]}")
+    return answer.headers["Location"].rpartition("/")[2]
+
+
+def _ended(lab: Lab, operation: str) -> dict[str, Any]:
+    """The operation as it ended; C3 when it does not."""
+    seen: dict[str, Any] = {}
+
+    def ended() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            answer = lab.cluster.http.get(f"/v1/operations/{operation}")
+            seen.update(answer.json() if answer.status_code == httpx.codes.OK else {})
+        return bool(seen.get("ended_at"))
+
+    try:
+        lab.until(ended, within_s=MOVED_WITHIN_S, what=f"operation {operation} ends")
+    except LabFailed as late:
+        lab.found("C3", f"{late.detail}: {seen}")
+    return seen
+
+
+SCENARIOS = (
+    Scenario("move-load", "planned move", under_load, quick=5, full=60, pace_s=FAST_S, patience_s=PATIENT_S),
+    Scenario("move-killed", "kill in the middle of a move", killed_in_the_middle, quick=2, full=25),
+    Scenario("move-drain", "gateway drained, restarted, filled again", drained, quick=1, full=10, patience_s=PATIENT_S),
+)
