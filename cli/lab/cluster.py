@@ -204,7 +204,7 @@ class Cluster:
     def wait_operation(
         self, operation: str | httpx.Response, *, within_s: float = 60.0, state: str | None = "succeeded"
     ) -> dict[str, Any]:
-        """The operation, given by id or by the 202 that accepted it, once it has ended in that state, or in any if that is None."""
+        """The operation, given by id or by the 202 that accepted it, once it has ended in that state; in any, if that is None."""
         if isinstance(operation, httpx.Response):
             assert operation.status_code == 202, operation.text
             operation = operation.headers["Location"].rpartition("/")[2]
