@@ -96,7 +96,7 @@ class Drive:
             operation = self._tried(operation, position)
             if not OPERATIONS.allows(operation.state, OperationEvent.SUCCEED):
                 return operation
-        return self._write(operation, "end", partial(operations.end, event=OperationEvent.SUCCEED, now=self._now()))
+        return self._write(operation, "end", self._finished)
 
     def _tried(self, operation: Operation, position: int) -> Operation:
         """One step with its retries: comes back with the step done, or with the operation turned round or failed."""
@@ -128,26 +128,47 @@ class Drive:
                 done = partial(operations.finish_step, position=position, now=self._now())
                 return self._write(operation, f"{step.name}.finish", done)
 
+    def _finished(self, session: Session, operation_id: str, *, claim_epoch: int) -> Operation:
+        """Every step is done. A cancel that came too late to undo anything still counts where what was done stays."""
+        asked = operations.hold(session, operation_id, claim_epoch=claim_epoch)
+        cancelled = asked.cancel_requested and not asked.kind.changes_disk
+        event = OperationEvent.CANCEL if cancelled else OperationEvent.SUCCEED
+        return operations.end(session, operation_id, event, claim_epoch=claim_epoch, now=self._now())
+
     def _cancelled(self, operation: Operation) -> Operation:
+        if not operation.kind.changes_disk:
+            return self._write(operation, "end", self._left)
         return self._write(operation, "turn", partial(operations.begin_undo, now=self._now(), problem=None))
+
+    def _left(self, session: Session, operation_id: str, *, claim_epoch: int) -> Operation:
+        """End it where it is. A step at work did nothing but wait, or nothing at all: there is nothing of it to keep."""
+        now = self._now()
+        for position, step in enumerate(operations.get(session, operation_id).steps):
+            if step.state is StepState.RUNNING:
+                operations.undo_step(session, operation_id, position, claim_epoch=claim_epoch, now=now)
+        return operations.end(session, operation_id, OperationEvent.CANCEL, claim_epoch=claim_epoch, now=now)
 
     def _failed(self, operation: Operation, position: int, problem: Problem) -> Operation:
         """The step has failed for good: turn round, or end here when there is no way back."""
         step, epoch, now = operation.steps[position], operation.claim_epoch, self._now()
         log.error("step failed", step=step.name, code=problem.code, reason=problem.detail)
         no_return = plans.past_return(operation.steps)
-        if no_return is None:
-            wire = _wire(problem, step, "what had been done is undone; mend the cause, then ask again")
+        turns = no_return is None and operation.kind.changes_disk
+        if no_return is not None:
+            fix = f"{no_return.name} cannot be undone; mend the cause, then ask for the same again"
+        elif turns:
+            fix = "what had been done is undone; mend the cause, then ask again"
         else:
-            wire = _wire(problem, step, f"{no_return.name} cannot be undone; mend the cause, then ask for the same again")
+            fix = "what had been done stays; mend the cause, then ask again"
+        wire = _wire(problem, step, fix)
 
         def write(session: Session, operation_id: str, *, claim_epoch: int) -> Operation:
             operations.fail_step(session, operation_id, position, claim_epoch=claim_epoch, now=now, problem=wire)
-            if no_return is None:
+            if turns:
                 return operations.begin_undo(session, operation_id, claim_epoch=epoch, now=now, problem=wire)
             return self._end_failed(session, operation, wire)
 
-        return self._write(operation, "turn" if no_return is None else "end", write)
+        return self._write(operation, "turn" if turns else "end", write)
 
     def _backward(self, operation: Operation) -> Operation:
         """Undo each step that has begun, last first; comes back ended."""
@@ -198,7 +219,7 @@ class Drive:
         epoch, now = operation.claim_epoch, self._now()
         ended = operations.end(session, operation.id, OperationEvent.FAIL, claim_epoch=epoch, now=now, problem=problem)
         disk_id = operation.resource_id
-        if DISKS.allows(DiskState(disks.get(session, disk_id).state), DiskEvent.FAIL):
+        if operation.kind.changes_disk and DISKS.allows(DiskState(disks.get(session, disk_id).state), DiskEvent.FAIL):
             disks.apply(session, disk_id, DiskEvent.FAIL, now=now, actor=self._conductor, operation_id=operation.id)
         return ended
 
@@ -216,7 +237,7 @@ class Drive:
         """Do the work in a thread of its own and keep the claim. What does not end in time is left behind and counts no more."""
         halted = threading.Event()
         deadline = self._stores.clock.monotonic() + deadline_s
-        context = Context(self._stores, operation, step, deadline, halted, self._failpoints.reach)
+        context = Context(self._stores, self._own, operation, step, deadline, halted, self._failpoints.reach, self._tell)
         attempt = _Attempt(work, context, on_end=self._wake.set)
         attempt.start()
         try:

@@ -44,7 +44,7 @@ class Conductor:
         news: News,
         clock: Clock,
     ) -> None:
-        stores = Stores(records, coordination, images, clock)
+        stores = Stores(records, coordination, images, bus, clock)
         self._settings, self._records, self._bus, self._news, self._clock = settings, records, bus, news, clock
         self._runner = Runner(settings, stores, tell=news.tell, failpoints=failpoints.Failpoints.from_environment())
         self._publisher = Publisher(settings, stores, tell=news.tell)

@@ -5,12 +5,14 @@ import threading
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 from conductor.drives import Drive
 from conductor.failpoints import Failpoints
 from conductor.steps import descriptions
 from conductor.steps.base import Stores
+from rpc.bus import Bus
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination, Entry
 from sanderling.coordination.embedded import EmbeddedCoordination
@@ -28,8 +30,17 @@ from sanderling.settings import Conductor
 from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Records as RecordsSettings
+from tests.fleet import Fleet
 
-SETTINGS = Conductor(claim_ttl_s=0.5, retry_first_s=0.01, retry_most_s=0.01, step_attempts_max=3)
+SETTINGS = Conductor(
+    claim_ttl_s=0.5,
+    retry_first_s=0.01,
+    retry_most_s=0.01,
+    step_attempts_max=3,
+    move_repeat_s=0.05,
+    move_deadline_s=1.0,
+    move_settle_s=0.1,
+)
 
 
 BEGINS = {
@@ -74,9 +85,15 @@ class House:
         self.records = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=clock)
         self.coordination: Coordination = EmbeddedCoordination(CoordinationSettings(), clock=clock)
         self.images: Images = images or FileImages(ImagesSettings(backend="files", folder=str(folder / "images")), clock=clock)
-        self.stores = Stores(self.records, self.coordination, self.images, clock)
+        self.stores = Stores(self.records, self.coordination, self.images, cast(Bus, Fleet(self.coordination)), clock)
         self._disks = 0
         self._later = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=LaterClock())
+
+    def fleet(self, *names: str) -> Fleet:
+        """Gateways that hear what is cast from now on."""
+        fleet = Fleet(self.coordination, names)
+        self.stores = replace(self.stores, bus=cast(Bus, fleet))
+        return fleet
 
     def close(self) -> None:
         self.records.close()
@@ -88,7 +105,8 @@ class House:
             DiskPath(index=n, address=f"10.0.{self._disks}.{n}", prefix_len=16, interface="eth0", subnet="front") for n in (1, 2)
         )
         iqn = f"iqn.2026-11.io.sanderling:{name}"
-        disk = Disk(id=str(uuid4()), name=name, iqn=iqn, size_bytes=1 << 20, paths=paths, access=access)
+        started = state is DiskState.STARTED
+        disk = Disk(id=str(uuid4()), name=name, iqn=iqn, size_bytes=1 << 20, paths=paths, access=access, started=started)
         with self.records.begin() as session:
             disks.insert(session, disk, now=self.records.now(), state=state)
         return disk

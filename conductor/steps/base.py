@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rpc.bus import Bus
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import StepTimedOut
@@ -18,6 +19,7 @@ from sanderling.model.disks import Disk
 from sanderling.model.operations import OPERATIONS, Operation, OperationEvent, Step
 from sanderling.records import disks, operations
 from sanderling.records.database import Records
+from sanderling.settings import Conductor
 
 
 class Halted(Exception):
@@ -31,19 +33,25 @@ class Stores:
     records: Records
     coordination: Coordination
     images: Images
+    bus: Bus
     clock: Clock
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One attempt at one step. `deadline` is on the monotonic clock; `halted` is set when the attempt no longer counts."""
+    """One attempt at one step. `deadline` is on the monotonic clock; `halted` is set when the attempt no longer counts.
+
+    `tell` says that there are new events, for a step that writes some before it ends.
+    """
 
     stores: Stores
+    own: Conductor
     operation: Operation
     step: Step
     deadline: float
     halted: threading.Event
     reach: Callable[[str], None]
+    tell: Callable[[], None]
 
     @property
     def disk_id(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from conductor.steps import descriptions, images, publication, serving, settlement
+from conductor.steps import descriptions, images, marks, moves, publication, serving, settlement
 from conductor.steps.base import Action
 from sanderling.model import plans
 
@@ -19,4 +19,10 @@ ACTIONS: Final[Mapping[str, Action]] = {
     plans.REMOVE_IMAGE: images.REMOVE_IMAGE,
     plans.SETTLE: settlement.SETTLE,
     plans.FORGET: settlement.FORGET,
+    plans.MARK: marks.MARK,
+    plans.UNMARK: marks.UNMARK,
+    plans.MARK_DISK: marks.MARK_DISK,
+    plans.PLAN_DRAIN: moves.PLAN_DRAIN,
+    plans.MOVE_PATHS: moves.MOVE_PATHS,
+    plans.CHECK_EMPTY: moves.CHECK_EMPTY,
 }

@@ -23,6 +23,11 @@ def export_of(entry: Entry) -> Export:
     return _read(entry, Export) or Export(generation=0, client=UNKNOWN_CLIENT)
 
 
+def readable_export(entry: Entry) -> Export | None:
+    """The value as it is; None when it cannot be read."""
+    return _read(entry, Export)
+
+
 def is_usable(entry: Entry) -> bool:
     """Whether the export's key is held, or free and such that a worker can take it."""
     return entry.consul_session is not None or _read(entry, Export) is not None

@@ -5,7 +5,7 @@ from conductor.steps.descriptions import described
 from sanderling.errors import NotFound
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskState
-from sanderling.records import disks
+from sanderling.records import disks, marks
 
 
 def settle(context: Context) -> None:
@@ -30,6 +30,7 @@ def settle(context: Context) -> None:
 def forget(context: Context) -> None:
     operation, records = context.operation, context.stores.records
     with context.effect("index"), records.begin() as session:
+        marks.forget_disk(session, operation.resource_id)
         try:
             disks.forget(
                 session, operation.resource_id, now=records.now(), actor=str(operation.claimed_by), operation_id=operation.id

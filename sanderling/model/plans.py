@@ -34,8 +34,8 @@ ASSIGNMENTS: Final = "assignments"
 NO_RETURN: Final = frozenset({DESCRIBE_STOPPED, REMOVE_IMAGE, SETTLE, FORGET})
 """Once one of these has begun, the operation goes forward or fails; it is neither cancelled nor undone."""
 
-WINDS_UP: Final = frozenset({MOVE_PATHS})
-"""A cancel finds these at work: they begin nothing more, see what is under way to its end, and finish."""
+WINDS_UP: Final = frozenset({MARK, UNMARK, MARK_DISK, PLAN_DRAIN, MOVE_PATHS})
+"""What these do stays, so a cancel that finds one at work lets it finish. Moving paths then begins no further move."""
 
 _START: Final = (DESCRIBE_STARTED, PUBLISH, AWAIT_SERVED)
 _STOP: Final = (DESCRIBE_STOPPED, PUBLISH, AWAIT_RELEASED, RETRACT)

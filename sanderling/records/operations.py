@@ -29,7 +29,7 @@ from sanderling.model.operations import (
     StepEvent,
     StepState,
 )
-from sanderling.records import disks, events
+from sanderling.records import disks, events, moves
 from sanderling.records.tables import OperationRow, StepRow
 
 
@@ -122,7 +122,8 @@ def page(
 
 
 def request_cancel(session: Session, operation_id: str, *, actor: str, now: datetime) -> Operation:
-    """Ask that the operation be undone. One that nobody has begun is cancelled here and now, and its disk is what it was.
+    """Ask that the operation be undone, or, if what its kind does stays, that it do no more. One that nobody has begun is
+    cancelled here and now, and its disk is what it was.
 
     `TransitionRefused` when it has ended, is being undone because it failed, or has begun a step that cannot be undone.
     """
@@ -132,8 +133,11 @@ def request_cancel(session: Session, operation_id: str, *, actor: str, now: date
     if not OPERATIONS.allows(OperationState(row.state), OperationEvent.UNDO):
         _move(session, row, OperationEvent.CANCEL, now=now, actor=actor)
         row.cancel_requested, row.ended_at, row.cast_at = True, now, row.cast_at or now
-        undo_disk(session, _model(row), now=now, actor=actor)
-        return _model(row)
+        cancelled = _model(row)
+        if cancelled.kind.changes_disk:
+            undo_disk(session, cancelled, now=now, actor=actor)
+        moves.close(session, row.id, now=now, actor=actor)
+        return cancelled
     step = plans.past_return(_model(row).steps)
     if step is not None:
         raise TransitionRefused(
@@ -255,12 +259,20 @@ def note(session: Session, operation_id: str, *, claim_epoch: int, values: Mappi
     return _model(row)
 
 
+def hold(session: Session, operation_id: str, *, claim_epoch: int) -> Operation:
+    """Return when the claim is in force; it stays so until the transaction ends."""
+    return _model(_held(session, operation_id, claim_epoch))
+
+
 def begin_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation | None:
-    """Count an attempt at the step; None, and nothing written, when a cancel has been asked for."""
+    """Count an attempt at the step; None, and nothing written, when a cancel has been asked for.
+
+    A step that winds up by itself is begun again all the same, if it had begun.
+    """
     row = _held(session, operation_id, claim_epoch)
-    if row.cancel_requested:
-        return None
     step = row.steps[position]
+    if row.cancel_requested and (step.name not in plans.WINDS_UP or STEPS.start == step.state):
+        return None
     step.attempts += 1
     step.started_at = step.started_at or now
     _move_step(session, row, step, StepEvent.START, now=now)
@@ -309,12 +321,16 @@ def end(
     now: datetime,
     problem: Mapping[str, Any] | None = None,
 ) -> Operation:
-    """Bring the operation to a terminal state; its resource is free for the next one. A problem given replaces the stored one."""
+    """Bring the operation to a terminal state; its resource is free for the next one. A problem given replaces the stored one.
+
+    So do its moves: those that had not begun are cancelled, and one that is still under way has failed.
+    """
     row = _held(session, operation_id, claim_epoch)
     row.ended_at, row.claimed_until = now, None
     if problem is not None:
         row.problem = dict(problem)
     _move(session, row, event, now=now, actor=str(row.claimed_by), data={"problem": row.problem})
+    moves.close(session, row.id, now=now, actor=str(row.claimed_by))
     ended = _model(row)
     assert ended.ended, f"{event} does not end an operation"
     return ended

@@ -63,7 +63,8 @@ def gateways(house: House) -> Iterator[Gateways]:
 
 @pytest.fixture
 def runner(house: House) -> Iterator[Runner]:
-    settings = Settings(sanderling=General(node="c1"), conductor=replace(SETTINGS, workers=2, sweep_interval_s=0.05))
+    own = replace(SETTINGS, workers=2, sweep_interval_s=0.05, move_settle_s=15)
+    settings = Settings(sanderling=General(node="c1"), conductor=own)
     running = Runner(settings, house.stores, tell=lambda: None)
     yield running
     running.stop()

@@ -10,7 +10,7 @@ from conductor.steps.base import Context, Halted
 from sanderling.errors import ClaimLost, StepTimedOut
 from sanderling.model.operations import Operation, OperationKind
 from sanderling.records import operations
-from tests.house import House, migrated
+from tests.house import SETTINGS, House, migrated
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def claimed(house: House) -> Operation:
 
 def attempt(house: House, operation: Operation, *, left_s: float = 60.0) -> Context:
     deadline = house.stores.clock.monotonic() + left_s
-    return Context(house.stores, operation, operation.steps[0], deadline, threading.Event(), lambda _: None)
+    reach, tell = (lambda _: None), (lambda: None)
+    return Context(house.stores, SETTINGS, operation, operation.steps[0], deadline, threading.Event(), reach, tell)
 
 
 def changed_by(context: Context) -> list[str]:
