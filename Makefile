@@ -7,7 +7,7 @@ ROWS := docs/behaviours.md
 SAMPLES := etc/sanderling.conf.sample etc/policy.yaml.sample
 DIAGRAMS := docs/how-it-works.md
 
-.PHONY: help up test lab check longest real real-down rows sample guard python python-dev system system-real
+.PHONY: help up test lab check longest real real-down rows sample guard python python-dev system system-real bench
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make check   style, types, import rules, generated files"
 	@echo "make real    start the real parts and leave them running, so that one test runs in seconds (make real-down ends them)"
 	@echo "make rows    which test proves which behaviour row, into $(ROWS)"
+	@echo "make bench   the figures, each beside its baseline in the same run (bench/README.md)"
 	@echo "make longest the ten longest files and functions"
 	@echo "make sample  the samples of every setting and every rule, into $(SAMPLES), and the diagrams in $(DIAGRAMS)"
 
@@ -77,3 +78,6 @@ sample:
 
 longest: python-dev
 	@scripts/longest
+
+bench: python-dev
+	@$(PYTHON) -m bench

@@ -127,11 +127,11 @@ def average(layout: Layout, chosen: Collection[ExportId] | None = None) -> list[
     for group, disk_id in groups.items():
         if group in changed:
             pin = bins.get(layout.pins.get(disk_id), NOWHERE)
-            for export, destination, rank in _moved(group, disks[disk_id], pin):
-                move = PlannedMove(export, layout.owners[export], names[destination])
-                moves.append(move)
-                keys.append((rank if move.source else 0) * len(layout.owners) - left[move.source])
-                left[move.source] -= 1
+            for export, home, destination, rank in _moved(group, disks[disk_id], pin):
+                source = layout.owners[export] if home == NOWHERE else names[home]
+                moves.append(PlannedMove(export, source, names[destination]))
+                keys.append((0 if source is None else rank) * len(layout.owners) - left[source])
+                left[source] -= 1
     return [moves[number] for number in sorted(range(len(moves)), key=keys.__getitem__)]
 
 
@@ -254,14 +254,19 @@ def _groups(
     return groups
 
 
-def _moved(group: Group, disk: _Disk, pin: int) -> Iterator[tuple[ExportId, int, int]]:
-    """The exports of a disk that must move to be where its group is, each with its bin and its rank: 1 where it must not be,
-    2 siblings together or a pin, 3 evenness. What can stay stays, the lowest index first.
+def _moved(group: Group, disk: _Disk, pin: int) -> Iterator[tuple[ExportId, int, int, int]]:
+    """The exports of a disk that must move to be where its group is; what can stay stays, the lowest index first.
+
+    Each with where it is, where it goes and a rank: 1 where it must not be, 2 siblings together or a pin, 3 evenness.
     """
-    room = {bin_: count - group.fixed.get(bin_, 0) for bin_, count in group.at.items()}
+    room = dict(group.at)
+    for bin_, count in group.fixed.items():
+        room[bin_] -= count
     leaving = []
-    for export, home in sorted(zip(disk.exports, disk.homes, strict=True), key=_index_of):
-        if export in disk.fixed:
+    numbers = range(len(disk.exports))
+    for number in sorted(numbers, key=lambda number: disk.exports[number].index) if len(numbers) > 1 else numbers:
+        export, home = disk.exports[number], disk.homes[number]
+        if disk.fixed and export in disk.fixed:
             continue
         if room.get(home):
             room[home] -= 1
@@ -270,10 +275,6 @@ def _moved(group: Group, disk: _Disk, pin: int) -> Iterator[tuple[ExportId, int,
     free = [bin_ for bin_ in sorted(room) for _ in range(room[bin_])]
     for (export, home), bin_ in zip(leaving, free, strict=True):
         if home == NOWHERE or home in group.barred:
-            yield export, bin_, 1
+            yield export, home, bin_, 1
         else:
-            yield export, bin_, 2 if bin_ == pin or disk.homes.count(home) > 1 else 3
-
-
-def _index_of(pair: tuple[ExportId, int]) -> int:
-    return pair[0].index
+            yield export, home, bin_, 2 if bin_ == pin or disk.homes.count(home) > 1 else 3

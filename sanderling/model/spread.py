@@ -8,6 +8,7 @@ is. A greedy pass nearly always reaches a bound that shows it to be the best; on
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from types import MappingProxyType
 
 Edges = dict[int, tuple[int, "Group"]]
@@ -87,20 +88,20 @@ class Group:
         return sum(max(0, count - self.was.get(bin_, 0)) for bin_, count in self.at.items())
 
     def take(self, bin_: int) -> None:
-        self._own()
-        self.at[bin_] -= 1
-        if not self.at[bin_]:
+        if self.at is self.was:
+            self.at = dict(self.was)
+        left = self.at[bin_] - 1
+        if left:
+            self.at[bin_] = left
+        else:
             del self.at[bin_]
         self.loose += 1
 
     def put(self, bin_: int) -> None:
-        self._own()
-        self.at[bin_] = self.at.get(bin_, 0) + 1
-        self.loose -= 1
-
-    def _own(self) -> None:
         if self.at is self.was:
             self.at = dict(self.was)
+        self.at[bin_] = self.at.get(bin_, 0) + 1
+        self.loose -= 1
 
 
 def filled(bases: Sequence[int], extra: int) -> tuple[int, int]:
@@ -131,11 +132,11 @@ def spread(groups: Sequence[Group], held: Sequence[int]) -> list[Group]:
     wanted = _targets(load, least, sum(group.loose for group in changed))
     for bin_, target in enumerate(wanted):
         if load[bin_] > target:
-            changed.update(_relieve(bin_, members[bin_], load, target))
+            changed.update(dict.fromkeys(_relieve(bin_, members[bin_], load, target)))
     _house(changed, load, wanted)
     fewest = sum(load) - sum(map(min, kept, wanted))
     if load != wanted or sum(group.moves for group in changed) > fewest:
-        changed.update(_Cycles(groups, load).cancelled())
+        changed.update(dict.fromkeys(_Cycles(groups, load).cancelled()))
     return list(changed)
 
 
@@ -170,13 +171,18 @@ def _targets(load: Sequence[int], least: Sequence[int], loose: int) -> list[int]
     return wanted
 
 
-def _relieve(bin_: int, members: list[Group], load: list[int], target: int) -> Iterator[tuple[Group, None]]:
+def _relieve(bin_: int, members: list[Group], load: list[int], target: int) -> Iterator[Group]:
     """Take units from a bin until it has its target: of large groups first, whose other units go on serving meanwhile."""
-    for group in sorted(members, key=lambda group: -group.size):
+    for group in sorted(members, key=_size_of, reverse=True):
         while load[bin_] > target and group.gives(bin_):
             group.take(bin_)
             load[bin_] -= 1
-            yield group, None
+            yield group
+        if load[bin_] == target:
+            break
+
+
+_size_of = attrgetter("size")
 
 
 def _house(changed: Iterable[Group], load: list[int], wanted: Sequence[int]) -> None:
@@ -221,7 +227,7 @@ class _Cycles:
                 self._members[bin_][group] = None
         self._known: dict[int, Edges] = {}
 
-    def cancelled(self) -> Iterator[tuple[Group, None]]:
+    def cancelled(self) -> Iterator[Group]:
         while cycle := self._gaining():
             steps = [(a, b, self._edges(a)[b][1]) for a, b in cycle if self._bins not in {a, b}]
             for source, destination, group in steps:
@@ -234,7 +240,7 @@ class _Cycles:
                 self._members[destination][group] = None
                 for bin_ in {source, *group.at}:
                     self._known.pop(bin_, None)
-                yield group, None
+                yield group
 
     def _edges(self, bin_: int) -> Edges:
         if bin_ not in self._known:
@@ -246,7 +252,7 @@ class _Cycles:
         giving = [group for group in self._members[bin_] if group.gives(bin_)]
         visitors = [group for group in giving if group.visits(bin_)]
         residents = [group for group in giving if not group.visits(bin_)]
-        homes = [(group, home) for group in giving if group.at is not group.was for home in group.was]
+        homes = [(group, home) for group in giving if group.at is not group.was for home in sorted(group.was)]
         back = [(group, home) for group, home in homes if group.lacks(home) and group.takes(home)]
         for group, home in back:
             if group.visits(bin_):

@@ -62,11 +62,12 @@ def on(layout: Layout, disk_id: str) -> list[str]:
 
 def cost(layout: Layout, owners: Mapping[ExportId, str | None]) -> tuple[int, int, int, int]:
     """What a plan is judged by, the weightiest first: siblings together, pins missed, unevenness, moves."""
-    then = Layout(owners, layout.gateways, layout.drained)
-    shown = distribution(then)
-    missed = [disk_id for disk_id, pin in layout.pins.items() if pin not in on(then, disk_id) and on(then, disk_id)]
-    moves = [export for export, owner in owners.items() if owner != layout.owners[export]]
-    return shown.together, len(missed), sum(shown.counts[name] ** 2 for name in layout.usable), len(moves)
+    counts: Counter[str | None] = Counter(owners.values())
+    beside = Counter((export.disk_id, owner) for export, owner in owners.items() if owner)
+    together = sum(count * (count - 1) for count in beside.values())
+    missed = sum((disk_id, pin) not in beside for disk_id, pin in layout.pins.items())
+    moves = sum(owner != layout.owners[export] for export, owner in owners.items())
+    return together, missed, sum(counts[name] ** 2 for name in layout.usable), moves
 
 
 def least_cost(layout: Layout, chosen: Collection[ExportId] | None) -> tuple[int, int, int, int]:
@@ -79,14 +80,14 @@ def least_cost(layout: Layout, chosen: Collection[ExportId] | None) -> tuple[int
 
 
 @pytest.mark.rows("PA-22")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(layout=layouts())
 def test_no_plan_is_better_than_the_one_that_average_makes(layout: Layout) -> None:
     assert cost(layout, after(layout, average(layout)).owners) == least_cost(layout, None)
 
 
 @pytest.mark.rows("PA-24", "PA-18")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layout=layouts(), data=st.data())
 def test_chosen_exports_are_placed_as_well_as_can_be_and_no_other_moves(layout: Layout, data: st.DataObject) -> None:
     chosen = data.draw(st.frozensets(st.sampled_from(sorted(layout.owners))))
@@ -199,11 +200,13 @@ def test_a_disk_that_avoids_every_gateway_stays_where_it_is() -> None:
     assert average(served({"g1": 1, "g2": 0}, avoid={"g1-0": frozenset({"g1", "g2"})})) == []
 
 
-def test_the_shortest_plan_is_found_where_each_taking_by_itself_leads_astray() -> None:
-    """d1 may only change places with d0, whose way is by g3."""
-    owners = {ExportId("d0", 0): "g1", ExportId("d1", 0): "g2", ExportId("d1", 1): "g1", ExportId("d1", 2): "g2"}
-    layout = Layout(owners, frozenset(NAMES[:3]), avoid={"d0": frozenset({"g3"})})
-    assert cost(layout, after(layout, average(layout)).owners) == least_cost(layout, None)
+def test_an_export_makes_room_for_those_that_may_not_go_elsewhere() -> None:
+    owners = {ExportId("free", 0): "g3", ExportId("a", 0): "g1", ExportId("b", 0): "g1"}
+    avoid = dict.fromkeys("ab", frozenset({"g1"}))
+    layout = Layout(owners, frozenset(NAMES[:3]), avoid=avoid)
+    then = after(layout, average(layout))
+    assert then.owners[ExportId("free", 0)] == "g1"
+    assert distribution(then).spread == 0
 
 
 @pytest.mark.rows("PA-25")

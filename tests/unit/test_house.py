@@ -192,7 +192,7 @@ def undeclared(path: Path, text: str) -> Iterator[str]:
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         for top in {module.split(".")[0] for module in modules}:
-            if top in sys.stdlib_module_names or top in {*PACKAGES, "tests", *FROM_DEBIAN}:
+            if top in sys.stdlib_module_names or top in {*PACKAGES, "tests", "bench", *FROM_DEBIAN}:
                 continue
             if not {re.sub(r"[-_.]+", "-", name).lower() for name in OWNERS.get(top, [])} & declared:
                 yield f"{path}:{node.lineno}: {top} is not among the dependencies"  # type: ignore[attr-defined]
