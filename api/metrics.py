@@ -28,6 +28,18 @@ class Metrics:
         self.waiting = Gauge("sanderling_outbox_waiting", "Operations whose wake-up has not been cast", registry=self.registry)
         self.open = Gauge("sanderling_operations_open", "Operations that have not ended", ["state"], registry=self.registry)
         self.disks = Gauge("sanderling_disks", "Disks in the index", ["state"], registry=self.registry)
+        self.gaps = Gauge(
+            "sanderling_gap_seconds",
+            "How long the operations of a path waited, in the newest moves and failovers that were reported",
+            ["kind", "quantile"],
+            registry=self.registry,
+        )
+        self.exports = Gauge("sanderling_gateway_exports", "Exports that a gateway serves", ["gateway"], registry=self.registry)
+        self.exposed = Gauge(
+            "sanderling_unserved_after_one_loss",
+            "Exports that nobody could serve after the loss of the one gateway where that is worst; NaN when not known",
+            registry=self.registry,
+        )
         self.streams = Gauge("sanderling_event_streams", "Event streams open in this process", registry=self.registry)
 
     def text(self) -> bytes:

@@ -3,20 +3,25 @@
 The first two are open to everybody, because who asks them holds no token; they tell no more than that a part is away.
 """
 
+import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from sqlalchemy import func, select
 
-from api import problems
+from api import problems, situations
 from api.auth import Allowed, Caller, everybody
 from api.context import Context, ContextOf
 from sanderling.errors import Unavailable
+from sanderling.model import balance
+from sanderling.records import gaps
 from sanderling.records.tables import DiskRow, OperationRow
 
 router = APIRouter(tags=["service"])
+
+_QUANTILES: Final = (0.5, 0.99, 1.0)
 
 
 @router.get("/healthz", dependencies=[Depends(everybody)])
@@ -41,6 +46,8 @@ def readyz(context: ContextOf) -> JSONResponse:
 def metrics(context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("metrics:read"))]) -> Response:
     """Prometheus's text format. A scraper needs a token of the role reader."""
     _count(context)
+    _measure_gaps(context)
+    _measure_spread(context)
     return Response(context.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -61,6 +68,29 @@ def _state(ask: Callable[[], object]) -> dict[str, Any]:
     except Unavailable as problem:
         return {"ready": False, "reason": problem.detail}
     return {"ready": True}
+
+
+def _measure_gaps(context: Context) -> None:
+    with context.records.read() as session:
+        found = gaps.recent(session, limit=context.settings.api.gaps_max)
+    context.metrics.gaps.clear()
+    for kind, seconds in (("move", found.moves), ("failover", found.failovers)):
+        for part in _QUANTILES if seconds else ():
+            context.metrics.gaps.labels(kind, f"{part:g}").set(gaps.quantile(seconds, part) or 0.0)
+
+
+def _measure_spread(context: Context) -> None:
+    """Who serves how much, and the N-1 score; while coordination cannot be read neither is known."""
+    context.metrics.exports.clear()
+    try:
+        layout = situations.look(context).layout
+    except Unavailable:
+        context.metrics.exposed.set(math.nan)
+        return
+    for gateway, count in balance.distribution(layout).counts.items():
+        context.metrics.exports.labels(gateway).set(count)
+    losses = balance.score(layout).losses
+    context.metrics.exposed.set(max(map(len, losses.values()), default=0))
 
 
 def _count(context: Context) -> None:
