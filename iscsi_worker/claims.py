@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import socket
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from ipaddress import IPv4Address, ip_address
 from typing import Final, Protocol
 
@@ -88,10 +88,12 @@ class Silence:
 
 
 class Claims:
-    """`turn` is called at each probe interval. A claim heard twice running is answered by announcing the address again."""
+    """`turn` is called at each probe interval. A claim heard twice running is answered by announcing the address again, while
+    `certain` says that the lock was proved a moment ago: the other may be whoever has taken over from this node.
+    """
 
-    def __init__(self, node: str, asking: Asking, addresses: Addresses) -> None:
-        self._node, self._asking, self._addresses = node, asking, addresses
+    def __init__(self, node: str, asking: Asking, addresses: Addresses, *, certain: Callable[[], bool]) -> None:
+        self._node, self._asking, self._addresses, self._certain = node, asking, addresses, certain
         self._next: dict[str, int] = {}
         self.claimed: Claimed = {}
 
@@ -101,7 +103,7 @@ class Claims:
         for interface, served in served_here(view, self._node).items():
             asked = self._chosen(interface, served)
             heard = self._asking.answers(interface, asked)
-            for address in heard.keys() & self.claimed.keys():
+            for address in heard.keys() & self.claimed.keys() if self._certain() else ():
                 self._announce(address, interface)
             claimed |= heard
         for address in claimed.keys() - self.claimed.keys():

@@ -43,6 +43,12 @@ class Membership:
         return until if session is not None and session == self._session else 0.0
 
     @property
+    def is_certain(self) -> bool:
+        """Whether the present session was proved within the last two renewals: too short a time for another to have taken over."""
+        own = self._settings.iscsi_worker
+        return self.proven_until - self._clock.monotonic() > own.lease_s - 2 * own.renew_interval_s
+
+    @property
     def is_member(self) -> bool:
         """Whether the gateway key is held by the present session."""
         return self._gateway is not None

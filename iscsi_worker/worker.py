@@ -84,7 +84,9 @@ class Worker:
             self._node,
             own,
             iscsi_worker.reach.connect(own.addresses, clock=clock),
-            Claims(self._node, iscsi_worker.claims.connect(own.addresses), addresses),
+            Claims(
+                self._node, iscsi_worker.claims.connect(own.addresses), addresses, certain=lambda: self._membership.is_certain
+            ),
             view=lambda: self._watch.latest,
             on_change=self.wake,
             clock=clock,

@@ -29,7 +29,8 @@ class Rival:
 class Node:
     def __init__(self) -> None:
         self.rival, self.addresses = Rival(), Memory(ManualClock())
-        self.claims = Claims("here", self.rival, self.addresses)
+        self.certain = True
+        self.claims = Claims("here", self.rival, self.addresses, certain=lambda: self.certain)
 
     def lend(self, *addresses: str) -> None:
         for address in addresses:
@@ -72,6 +73,15 @@ def test_only_what_is_served_here_is_asked_about_and_spoken_for() -> None:
         node.claims.turn(view("fd00::1"))
     assert node.rival.asked == []
     assert node.addresses.announced[ADDRESS] == 0
+
+
+def test_a_node_that_may_have_been_replaced_does_not_speak_up_against_its_heir() -> None:
+    node = Node()
+    node.lend(ADDRESS)
+    node.rival.claims, node.certain = {ADDRESS}, False
+    for _ in range(3):
+        node.claims.turn(view(ADDRESS))
+    assert (node.claims.claimed, node.addresses.announced[ADDRESS]) == ({ADDRESS: MAC}, 0)
 
 
 def test_an_address_that_has_just_gone_is_no_failure() -> None:

@@ -171,3 +171,16 @@ def test_leaving_frees_the_key_at_once_and_forgets_the_session(
     assert entry is not None
     assert entry.consul_session is None
     assert start().ensure() != before
+
+
+def test_a_session_is_certain_only_for_a_moment_after_it_was_proved(
+    start: Callable[[], Membership], settings: Settings, clock: ManualClock
+) -> None:
+    membership = start()
+    membership.ensure()
+    assert not membership.is_certain
+    membership.prove()
+    assert membership.is_certain
+    clock.advance(2 * settings.iscsi_worker.renew_interval_s)
+    assert not membership.is_certain
+    assert membership.proven_until > clock.monotonic(), "leases last longer"
