@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -119,8 +120,11 @@ class Lab:
     def found(self, checker: str, what: str) -> None:
         self.findings.append(Finding(checker, what))
 
-    def ask(self, *, expected: int = 202) -> httpx.Response | None:
-        """Ask for a small disk that is not served. What was accepted must be done in the end; the runner sees to it."""
+    def ask(self, *, expected: int | None = 202) -> httpx.Response | None:
+        """Ask for a small disk that is not served. What was accepted must be done in the end; the runner sees to it.
+
+        Another answer than `expected` is a finding; None leaves it to the caller.
+        """
         name = f"asked-{secrets.token_hex(4)}"
         wanted = {"name": name, "size_bytes": 4 << 20, "paths": 1, "allow_any": True, "started": False}
         try:
@@ -130,7 +134,7 @@ class Lab:
             return None
         if answer.status_code == 202:
             self.accepted.append((name, answer.headers["Location"].rpartition("/")[2]))
-        if answer.status_code != expected:
+        if expected is not None and answer.status_code != expected:
             self.found("C3", f"a creation was answered with {answer.status_code}, not {expected}: {answer.text[:300]}")
         return answer
 
@@ -141,12 +145,13 @@ class Lab:
             self.cluster.wait_operation(operation)
             self.cluster.delete_disk(name)
 
-    def restart(self, name: str, settings: Settings, *, env: Mapping[str, str] | None = None) -> None:
-        """End a process in order and run it with other settings; a worker serves again when this returns."""
-        process = self.cluster[name]
-        process.terminate()
-        process.settings = settings
-        process.start(env=env)
+    def restart(self, changed: Mapping[str, Settings], *, env: Mapping[str, str] | None = None) -> None:
+        """End these processes in order, run them with these settings, and return when all are ready again."""
+        with ThreadPoolExecutor(len(changed)) as pool:
+            list(pool.map(lambda name: self.cluster[name].terminate(), changed))
+        for name, settings in changed.items():
+            self.cluster[name].settings = settings
+            self.cluster[name].start(env=env)
         self.cluster.wait_until_ready()
 
     def hold(self, seconds: float) -> None:
@@ -181,6 +186,11 @@ class Lab:
                 if Path(f"/proc/{pid}/comm").read_text().strip() == "tgtd" and start_time(pid) is not None:
                     found.append((pid, Path(os.readlink(f"/proc/{pid}/cwd")).name.replace(".", "/")))
         return found
+
+    def connected(self) -> list[str]:
+        """The paths' addresses that the loads have sessions with."""
+        said = run(["ss", "-Htn", "state", "established", f"dport = :{PORTAL_PORT}"], netns=self.network.initiator)
+        return sorted({line.split()[3].rpartition(":")[0] for line in said.splitlines()})
 
     def signal(self, pid: int, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

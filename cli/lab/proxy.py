@@ -37,17 +37,21 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._server: socket.socket | None = None
+        self._accepting: threading.Thread | None = None
         self.requests: list[tuple[float, str]] = []
 
     def start(self) -> None:
         """Listen in the namespace of the calling thread."""
         self._server = socket.create_server(self._listen)
         self._server.settimeout(_ACCEPT_S)
-        threading.Thread(target=self._accept, args=(self._server,), name="proxy", daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, args=(self._server,), name="proxy", daemon=True)
+        self._accepting.start()
 
     def stop(self) -> None:
+        """The port is free again when this returns."""
         self._stopping.set()
-        if self._server is not None:
+        if self._server is not None and self._accepting is not None:
+            self._accepting.join(5 * _ACCEPT_S)
             self._server.close()
         self._drop()
 

@@ -28,12 +28,12 @@ def proxied(lab: Lab) -> Iterator[None]:
                 proxy.start()
             stack.callback(proxy.stop)
             _PROXIES[node] = proxy
-            coordination = replace(configured[node].coordination, url=f"http://127.0.0.1:{PORT}")
-            lab.restart(node, replace(configured[node], coordination=coordination))
+        coordination = replace(configured[NODES[0]].coordination, url=f"http://127.0.0.1:{PORT}")
+        lab.restart({node: replace(configured[node], coordination=coordination) for node in NODES})
         yield
         for node in NODES:
             _PROXIES.pop(node).set(Mode.OPEN)
-            lab.restart(node, configured[node])
+        lab.restart(configured)
 
 
 def _hurt(lab: Lab, dice: random.Random, mode: Mode, *, delay_s: float = 0.0) -> None:
@@ -64,7 +64,7 @@ def silent(lab: Lab, dice: random.Random) -> None:
 
 
 SCENARIOS = (
-    Scenario("F11-slow", "Consul slow", slow, quick=1, full=8, keeps=True, patience_s=PATIENT_S, around=proxied),
-    Scenario("F11-errors", "Consul answers 500", errors, quick=1, full=8, around=proxied),
-    Scenario("F11-silent", "Consul refuses or never answers", silent, quick=1, full=8, around=proxied),
+    Scenario("F11-slow", "Consul slow", slow, quick=1, full=3, keeps=True, patience_s=PATIENT_S, around=proxied),
+    Scenario("F11-errors", "Consul answers 500", errors, quick=1, full=3, around=proxied),
+    Scenario("F11-silent", "Consul refuses or never answers", silent, quick=1, full=3, around=proxied),
 )

@@ -3,6 +3,9 @@
 import contextlib
 import random
 import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -11,6 +14,8 @@ from cli.lab.lab import NODES, Lab, LabFailed
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 
 MOVED_WITHIN_S = 60.0
+TAKEN_OVER_WITHIN_S = 30.0
+COOL_DOWN_S, EVEN_WITHIN_S = 5.0, 25.0
 FAST_S = 0.002
 
 
@@ -65,6 +70,46 @@ def drained(lab: Lab, dice: random.Random) -> None:
         _ended(lab, _accepted(answer))
 
 
+@contextlib.contextmanager
+def balancing_soon(lab: Lab) -> Iterator[None]:
+    """The spread is evened out seconds after a gateway came or went, not half a minute."""
+    configured = lab.cluster["conductor-1"].settings
+    soon = replace(configured.conductor, balance="on", balance_cool_down_s=COOL_DOWN_S, balance_interval_s=1.0)
+    lab.restart({"conductor-1": replace(configured, conductor=soon)})
+    yield
+    lab.restart({"conductor-1": configured})
+
+
+def returned(lab: Lab, dice: random.Random) -> None:
+    """A gateway dies, comes back, and is given its share again without anybody asking."""
+    node = lab.busy_node(dice)
+    lab.cluster[node].kill()
+    for pid, _ in lab.targets(node):
+        lab.signal(pid, signal.SIGKILL)
+    lab.did(f"SIGKILL {node} and every target process on it")
+    lab.until(lambda: _spread(lab)[node] == 0, within_s=TAKEN_OVER_WITHIN_S, what=f"all of {node} is taken over")
+    lab.cluster[node].start()
+    try:
+        lab.until(lambda: _is_even(lab), within_s=COOL_DOWN_S + EVEN_WITHIN_S, what="the spread is even again")
+    except LabFailed as late:
+        lab.found("G-2", f"{late.detail}: {dict(_spread(lab))}")
+
+
+def _spread(lab: Lab) -> Counter[str]:
+    """How many exports each node serves."""
+    owners, spread = lab.owners(), Counter(dict.fromkeys(NODES, 0))
+    for disk in lab.disks.values():
+        addresses = [path["address"] for path in disk["paths"]]
+        for address in addresses[:1] if disk["access"] == "exclusive" else addresses:
+            spread[owners[address] or "nobody"] += 1
+    return spread
+
+
+def _is_even(lab: Lab) -> bool:
+    spread = _spread(lab)
+    return not spread["nobody"] and max(spread[node] for node in NODES) - min(spread[node] for node in NODES) <= 1
+
+
 def _pair(lab: Lab, dice: random.Random) -> tuple[str, str, str]:
     """An exclusive disk, the gateway that serves it, and another."""
     disk = dice.choice(sorted(name for name, each in lab.disks.items() if each["access"] == "exclusive"))
@@ -107,7 +152,8 @@ def _ended(lab: Lab, operation: str) -> dict[str, Any]:
 
 
 SCENARIOS = (
-    Scenario("move-load", "planned move", under_load, quick=5, full=60, pace_s=FAST_S, patience_s=PATIENT_S),
-    Scenario("move-killed", "kill in the middle of a move", killed_in_the_middle, quick=2, full=25),
-    Scenario("move-drain", "gateway drained, restarted, filled again", drained, quick=1, full=10, patience_s=PATIENT_S),
+    Scenario("move-load", "planned move", under_load, quick=5, full=30, pace_s=FAST_S, patience_s=PATIENT_S),
+    Scenario("move-killed", "kill in the middle of a move", killed_in_the_middle, quick=2, full=12),
+    Scenario("move-drain", "gateway drained, restarted, filled again", drained, quick=1, full=5, patience_s=PATIENT_S),
+    Scenario("move-return", "gateway killed and back, spread evened out", returned, quick=2, full=50, around=balancing_soon),
 )

@@ -80,10 +80,10 @@ def dumb(lab: Lab, dice: random.Random) -> None:
 
 
 SCENARIOS = (
-    Scenario("F3-all", "node cut off from everything", from_all, quick=2, full=15),
-    Scenario("F3-store", "node cut off from Consul only", from_store, quick=1, full=10),
-    Scenario("F3-ceph", "node cut off from Ceph only", from_ceph, quick=1, full=10),
-    Scenario("F3-front", "node cut off from the initiators only", from_initiators, quick=1, full=10),
-    Scenario("F3-deaf", "node that can send but not receive", deaf, quick=1, full=8),
-    Scenario("F3-dumb", "node that can receive but not send", dumb, quick=1, full=8),
+    Scenario("F3-all", "node cut off from everything", from_all, quick=2, full=6),
+    Scenario("F3-store", "node cut off from Consul only", from_store, quick=1, full=4),
+    Scenario("F3-ceph", "node cut off from Ceph only", from_ceph, quick=1, full=4),
+    Scenario("F3-front", "node cut off from the initiators only", from_initiators, quick=1, full=4),
+    Scenario("F3-deaf", "node that can send but not receive", deaf, quick=1, full=3),
+    Scenario("F3-dumb", "node that can receive but not send", dumb, quick=1, full=3),
 )

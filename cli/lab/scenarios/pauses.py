@@ -34,7 +34,7 @@ def node(lab: Lab, dice: random.Random) -> None:
 
 
 SCENARIOS = (
-    Scenario("F5-worker", "worker stopped and resumed", worker, quick=1, full=15),
-    Scenario("F5-target", "export process stopped and resumed", target, quick=1, full=15),
-    Scenario("F5-node", "whole node stopped and resumed", node, quick=2, full=20),
+    Scenario("F5-worker", "worker stopped and resumed", worker, quick=1, full=8),
+    Scenario("F5-target", "export process stopped and resumed", target, quick=1, full=8),
+    Scenario("F5-node", "whole node stopped and resumed", node, quick=2, full=10),
 )
