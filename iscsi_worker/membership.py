@@ -44,7 +44,7 @@ class Membership:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the present session was proved within the last two renewals: too short a time for another to have taken over."""
+        """Whether the present session was proved within the last two renewals: too short a time for a take-over."""
         own = self._settings.iscsi_worker
         return self.proven_until - self._clock.monotonic() > own.lease_s - 2 * own.renew_interval_s
 
