@@ -1,4 +1,7 @@
-"""P7: planning an even spread, beside a planner that looks through lists as the reference's does."""
+"""P7: planning an even spread, beside a planner that looks through lists as the reference's does.
+
+Both only compute, on one processor, so the goals are about processor time: what else runs on the machine does not count.
+"""
 
 import argparse
 import json
@@ -105,12 +108,13 @@ def run(*, quick: bool) -> Report:
         [*theirs.values(), *ours.values()],
     )
     growth = median(ours[100_000].cpu_s) / median(ours[1_000].cpu_s)
+    ratio = median(theirs[large].cpu_s) / median(ours[large].cpu_s)
     report.goals = [
-        Goal("seconds for 100,000 paths on 1,000 gateways", ours[100_000].median_s, at_most=0.5),
+        Goal("processor seconds for 100,000 paths on 1,000 gateways", median(ours[100_000].cpu_s), at_most=0.5),
         Goal("megabytes beside the layout, at the peak", _megabytes(layouts[100_000]), at_most=150),
         Goal("growth from 1,000 to 100,000 paths over that of n log n", growth / _n_log_n(1_000, 100_000), at_most=1),
         Goal("moves more than the lower bound", excess, at_most=0),
-        Goal(f"times faster than the reference at {large:,}", theirs[large].median_s / ours[large].median_s, at_least=50),
+        Goal(f"times faster than the reference at {large:,}", ratio, at_least=50),
     ]
     return report
 

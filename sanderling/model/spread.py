@@ -65,7 +65,7 @@ class Group:
         return max(self.need if bin_ in self.musts else 0, self.fixed.get(bin_, 0))
 
     def gives(self, bin_: int) -> bool:
-        return self.at.get(bin_, 0) > self.least(bin_)
+        return self.at.get(bin_, 0) > (self.least(bin_) if self.musts or self.fixed else 0)
 
     def takes(self, bin_: int) -> bool:
         return self.at.get(bin_, 0) < self.cap and bin_ not in self.barred
@@ -82,10 +82,6 @@ class Group:
     def visits(self, bin_: int) -> bool:
         """Whether one more is in the bin than there was, so that one less would save a move."""
         return self.at.get(bin_, 0) > self.was.get(bin_, 0)
-
-    @property
-    def moves(self) -> int:
-        return sum(max(0, count - self.was.get(bin_, 0)) for bin_, count in self.at.items())
 
     def take(self, bin_: int) -> None:
         if self.at is self.was:
@@ -127,15 +123,14 @@ def spread(groups: Sequence[Group], held: Sequence[int]) -> list[Group]:
     _count(groups, load, members, least)
     kept = list(load)
     changed = {group: None for group in groups if group.loose or group.musts}
-    for group in changed:
-        _settle(group, load)
+    moves = sum(_settle(group, load) for group in changed)
     wanted = _targets(load, least, sum(group.loose for group in changed))
     for bin_, target in enumerate(wanted):
         if load[bin_] > target:
             changed.update(dict.fromkeys(_relieve(bin_, members[bin_], load, target)))
-    _house(changed, load, wanted)
+    moves += _house(changed, load, wanted)
     fewest = sum(load) - sum(map(min, kept, wanted))
-    if load != wanted or sum(group.moves for group in changed) > fewest:
+    if load != wanted or moves > fewest:
         changed.update(dict.fromkeys(_Cycles(groups, load).cancelled()))
     return list(changed)
 
@@ -149,8 +144,9 @@ def _count(groups: Sequence[Group], load: list[int], members: list[list[Group]],
             least[bin_] += group.least(bin_)
 
 
-def _settle(group: Group, load: list[int]) -> None:
-    """Give each bin what it must have of the group, of the loose units first and then from the fullest bins."""
+def _settle(group: Group, load: list[int]) -> int:
+    """Give each bin what it must have of the group, of the loose units first and then from the fullest bins. The moves made."""
+    moves = 0
     for bin_ in sorted(group.musts):
         while group.at.get(bin_, 0) < group.least(bin_):
             if not group.loose:
@@ -159,6 +155,8 @@ def _settle(group: Group, load: list[int]) -> None:
                 load[fullest] -= 1
             group.put(bin_)
             load[bin_] += 1
+            moves += 1
+    return moves
 
 
 def _targets(load: Sequence[int], least: Sequence[int], loose: int) -> list[int]:
@@ -185,14 +183,16 @@ def _relieve(bin_: int, members: list[Group], load: list[int], target: int) -> I
 _size_of = attrgetter("size")
 
 
-def _house(changed: Iterable[Group], load: list[int], wanted: Sequence[int]) -> None:
-    """Put loose units into bins that want more; one that fits in none of them goes to the emptiest that takes it."""
+def _house(changed: Iterable[Group], load: list[int], wanted: Sequence[int]) -> int:
+    """Put loose units into bins that want more; what fits in none of them goes to the emptiest that takes it. The moves made."""
+    moves = 0
     room = [bin_ for bin_, target in enumerate(wanted) if load[bin_] < target]
     turn = 0
     for group in sorted(changed, key=lambda group: (-len(group.barred), -group.size)):
         while group.loose:
             place = _place(group, room, turn)
             bin_ = room[place] if place != NOWHERE else min(filter(group.takes, range(len(load))), key=load.__getitem__)
+            moves += not group.lacks(bin_)
             group.put(bin_)
             load[bin_] += 1
             if place != NOWHERE:
@@ -201,6 +201,7 @@ def _house(changed: Iterable[Group], load: list[int], wanted: Sequence[int]) -> 
                     del room[place]
                     turn = place
                 turn = 0 if turn >= len(room) else turn
+    return moves
 
 
 def _place(group: Group, room: Sequence[int], turn: int) -> int:
