@@ -1,7 +1,7 @@
 """Plans of moves: what was asked for is checked against what is there, and shown with what each move risks and comes to."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
@@ -88,11 +88,13 @@ def exports_at(session: Session, seen: Seen, addresses: Sequence[str]) -> list[E
     return list(found)
 
 
-def document(planned: Planned, measured: Gaps, *, plan_id: str | None, dry_run: bool) -> dict[str, Any]:
-    """The plan as HTTP shows it: moves in order, each with its risk, and what comes of them."""
+def document(
+    planned: Planned, measured: Gaps, *, plan_id: str | None, dry_run: bool, drained: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The plan as HTTP shows it: moves in order, each with its risk, and what comes of them, with these gateways drained too."""
     seen, gap = planned.seen, expected_gap(measured)
     moves = [PlannedMove(move.export, move.source or None, move.destination) for move in planned.moves]
-    after = balance.after(seen.layout, moves)
+    after = balance.after(replace(seen.layout, drained=seen.layout.drained | drained), moves)
     return {
         "dry_run": dry_run,
         "plan_id": plan_id,

@@ -48,7 +48,7 @@ def refuse_unless(confirmed: bool, seen: Seen, found: Effect) -> None:
     if found.exposed:
         parts.append(f"one more loss would then take {_disks(seen, found.exposed)} down")
     raise ConfirmationNeeded(
-        f"draining {found.gateway}: {'; '.join(parts)}; send confirm with the gateway's name, if you mean it",
+        f"draining {found.gateway}: {'; '.join(parts)}; confirm it with the gateway's name, if you mean it",
         confirm=found.gateway,
         **_named(seen, found),
     )
@@ -57,7 +57,7 @@ def refuse_unless(confirmed: bool, seen: Seen, found: Effect) -> None:
 def show(seen: Seen, found: Effect, measured: Gaps) -> dict[str, Any]:
     """The drain as a plan; it is not kept, for a drain plans anew when it begins."""
     planned = Planned({"drain": found.gateway}, seen, in_moves(seen, found.moves))
-    shown = document(planned, measured, plan_id=None, dry_run=True)
+    shown = document(planned, measured, plan_id=None, dry_run=True, drained=frozenset({found.gateway}))
     return shown | {"needs_confirm": not found.is_safe} | _named(seen, found)
 
 

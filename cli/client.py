@@ -37,6 +37,9 @@ class Client:
     def post(self, path: str, body: Json | None = None, *, key: str | None = None, **params: Any) -> Json:
         return self._asked("POST", path, params=params, body=body, key=key)
 
+    def put(self, path: str, body: Json, *, key: str | None = None, **params: Any) -> Json:
+        return self._asked("PUT", path, params=params, body=body, key=key)
+
     def delete(self, path: str, *, key: str | None = None, **params: Any) -> Json:
         return self._asked("DELETE", path, params=params, key=key)
 

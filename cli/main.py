@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from cli.commands import disks, events, gateways, lab, leaders, operations, paths, subnets, tokens, up
+from cli.commands import assignments, disks, events, gateways, lab, leaders, operations, paths, subnets, tokens, up, whatif
 from cli.output import OperationFailed, err
 from sanderling.errors import Forbidden, Problem, Unauthenticated, Unavailable
 
@@ -28,6 +28,7 @@ for name, noun in {
     "path": paths,
     "subnet": subnets,
     "gateway": gateways,
+    "assignment": assignments,
     "operation": operations,
     "event": events,
     "leader": leaders,
@@ -35,6 +36,7 @@ for name, noun in {
     "lab": lab,
 }.items():
     app.add_typer(noun.app, name=name)
+app.command("whatif", epilog="Example: sanderling whatif --lose node-1 --lose node-2")(whatif.whatif)
 app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)
 
 

@@ -20,8 +20,17 @@ PIPE_WIDTH = 240  # where there is no terminal, nothing is folded into one
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 POLL_S = 0.25
-_COLOURS = {"succeeded": "green", "done": "green", "started": "green", "serving": "green", "running": "cyan", "failed": "red"}
+_COLOURS = {
+    "succeeded": "green",
+    "done": "green",
+    "started": "green",
+    "serving": "green",
+    "running": "cyan",
+    "moving": "cyan",
+    "failed": "red",
+}
 _MARKS = {"pending": "·", "running": "▸", "done": "✓", "failed": "✗", "undone": "↩"}
+_MOVES = {"moving": "▸", "succeeded": "✓", "failed": "✗", "cancelled": "-"}
 
 
 class OperationFailed(Problem):
@@ -69,23 +78,30 @@ def size(size_bytes: int) -> str:
     return f"{amount:.4g} {unit}"
 
 
-def watched(client: Client, operation: Json, *, quiet: bool = False, told: threading.Event | None = None) -> Json:
-    """Follow an operation to its end, showing its steps; `OperationFailed` unless it succeeded.
+def watched(
+    client: Client,
+    operation: Json,
+    *,
+    quiet: bool = False,
+    told: threading.Event | None = None,
+    progress: Callable[[Json], Text] | None = None,
+) -> Json:
+    """Follow an operation to its end, showing its steps, or what `progress` makes of it; `OperationFailed` unless it succeeded.
 
     Once `told` is set, the operation is returned as it is, whether it has ended or not.
     """
-    clock, stop = SystemClock(), told or threading.Event()
+    clock, stop, shown = SystemClock(), told or threading.Event(), progress or steps
     with Live(console=err, auto_refresh=False) if err.is_terminal and not quiet else contextlib.nullcontext() as live:
         while True:
             if live is not None:
-                live.update(_steps(operation), refresh=True)
+                live.update(shown(operation), refresh=True)
             if operation["ended_at"]:
                 break
             if clock.wait(stop, POLL_S):
                 return operation
             operation = client.get(f"/v1/operations/{operation['id']}")
     if not err.is_terminal and not quiet:
-        err.print(_steps(operation))
+        err.print(shown(operation))
     if operation["state"] != "succeeded":
         problem = operation.get("problem") or {}
         reason = problem.get("detail") or f"it was {operation['state']}"
@@ -93,7 +109,8 @@ def watched(client: Client, operation: Json, *, quiet: bool = False, told: threa
     return operation
 
 
-def _steps(operation: Json) -> Text:
+def steps(operation: Json) -> Text:
+    """An operation with its steps, a line each."""
     line = Text(f"{operation['kind']} {operation['resource_name']}: ")
     line.append(str(operation["state"]), style=_COLOURS.get(str(operation["state"]), ""))
     for step in operation["steps"]:
@@ -101,6 +118,19 @@ def _steps(operation: Json) -> Text:
         style = _COLOURS.get(step["state"], "dim")
         line.append(f"\n  {_MARKS.get(step['state'], '?')} {step['name']}{again}", style=style)
     return line
+
+
+def moves(operation: Json, counts: Json, shown: Sequence[Json]) -> Text:
+    """An operation that moves paths: its steps, how many moves are in which state, and these of them, a line each."""
+    lines = steps(operation)
+    said = [f"{count} {state}" for state, count in counts.items() if count]
+    lines.append(f"\n  moves: {', '.join(said) or 'none yet'}")
+    for move in shown:
+        gap = "" if move["gap_s"] is None else f"  gap {move['gap_s']:.3f} s"
+        reason = f"  {move['problem']['detail']}" if move["problem"] else ""
+        lines.append(f"\n    {_MOVES.get(move['state'], '·')} {move['disk_name']} {', '.join(move['paths'])}: ")
+        lines.append(f"{move['from'] or 'nobody'} → {move['to']}{gap}{reason}", style=_COLOURS.get(move["state"], "dim"))
+    return lines
 
 
 def _cell(value: Any) -> Text:

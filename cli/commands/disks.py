@@ -135,6 +135,32 @@ def delete(
     _shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="deleted")
 
 
+@app.command(epilog="Example: sanderling disk mark backup --pin node-1 --avoid node-3 --wait")
+def mark(
+    name: Name,
+    pin: Annotated[str | None, typer.Option(help="The gateway where it is to be.")] = None,
+    avoid: Annotated[list[str] | None, typer.Option(help="A gateway where it must not be; repeatable.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take all its marks away.")] = False,
+    wait: Wait = False,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Say where a disk is to be; these marks replace those it has."""
+    if clear == bool(pin or avoid):
+        raise InvalidInput.of("--clear", "goes alone, and without it there must be a mark", "give --pin or --avoid, or --clear")
+    client = Client(find())
+    body = {"pin": pin, "avoid": avoid or []}
+    answer = client.put(f"/v1/disks/{name}/marks", body, key=str(uuid.uuid4()), dry_run=dry_run or None)
+    if "id" in answer:
+        _shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="marked")
+    elif json:
+        as_json(answer)
+    else:
+        for note in answer["notes"]:
+            err.print(f"Note: {note}", markup=False, highlight=False)
+        facts([("disk", answer["disk"]), *_marks(answer["marks"])])
+
+
 def _change(path: str, body: Json | None, *, wait: bool, dry_run: bool, json: bool, said: str) -> None:
     client = Client(find())
     answer = client.post(path, body, key=str(uuid.uuid4()), dry_run=dry_run or None)
@@ -159,6 +185,10 @@ def _shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: boo
         _show(client.get(f"/v1/disks/{answer['resource_id']}"))
 
 
+def _marks(marks: Json) -> list[tuple[str, Any]]:
+    return [("pinned to", marks["pin"]), ("avoids", marks["avoid"])]
+
+
 def _show(disk: Json) -> None:
     facts(
         [
@@ -168,6 +198,7 @@ def _show(disk: Json) -> None:
             ("size", size(disk["size_bytes"])),
             ("access", disk["access"]),
             ("iqn", disk["iqn"]),
+            *_marks(disk["marks"]),
             ("initiators", "any" if disk["allow_any"] else disk["initiators"] or "nobody may log in"),
         ]
     )

@@ -111,10 +111,10 @@ class Site:
             for move in moves.of(session, operation_id):
                 if move.state is MoveState.PENDING:
                     moves.apply(session, operation_id, move.position, MoveEvent.START, now=now, actor="c")
-                event = MoveEvent.FAIL if move.position in fails else MoveEvent.SUCCEED
-                moves.apply(session, operation_id, move.position, event, now=now, actor="c")
-            event = OperationEvent.FAIL if fails else OperationEvent.SUCCEED
-            operations.end(session, operation_id, event, claim_epoch=claimed.claim_epoch, now=now)
+                outcome = MoveEvent.FAIL if move.position in fails else MoveEvent.SUCCEED
+                moves.apply(session, operation_id, move.position, outcome, now=now, actor="c")
+            end = OperationEvent.FAIL if fails else OperationEvent.SUCCEED
+            operations.end(session, operation_id, end, claim_epoch=claimed.claim_epoch, now=now)
 
     def post(self, path: str, body: dict[str, Any] | None = None, *, status: int = 202) -> dict[str, Any]:
         """The answer's body, when it comes with that status."""

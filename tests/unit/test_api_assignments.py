@@ -123,11 +123,11 @@ def test_what_is_there_already_is_left_out_and_said(site: Site) -> None:
     assert plan["notes"] == [f"disk web: {wanted[0]} is on node-b already"]
 
 
-CHANGES: list[tuple[Callable[[Site], None], dict[str, Any]]] = [
+CHANGES: list[tuple[Callable[[Site], object], dict[str, Any]]] = [
     (lambda site: site.serve("web", "node-b"), {"what": "export", "was": "node-a", "is": "node-b"}),
     (lambda site: site.serve("db", None), {"what": "export", "was": "node-a", "is": "nobody"}),
     (lambda site: site.stop("log"), {"what": "export", "was": "node-a", "is": "not started"}),
-    (lambda site: site.disk("new", None) and None, {"what": "export", "was": "not started", "is": "nobody"}),
+    (lambda site: site.disk("new", None), {"what": "export", "was": "not started", "is": "nobody"}),
     (lambda site: site.leave("node-b"), {"what": "gateway", "gateway": "node-b", "was": "online", "is": "offline"}),
     (lambda site: site.arrive("node-c"), {"what": "gateway", "gateway": "node-c", "was": "offline", "is": "online"}),
     (
@@ -143,7 +143,7 @@ CHANGES: list[tuple[Callable[[Site], None], dict[str, Any]]] = [
 @pytest.mark.rows("W-PA-19")
 @pytest.mark.parametrize(("change", "expected"), CHANGES, ids=[str(expected) for _, expected in CHANGES])
 def test_a_plan_is_refused_with_the_difference_once_what_it_was_made_from_has_changed(
-    site: Site, change: Callable[[Site], None], expected: dict[str, Any]
+    site: Site, change: Callable[[Site], object], expected: dict[str, Any]
 ) -> None:
     plan = site.post(PLAN, {"planner": "average"}, status=200)
     change(site)
@@ -314,13 +314,14 @@ def test_an_undo_that_is_not_possible_says_why(site: Site) -> None:
     assert problem(site.api.client.post(undo)) == (409, "busy")
     site.finish(first["id"])
     name = site.moves(first["id"])[0].disk_name
-    for change, mend, said in (
+    obstacles: list[tuple[Callable[[], None], Callable[[], None], str]] = [
         (lambda: site.drain("node-a"), lambda: site.drain("node-a", is_drained=False), "node-a is drained"),
         (lambda: site.mark(name, avoid=("node-a",)), lambda: site.mark(name), "it avoids node-a now"),
         (lambda: site.serve(name, "node-a"), lambda: site.serve(name, "node-b"), "it is on node-a now"),
         (lambda: site.arrive("node-a", withdrawing=True), lambda: site.arrive("node-a"), "node-a is giving up"),
         (lambda: site.stop(name), lambda: None, "not started any more"),
-    ):
+    ]
+    for change, mend, said in obstacles:
         change()
         answer = site.api.client.post(undo)
         assert problem(answer) == (409, "transition-refused")

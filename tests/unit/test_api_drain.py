@@ -53,6 +53,8 @@ def test_a_drain_that_one_more_loss_would_turn_into_an_outage_must_be_confirmed_
     assert (told["confirm"], told["unplaced"]) == ("node-a", [])
     assert sorted(one["disk"] for one in told["exposed"]) == ["db", "log", "web"]
     assert all(name in told["detail"] for name in ("db", "log", "web"))
+    plan = site.post("/v1/gateways/node-a/drain?dry_run=true", status=200)
+    assert (plan["needs_confirm"], plan["score"]["ok"], plan["score"]["worst"]) == (True, False, "node-b")
     assert field(site.api.client.post("/v1/gateways/node-a/drain", json={"confirm": "node-b"})) == "confirm"
     site.post("/v1/gateways/node-a/drain", {"confirm": "node-a"})
 
