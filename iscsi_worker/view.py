@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,8 @@ from sanderling.model.marks import MARKS_KEY, Marks
 
 Value = TypeVar("Value", bound=BaseModel)
 log = structlog.get_logger(__name__)
+
+_KINDS: Final[Mapping[str, type[BaseModel]]] = {"disks": Disk, "exports": Export, "nodes": Gateway, MARKS_KEY: Marks}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """`gateways` holds live ones only: those whose key is locked by their consul session, which `sessions` names."""
+    """`gateways` holds live ones only: those whose key is locked by their consul session, which `sessions` names.
+
+    `read` keeps what each entry was understood as, so that the next view need only look at those that differ.
+    """
 
     index: int = 0
     disks: Mapping[str, Disk] = field(default_factory=dict)
@@ -35,6 +40,7 @@ class View:
     gateways: Mapping[str, Gateway] = field(default_factory=dict)
     sessions: Mapping[str, str] = field(default_factory=dict)
     marks: Marks = field(default_factory=Marks)
+    read: Mapping[str, tuple[Entry, BaseModel | None]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def owners(self) -> dict[ExportId, str]:
@@ -50,23 +56,34 @@ class View:
         )
 
 
-def parse(listing: Listing) -> View:
-    """The view in a listing of everything. A key that cannot be read is logged and left out: it must not stop the rest."""
+def parse(listing: Listing, before: View | None = None) -> View:
+    """The view in a listing of everything. A key that cannot be read is logged and left out: it must not stop the rest.
+
+    What is as it was in the view `before` is taken from there.
+    """
+    known = before.read if before else {}
     disks, exports, gateways = dict[str, Disk](), dict[ExportId, Held](), dict[str, Gateway]()
     sessions, marks = dict[str, str](), Marks()
+    read: dict[str, tuple[Entry, BaseModel | None]] = {}
     for entry in listing.entries:
         noun, _, rest = entry.key.partition("/")
-        if noun == "disks" and (disk := _read(entry, Disk)):
-            disks[rest] = disk
-        elif noun == "exports" and (export := _read(entry, Export)):
-            disk_id, _, number = rest.rpartition("/")
-            if number.isdecimal():
-                exports[ExportId(disk_id, int(number))] = Held(export, entry.consul_session, entry.modify_index)
-        elif noun == "nodes" and entry.consul_session and (gateway := _read(entry, Gateway)):
-            gateways[gateway.name], sessions[gateway.name] = gateway, entry.consul_session
-        elif entry.key == MARKS_KEY:
-            marks = _read(entry, Marks) or marks
-    return View(listing.index, disks, exports, gateways, sessions, marks)
+        if noun not in _KINDS:
+            continue
+        seen = known.get(entry.key)
+        value = seen[1] if seen is not None and seen[0] == entry else _read(entry, _KINDS[noun])
+        read[entry.key] = (entry, value)
+        match value:
+            case Disk():
+                disks[rest] = value
+            case Export():
+                disk_id, _, number = rest.rpartition("/")
+                if number.isdecimal():
+                    exports[ExportId(disk_id, int(number))] = Held(value, entry.consul_session, entry.modify_index)
+            case Gateway() if entry.consul_session:
+                gateways[value.name], sessions[value.name] = value, entry.consul_session
+            case Marks():
+                marks = value
+    return View(listing.index, disks, exports, gateways, sessions, marks, read)
 
 
 def _read(entry: Entry, kind: type[Value]) -> Value | None:

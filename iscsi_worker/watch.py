@@ -34,7 +34,7 @@ class Watch:
     def fresh(self) -> View:
         """A view that holds everything that was written before this call; `Unavailable` when the store does not answer."""
         began = self._clock.monotonic()
-        return self._accept(parse(self._coordination.list("")), began)
+        return self._accept(parse(self._coordination.list(""), self._view), began)
 
     def follow(self, stopping: threading.Event) -> None:
         """Watch until told to stop; an unreachable store is asked again after a pause."""
@@ -55,7 +55,7 @@ class Watch:
                 log.exception("watching failed")
                 self._clock.wait(stopping, self._settings.iscsi_worker.renew_interval_s)
                 continue
-            after = self._accept(parse(listing), began)
+            after = self._accept(parse(listing, known), began)
             if known is None or after.index != known.index:
                 self._on_change()
 

@@ -242,3 +242,16 @@ def test_a_node_that_is_cut_off_takes_nothing_and_makes_nothing_ready() -> None:
     assert list(decide(free, asked, {E: "a"})) == []
     theirs = beside(NEAR, view(session=OTHER))
     assert decided(theirs, replace(CUT, wanted={E: theirs.exports[E].export.epoch})) == []
+
+
+def test_a_view_takes_what_is_unchanged_from_the_one_before_and_nothing_else() -> None:
+    def entry(disk_id: str, node: str, *, index: int = 5, session: str | None = "s") -> Entry:
+        return Entry(f"exports/{disk_id}/0", Export(generation=1, node=node).model_dump_json().encode(), index, session)
+
+    before = parse(Listing((entry("a", "n1"), entry("b", "n1"), entry("c", "n1"), entry("d", "n1")), 5))
+    after = parse(Listing((entry("a", "n1"), entry("b", "n2"), entry("c", "n1", session=None)), 6), before)
+    a, b, c, d = (ExportId(disk_id, 0) for disk_id in "abcd")
+    assert after.exports[a].export is before.exports[a].export
+    assert after.exports[b].export.node == "n2", "an index alone does not tell: it goes back when the store was made anew"
+    assert after.exports[c].consul_session is None
+    assert d not in after.exports
