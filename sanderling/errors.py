@@ -133,6 +133,12 @@ class Unavailable(Problem):
     code, status, title = "unavailable", 503, "A part this needs cannot be reached"
 
 
+class OutOfSpace(Unavailable):
+    """A part this needs has no room left to write; nothing was changed. It goes on by itself once there is room."""
+
+    code, status, title = "out-of-space", 507, "There is no room left to write"
+
+
 class SessionLost(Problem):
     """The consul session is gone: whatever it locked may already belong to another."""
 

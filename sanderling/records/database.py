@@ -5,6 +5,7 @@ waits in line instead of polling for the file's lock.
 """
 
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -20,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from sanderling import settings
 from sanderling.clock import Clock
-from sanderling.errors import Unavailable
+from sanderling.errors import OutOfSpace, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -99,6 +100,8 @@ def _reached() -> Iterator[None]:
     try:
         yield
     except (OperationalError, PoolTimeout) as error:
+        if getattr(error.orig if isinstance(error, OperationalError) else None, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise OutOfSpace("the records' disk is full; make room on it", dependency="records") from error
         raise Unavailable(f"the records cannot be used: {_cause(error)}", dependency="records") from error
     except DBAPIError as error:
         if not error.connection_invalidated:

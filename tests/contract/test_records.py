@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from cli.lab.parts.daemons import run, spawn, waited
 from sanderling import settings
 from sanderling.clock import SystemClock
-from sanderling.errors import Unavailable
+from sanderling.errors import OutOfSpace, Unavailable
 from sanderling.records import events
 from sanderling.records.database import Records
 from sanderling.records.tables import Base
@@ -182,6 +182,20 @@ def test_records_that_cannot_be_opened_are_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as caught:
         opened.ping()
     assert caught.value.context == {"dependency": "records"}
+
+
+def test_records_without_room_say_so_and_go_on_when_there_is_some(records: Records) -> None:
+    with records.begin() as session:
+        pages = session.scalar(text("PRAGMA page_count"))
+        session.execute(text(f"PRAGMA max_page_count = {pages}"))
+    with pytest.raises(OutOfSpace), records.begin() as session:  # noqa: PT012  whichever of them finds no room
+        for _ in range(200):
+            append(session, "x" * 60)
+        session.flush()
+    with records.begin() as session:
+        session.execute(text("PRAGMA max_page_count = 1000000"))
+        append(session, "room.again")
+    assert kinds(records) == ["room.again"]
 
 
 def test_records_without_a_schema_are_not_ready(url: str) -> None:
