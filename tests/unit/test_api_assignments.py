@@ -230,12 +230,13 @@ def test_a_gateway_that_cannot_have_the_paths_is_refused_with_the_reason(
 def test_one_assignment_at_a_time_and_the_second_is_told_which(site: Site) -> None:
     plan = site.post(PLAN, {"planner": "average"}, status=200)
     first = site.post("/v1/assignments", {"plan_id": plan["plan_id"]})
+    site.serve(plan["moves"][0]["disk"], "node-b")
     for body in ({"planner": "average"}, {"plan_id": plan["plan_id"]}):
         answer = site.api.client.post("/v1/assignments", json=body)
         assert (problem(answer), answer.json()["operation_id"]) == ((409, "busy"), first["id"])
     drain = site.api.client.post("/v1/gateways/node-b/drain", json={"confirm": "node-b"})
     assert (problem(drain), drain.json()["operation_id"]) == ((409, "busy"), first["id"])
-    assert site.post(PLAN, {"planner": "average"}, status=200)["moves"]
+    assert site.post(PLAN, {"planner": "average"}, status=200)["plan_id"]
 
 
 def test_a_repeat_with_the_same_key_is_the_same_assignment(site: Site) -> None:
