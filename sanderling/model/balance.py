@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sanderling.model.exports import ExportId, Gateway
+from sanderling.model.marks import Marks
 from sanderling.model.placement import place
 from sanderling.model.spread import NONE, NOTHING, NOWHERE, Group, spread
 
@@ -76,7 +77,7 @@ class Unserved(NamedTuple):
 class WhatIf:
     """What the workers would make of a loss: who takes what, and what could then not be served or would be served badly.
 
-    `one_path` and `sharing` name shared disks: left with one served export of several, and with two on one gateway.
+    `one_path` and `sharing` name shared disks: left with all their served exports on one gateway, and with any two on one.
     """
 
     moves: tuple[PlannedMove, ...]
@@ -88,13 +89,13 @@ class WhatIf:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What could not be served after the loss of each live gateway alone; only those are named whose loss leaves something."""
+    """What no gateway that the marks allow could serve, for each live gateway lost alone; only losses that leave something."""
 
     losses: Mapping[str, tuple[Unserved, ...]]
 
     @property
     def ok(self) -> bool:
-        """Whether any one gateway may die without an export staying down."""
+        """Whether any one gateway may die and every export still be served as its marks say."""
         return not self.losses
 
     @property
@@ -155,11 +156,15 @@ def distribution(layout: Layout) -> Distribution:
 
 
 def lose(layout: Layout, gateways: Collection[str]) -> WhatIf:
-    """What would happen if these gateways died now and nobody planned anything: what the workers themselves would do."""
+    """What would happen if these gateways died now and nobody planned anything: what the workers themselves would do.
+
+    They serve an export even where a mark speaks against it, when nobody else is left; `score` counts that as a loss.
+    """
     left = replace(layout, gateways=layout.gateways - frozenset(gateways))
     owners = {export: owner for export, owner in layout.owners.items() if owner is not None and owner in left.gateways}
     free = [export for export in layout.owners if export not in owners]
-    placed = place(free, _workers(left, free), owners)
+    workers = {name: Gateway(name=name) for name in left.gateways}
+    placed = place(free, workers, owners, marks=Marks(drained=left.drained, pins=left.pins, avoid=left.avoid))
     then = replace(left, owners={**dict.fromkeys(free), **owners, **placed})
     served: dict[str, list[str]] = defaultdict(list)
     exports = Counter(export.disk_id for export in layout.owners)
@@ -170,13 +175,13 @@ def lose(layout: Layout, gateways: Collection[str]) -> WhatIf:
         moves=tuple(PlannedMove(export, layout.owners[export], placed[export]) for export in sorted(placed)),
         distribution=distribution(then),
         unserved=tuple(_unserved(left, sorted(set(free) - placed.keys()))),
-        one_path=tuple(sorted(disk_id for disk_id, by in served.items() if len(by) == 1 < exports[disk_id])),
+        one_path=tuple(sorted(disk_id for disk_id, by in served.items() if len(set(by)) == 1 < exports[disk_id])),
         sharing=tuple(sorted(disk_id for disk_id, by in served.items() if len(set(by)) < len(by))),
     )
 
 
 def score(layout: Layout) -> Score:
-    """The standing N-1 score: whether each live gateway's exports could be served by the others, should it die alone."""
+    """The standing N-1 score: whether the other gateways could serve each live one's exports as marked, should it die alone."""
     homeless = [export for export, owner in layout.owners.items() if owner not in layout.gateways]
     owned: dict[str, list[ExportId]] = {name: list(homeless) for name in sorted(layout.gateways)}
     for export, owner in layout.owners.items():
@@ -197,17 +202,6 @@ def _unserved(layout: Layout, exports: Iterable[ExportId]) -> Iterator[Unserved]
     for export in exports:
         if usable <= layout.avoid.get(export.disk_id, frozenset()):
             yield Unserved(export, Reason.AVOID if usable else Reason.NO_GATEWAY)
-
-
-def _workers(layout: Layout, free: Iterable[ExportId]) -> dict[str, Gateway]:
-    """The gateways as placement sees them: one that a disk avoids refuses it, a drained one takes nothing."""
-    refused: dict[str, dict[str, str]] = defaultdict(dict)
-    for export in free:
-        for name in layout.avoid.get(export.disk_id, ()):
-            refused[name][str(export)] = Reason.AVOID
-    return {
-        name: Gateway(name=name, refused=refused.get(name, {}), withdrawing=name in layout.drained) for name in layout.gateways
-    }
 
 
 class _Disk:

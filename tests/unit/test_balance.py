@@ -16,7 +16,6 @@ from sanderling.model.balance import (
     Layout,
     PlannedMove,
     Reason,
-    Unserved,
     after,
     average,
     distribution,
@@ -25,6 +24,7 @@ from sanderling.model.balance import (
     score,
 )
 from sanderling.model.exports import ExportId, Gateway
+from sanderling.model.marks import Marks
 from sanderling.model.placement import place
 from sanderling.model.planners import GROUP, PlanRefused, checked, planner
 
@@ -235,15 +235,9 @@ def test_a_distribution_counts_every_live_gateway_and_each_pair_of_siblings_that
 def test_what_a_loss_would_do_is_what_the_workers_place(layout: Layout, data: st.DataObject) -> None:
     lost = data.draw(st.frozensets(st.sampled_from(sorted(layout.gateways))))
     owners = {export: owner for export, owner in layout.owners.items() if owner in layout.gateways - lost and owner}
-    left = {
-        name: Gateway(
-            name=name,
-            withdrawing=name in layout.drained,
-            refused={str(export): "avoid" for export in layout.owners if name in layout.avoid.get(export.disk_id, ())},
-        )
-        for name in layout.gateways - lost
-    }
-    placed = place([export for export in layout.owners if export not in owners], left, owners)
+    marks = Marks(drained=layout.drained, pins=layout.pins, avoid=layout.avoid)
+    free = [export for export in layout.owners if export not in owners]
+    placed = place(free, {name: Gateway(name=name) for name in layout.gateways - lost}, owners, marks=marks)
     foretold = lose(layout, lost)
     assert {move.export: move.destination for move in foretold.moves} == placed
     assert {export for export, _ in foretold.unserved} == layout.owners.keys() - owners.keys() - placed.keys()
@@ -254,19 +248,21 @@ def test_what_a_loss_would_do_is_what_the_workers_place(layout: Layout, data: st
 
 
 def test_a_loss_names_disks_left_with_one_path_or_with_two_on_one_gateway() -> None:
-    owners = {ExportId("one", 0): "g1", ExportId("one", 1): "g2", ExportId("two", 0): "g3", ExportId("two", 1): "g2"}
-    layout = Layout(owners, frozenset(NAMES[:3]), avoid={"one": frozenset({"g2", "g3"})})
+    owners = {ExportId("d", 0): "g1", ExportId("d", 1): "g2", ExportId("d", 2): "g3"}
+    layout = Layout(owners, frozenset(NAMES[:3]), avoid={"d": frozenset({"g3"})})
     foretold = lose(layout, {"g1"})
-    assert (foretold.one_path, foretold.sharing) == (("one",), ())
-    assert foretold.unserved == (Unserved(ExportId("one", 0), Reason.AVOID),)
-    assert lose(layout, {"g2"}).sharing == ("one",)
+    assert (foretold.one_path, foretold.sharing, foretold.unserved) == ((), ("d",), ())
+    assert lose(layout, {"g1", "g2"}).one_path == ("d",)
     assert {reason for _, reason in lose(layout, NAMES).unserved} == {Reason.NO_GATEWAY}
 
 
 @given(layout=layouts(exports_max=20))
-def test_the_score_is_what_each_loss_alone_would_leave_unserved(layout: Layout) -> None:
-    alone = {name: lose(layout, {name}).unserved for name in layout.gateways}
-    assert score(layout).losses == {name: unserved for name, unserved in alone.items() if unserved}
+def test_the_score_is_what_each_loss_alone_would_leave_without_a_gateway_that_marks_allow(layout: Layout) -> None:
+    for lost in layout.gateways:
+        left = layout.usable - {lost}
+        down = [export for export, owner in layout.owners.items() if owner not in layout.gateways - {lost}]
+        exposed = {export for export in down if left <= layout.avoid.get(export.disk_id, frozenset())}
+        assert {export for export, _ in score(layout).losses.get(lost, ())} == exposed
 
 
 def test_the_score_names_the_gateway_whose_loss_is_worst() -> None:
@@ -274,6 +270,7 @@ def test_the_score_names_the_gateway_whose_loss_is_worst() -> None:
     assert score(fine).ok
     assert score(fine).worst is None
     risky = served({"g1": 3, "g2": 3}, avoid={"g2-0": frozenset({"g1"})})
+    assert score(risky).losses == {"g2": ((ExportId("g2-0", 0), Reason.AVOID),)}
     assert (score(risky).ok, score(risky).worst) == (False, "g2")
     assert not score(served({"g1": 3, "g2": 3}, drained=frozenset({"g2"}))).ok, "a drain that breaks N-1 shows"
 
