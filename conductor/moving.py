@@ -197,11 +197,12 @@ def _watched(move: Move, state: UnderWay | None, view: View, now: float, own: Co
 def _given_up(
     move: Move, state: UnderWay, held: Held | None, view: View, now: float, own: Conductor, operation_id: str
 ) -> GivenUp | None:
-    """A gateway that says no has said its last word, unless a command crossed with it; of a silent one nothing is known."""
+    """A destination that refused stands back for longer than its command holds; in any other case a command that crossed with
+    the reason to give up may still be carried out."""
     source, destination = view.gateways.get(move.source), view.gateways.get(move.destination)
     kept = source.kept.get(str(move.export)) if source else None
     if kept is not None and kept.operation_id == operation_id:
-        return GivenUp(f"{move.source} kept it: {kept.reason}", now + own.move_repeat_s)
+        return GivenUp(f"{move.source} kept it: {kept.reason}", now + own.move_settle_s)
     if destination is not None and str(move.export) in destination.refused:
         return GivenUp(f"{move.destination} refused it: {destination.refused[str(move.export)]}", now + own.move_repeat_s)
     if (held is None or held.owner != move.destination) and not _is_there(move.destination, view):

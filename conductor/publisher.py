@@ -1,4 +1,5 @@
-"""Keeps coordination equal to what the images say: publishes again what it lost, clears away what nobody needs any more.
+"""Keeps coordination equal to what the images say, and the marks to what the records say: publishes again what it lost, clears
+away what nobody needs any more.
 
 A disk with an open operation is left to that operation. Two conductors that repair one disk at once do no harm: every write
 compares, and what a late one leaves behind is cleared away at the next turn.
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 from conductor.steps.base import Stores
 from conductor.steps.descriptions import METADATA_KEY, read
 from conductor.steps.keys import age, delete_keys, disk_key, exports_prefix, keys_of, publish_disk, publish_exports
+from conductor.steps.marks import publish_marks
 from conductor.steps.reading import disk_of, export_of, exports_in, is_usable, live_gateways
 from conductor.steps.serving import fence_left, mark_left
 from sanderling.errors import Problem
@@ -55,6 +57,7 @@ class Publisher:
     def __init__(self, settings: Settings, stores: Stores, *, tell: Callable[[], None]) -> None:
         self._interval_s = settings.conductor.republish_interval_s
         self._node = settings.sanderling.node
+        self._stores = stores
         self._records, self._coordination, self._images = stores.records, stores.coordination, stores.images
         self._clock, self._tell = stores.clock, tell
         self._lost_before: set[str] = set()  # disks whose exports were gone at the last turn too
@@ -82,6 +85,8 @@ class Publisher:
     def turn(self) -> None:
         """Compare once, and mend what differs. Coordination is read first: what the records do not know then is old."""
         view = self._seen()
+        if publish_marks(self._stores):
+            log.warning("published the marks again")
         with self._records.read() as session:
             rows = {row.id: row for row in _all(session)}
             busy = operations.open_resources(session)

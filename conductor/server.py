@@ -12,6 +12,7 @@ import rpc.oslo
 import sanderling.coordination
 import sanderling.images
 from conductor import failpoints
+from conductor.balancer import Balancer
 from conductor.endpoints import operations, reports
 from conductor.publisher import Publisher
 from conductor.runner import Runner
@@ -48,6 +49,7 @@ class Conductor:
         self._settings, self._records, self._bus, self._news, self._clock = settings, records, bus, news, clock
         self._runner = Runner(settings, stores, tell=news.tell, failpoints=failpoints.Failpoints.from_environment())
         self._publisher = Publisher(settings, stores, tell=news.tell)
+        self._balancer = Balancer(settings, stores, tell=news.tell, wake=self._runner.wake)
         self._stopping = threading.Event()
         self._serving: list[Serving] = []
         self._listener = threading.Thread(target=self._listen, name="listen", daemon=True)
@@ -56,6 +58,7 @@ class Conductor:
         """Begin; returns at once. Operations are swept up even while the broker is away."""
         self._runner.start()
         self._publisher.start()
+        self._balancer.start()
         self._listener.start()
 
     def stop(self) -> None:
@@ -64,14 +67,15 @@ class Conductor:
         self._listener.join(self._settings.bus.stop_timeout_s)
         for serving in self._serving:
             serving.stop()
+        self._balancer.stop()
         self._publisher.stop()
         self._runner.stop()
 
     def _listen(self) -> None:
-        node = self._settings.sanderling.node
+        node, gap_alert_s = self._settings.sanderling.node, self._settings.conductor.gap_alert_s
         wanted: list[Callable[[], Serving]] = [
             lambda: self._bus.serve(topics.CONDUCTOR, node, [operations.endpoint(self._runner.wake)]),
-            lambda: self._bus.listen(reports.handlers(self._records, tell=self._news.tell)),
+            lambda: self._bus.listen(reports.handlers(self._records, gap_alert_s=gap_alert_s, tell=self._news.tell)),
         ]
         while wanted and not self._stopping.is_set():
             try:

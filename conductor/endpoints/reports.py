@@ -1,37 +1,62 @@
 """What workers report, into the history. A report delivered twice is recorded once."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from rpc.bus import Handler
 from rpc.messages import ExportReport, Message
-from sanderling.records import events
+from sanderling.model.exports import ExportId
+from sanderling.records import events, moves
 from sanderling.records.database import Records
 from sanderling.records.tables import EventRow
 
-SEEN: Final = ("served", "adopted", "left", "refused", "fenced", "lapsed")
+SEEN: Final = ("served", "adopted", "left", "refused", "fenced", "lapsed", "handed_on")
 """The words of a report; each is an event type of the bus and the kind of an event in the history."""
 
+GAP_ALERT: Final = "alert.gap"
 
-def handlers(records: Records, *, tell: Callable[[], None]) -> Mapping[str, tuple[type[Message], Handler]]:
-    """By event type. `Unavailable` from the records means that the report is delivered again."""
+
+def handlers(records: Records, *, gap_alert_s: float, tell: Callable[[], None]) -> Mapping[str, tuple[type[Message], Handler]]:
+    """By event type. `Unavailable` from the records means that the report is delivered again.
+
+    A gap in service is stored with its move, and is an alert of its own when it is longer than `gap_alert_s`, unless that is 0.
+    """
 
     def record(report: ExportReport) -> Message | None:
         with records.begin() as session:
             if session.scalar(select(EventRow.id).where(EventRow.source_id == report.report_id)) is not None:
                 return None
-            events.append(
+            append = partial(
+                events.append,
                 session,
-                f"export.{report.seen}",
                 at=records.now(),
                 actor=report.node,
                 resource_id=report.disk_id,
-                data={**report.detail, "index": report.index, "epoch": f"{report.generation}.{report.counter}"},
-                source_id=report.report_id,
+                operation_id=_note_gap(session, report),
             )
+            data = {**report.detail, "index": report.index, "epoch": f"{report.generation}.{report.counter}"}
+            append(f"export.{report.seen}", data=data, source_id=report.report_id)
+            if 0 < gap_alert_s < _gap_s(report):
+                append(GAP_ALERT, data={**data, "seen": report.seen, "allowed_s": gap_alert_s})
         tell()
         return None
 
     return {f"export.{seen}": (ExportReport, record) for seen in SEEN}
+
+
+def _note_gap(session: Session, report: ExportReport) -> str | None:
+    """The id of the operation whose move this gap belongs to, if it is one's."""
+    if report.seen != "handed_on" or not _gap_s(report):
+        return None
+    export, to = ExportId(report.disk_id, report.index), str(report.detail.get("to", ""))
+    return moves.note_gap(session, export, source=report.node, destination=to, gap_s=_gap_s(report))
+
+
+def _gap_s(report: ExportReport) -> float:
+    """0 when the report tells of none."""
+    gap_s = report.detail.get("gap_s")
+    return float(gap_s) if isinstance(gap_s, int | float) else 0.0

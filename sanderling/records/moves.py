@@ -118,11 +118,11 @@ def note_gap(session: Session, export: ExportId, *, source: str, destination: st
     return row.operation_id
 
 
-def begun_since(session: Session, since: datetime, *, requested_by: str) -> int:
-    """How many moves the operations that this one asked for since then have, whatever became of them."""
-    asked = (OperationRow.requested_by == requested_by, OperationRow.created_at > since)
-    query = select(func.count()).select_from(MoveRow).join(OperationRow, OperationRow.id == MoveRow.operation_id)
-    return session.scalar(query.where(*asked)) or 0
+def asked_since(session: Session, since: datetime, *, requested_by: str) -> list[Move]:
+    """The moves of the operations that this one asked for since then, whatever became of them."""
+    query = select(MoveRow).join(OperationRow, OperationRow.id == MoveRow.operation_id)
+    query = query.where(OperationRow.requested_by == requested_by, OperationRow.created_at > since)
+    return [_model(row) for row in session.scalars(query)]
 
 
 def _model(row: MoveRow) -> Move:
