@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KNOWN_KEYS = ("disks/", "exports/", "nodes/", "leaders/", "moves/")
+from sanderling.model.leaders import PREFIX
+from sanderling.model.marks import MARKS_KEY
+
+KNOWN_KEYS = ("disks/", "exports/", "nodes/", PREFIX, MARKS_KEY)
 
 
 @dataclass(frozen=True, slots=True)
