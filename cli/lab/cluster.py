@@ -156,7 +156,7 @@ class Cluster:
         for daemon in daemons:
             daemon.terminate()
         for node in self.network.nodes:
-            self._kill_all(node)
+            self.kill_node(node)
         for part in (*self.agents.values(), *self._parts, *self.servers):
             part.kill()
 
@@ -286,7 +286,8 @@ class Cluster:
         found = map(int, run(["ip", "netns", "pids", self.network.netns(node)]).split())
         return [pid for pid in found if start_time(pid) is not None]
 
-    def _kill_all(self, node: str) -> None:
+    def kill_node(self, node: str) -> None:
+        """Every process of the node dies at once, its target processes and its Consul agent included."""
         for pid in self._pids(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
