@@ -167,7 +167,7 @@ def test_a_plan_that_is_too_old_is_gone_when_the_next_is_made(tmp_path: Path) ->
         site.post("/v1/assignments", {"plan_id": kept["plan_id"]}, status=200)
 
 
-@pytest.mark.rows("W-PA-7", "W-PA-17", "W-PA-19")
+@pytest.mark.rows("W-PA-7", "W-PA-18", "W-PA-19")
 @pytest.mark.parametrize(
     ("body", "wrong", "said"),
     [
@@ -196,6 +196,7 @@ def test_what_is_wrong_is_refused_by_its_field(site: Site, body: dict[str, Any],
     assert site.api.tables() == before
 
 
+@pytest.mark.rows("PA-46", "W-PA-19")
 def test_every_wrong_path_is_named_at_once(site: Site) -> None:
     site.disk("cold", started=False)
     stopped = site.address("cold")
@@ -283,6 +284,29 @@ def test_the_moves_of_an_assignment_are_read_in_pages_and_by_state(site: Site) -
     moving = site.get(f"/v1/assignments/{operation['id']}?state=moving")
     assert [move["position"] for move in moving["moves"]] == [1]
     assert field(site.api.client.get(f"/v1/assignments/{operation['id']}?marker=x")) == "marker"
+
+
+@pytest.mark.rows("W-PA-20", "W-PA-23")
+def test_the_history_of_a_move_names_its_disk_and_both_gateways(site: Site) -> None:
+    operation = site.post("/v1/assignments", {"planner": "average"})
+    site.finish(operation["id"])
+    move = site.moves(operation["id"])[0]
+    history = site.get(f"/v1/events?after=0&resource_id={move.disk_id}")["events"]
+    told = [(event["kind"], event["data"]) for event in history if event["kind"].startswith("move.")]
+    assert [kind for kind, _ in told] == ["move.moving", "move.succeeded"]
+    assert {(data["disk"], data["from"], data["to"]) for _, data in told} == {(move.disk_name, "node-a", "node-b")}
+
+
+@pytest.mark.rows("PA-47", "W-PA-22")
+def test_without_a_running_path_gateways_and_assignments_are_listed_all_the_same(site: Site) -> None:
+    operation = site.post("/v1/assignments", {"planner": "average"})
+    for name in ("db", "log", "web"):
+        site.serve(name, None)
+        site.delete(name)
+    assert site.get("/v1/paths")["paths"] == []
+    assert [gateway["name"] for gateway in site.get("/v1/gateways")["gateways"]] == ["node-a", "node-b"]
+    assert [one["state"] for one in site.get("/v1/assignments")["assignments"]] == ["pending"]
+    assert site.get(f"/v1/assignments/{operation['id']}")["counts"]["pending"] == 1
 
 
 def test_the_last_assignment_is_undone_by_its_moves_the_other_way_round(site: Site) -> None:

@@ -1,0 +1,124 @@
+"""What the command line asks for and shows when paths are moved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from cli import access
+from cli.client import Client
+from cli.commands.assignments import accepted, show_plan
+from cli.main import app
+from cli.output import OperationFailed
+from sanderling.errors import InvalidInput
+
+MOVE = {
+    "disk_name": "db",
+    "paths": ["10.1.0.1", "10.2.0.1"],
+    "from": "node-a",
+    "to": "node-b",
+    "state": "moving",
+    "gap_s": None,
+    "problem": None,
+}
+
+
+def operation(state: str, **more: Any) -> dict[str, Any]:
+    ended = "2026-11-21T00:00:00Z" if state in {"succeeded", "failed"} else None
+    return {
+        "id": "o",
+        "kind": "paths.assign",
+        "resource": "/v1/assignments/o",
+        "resource_name": "assignments",
+        "state": state,
+        "steps": [],
+        "ended_at": ended,
+        "notes": ["db: its paths move together"],
+        **more,
+    }
+
+
+def serving(answers: dict[str, Any], asked: list[httpx.Request]) -> Client:
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json=answers[request.url.path])
+
+    return Client(access.Access("http://test", "t"), transport=httpx.MockTransport(answer))
+
+
+def test_waiting_for_an_assignment_shows_its_moves_and_how_each_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[httpx.Request] = []
+    ended = {"counts": {"succeeded": 1, "failed": 1, "pending": 0}, "moves": [{**MOVE, "state": "succeeded", "gap_s": 0.0214}]}
+    client = serving({"/v1/operations/o": operation("succeeded"), "/v1/assignments/o": ended}, asked)
+    accepted(client, operation("pending"), wait=True, json=False)
+    said = capsys.readouterr().err
+    assert "moves: 1 succeeded, 1 failed" in said
+    assert "db 10.1.0.1, 10.2.0.1: node-a → node-b  gap 0.021 s" in said
+    assert "Note: db: its paths move together" in said
+
+
+@pytest.mark.rows("W-PA-17")
+def test_an_assignment_that_fails_names_its_problem_and_is_a_failure() -> None:
+    failed = operation("failed", problem={"detail": "1 of 2 moves failed: db"})
+    page = {"counts": {"failed": 1}, "moves": [{**MOVE, "state": "failed", "problem": {"detail": "node-b refused it"}}]}
+    client = serving({"/v1/operations/o": failed, "/v1/assignments/o": page}, [])
+    with pytest.raises(OperationFailed, match="1 of 2 moves failed"):
+        accepted(client, operation("pending"), wait=True, json=True)
+
+
+def test_an_operation_that_moves_no_paths_is_waited_for_by_its_steps() -> None:
+    asked: list[httpx.Request] = []
+    done = operation("succeeded", resource="/v1/gateways/node-a")
+    accepted(serving({"/v1/operations/o": done}, asked), {**done, "ended_at": None}, wait=True, json=False)
+    assert {request.url.path for request in asked} == {"/v1/operations/o"}
+
+
+def test_nothing_to_do_is_said_and_never_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[httpx.Request] = []
+    accepted(serving({}, asked), {"moves": [], "notes": ["nothing to do"]}, wait=True, json=False)
+    assert "nothing to do" in capsys.readouterr().err
+    assert asked == []
+
+
+def test_a_plan_is_shown_with_what_moves_together_the_gap_to_expect_and_how_to_apply_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    move = {"disk": "db", "paths": ["10.1.0.1", "10.2.0.1"], "together": True, "from": None, "to": "node-b", "risk": "none"}
+    plan = {
+        "plan_id": "p",
+        "moves": [{**move, "expected_gap_s": {"p50": 0.02, "p99": 0.5, "measured": 9}}],
+        "before": {"exports": {"node-a": 2}},
+        "after": {"exports": {"node-a": 1, "node-b": 1}},
+        "score": {"ok": True},
+        "notes": [],
+    }
+    show_plan(plan, json=False)
+    said = capsys.readouterr().out
+    for part in ("10.1.0.1, 10.2.0.1, together", "0.020/0.500", "node-a 1, node-b 1", "sanderling assignment apply p --wait"):
+        assert part in said
+    show_plan(plan, json=True)
+    assert json.loads(capsys.readouterr().out) == plan
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("assignment plan", "--average"),
+        ("assignment plan --average --planner best", "--planner"),
+        ("assignment plan --average --to node-b", "--to"),
+        ("assignment apply p --average", "PLAN_ID"),
+        ("disk mark db", "--clear"),
+        ("disk mark db --clear --pin node-a", "--clear"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_before_anybody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, option: str
+) -> None:
+    access.write(tmp_path / "client.json", access.Access("http://127.0.0.1:9", "t"))
+    monkeypatch.setenv("SANDERLING_CLIENT", str(tmp_path / "client.json"))
+    fault = CliRunner().invoke(app, line.split()).exception
+    assert isinstance(fault, InvalidInput)
+    assert fault.context["errors"][0]["field"] == option
