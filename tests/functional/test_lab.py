@@ -1,11 +1,17 @@
-"""The fault lab through its command: one scenario on real parts, its report, and that it is not run twice."""
+"""The fault lab through its command: one scenario on real parts, its report, and that it is not run twice. And its proxy."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+
+from cli.lab.proxy import FaultProxy, Mode
 
 SANDERLING = Path(sys.executable).with_name("sanderling")
 COMMAND = [str(SANDERLING), "lab", "run", "F4-export", "--rounds", "1", "--seed", "11", "--out"]
@@ -29,3 +35,48 @@ def test_a_scenario_breaks_something_under_load_and_reports_that_it_held(tmp_pat
     again = subprocess.run([*COMMAND, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
     assert "already done" in again.stderr
     assert not (tmp_path / "work").exists(), "its processes' folder is left behind"
+
+
+@pytest.fixture
+def upstream() -> Iterator[tuple[str, int]]:
+    """Answers "yes" to everything."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            with client:
+                client.recv(1000)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nyes")
+
+    threading.Thread(target=answer, daemon=True).start()
+    yield server.getsockname()
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+
+
+def test_the_proxy_is_what_it_was_told_to_be_and_leaves_its_port(upstream: tuple[str, int]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = free.getsockname()
+    proxy = FaultProxy(place, upstream)
+    proxy.start()
+    url = f"http://127.0.0.1:{place[1]}/v1/kv"
+    try:
+        assert httpx.get(url).text == "yes"
+        assert [line for _, line in proxy.requests] == ["GET /v1/kv HTTP/1.1"]
+        proxy.set(Mode.ERRORS)
+        assert httpx.get(url).status_code == 500
+        proxy.set(Mode.CUT)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url)
+        proxy.set(Mode.HALF_OPEN)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(url, timeout=0.3)
+        proxy.set(Mode.OPEN)
+        assert httpx.get(url).text == "yes"
+    finally:
+        proxy.stop()
+    socket.create_server(place).close()
