@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 from sanderling.model.disks import DISKS
+from sanderling.model.moves import MOVES
 from sanderling.model.operations import OPERATIONS, STEPS
 
 PAGE = Path(__file__).parents[1] / "docs/how-it-works.md"
-DRAWN = {machine.noun: machine.diagram() for machine in (OPERATIONS, STEPS, DISKS)}
+DRAWN = {machine.noun: machine.diagram() for machine in (OPERATIONS, STEPS, MOVES, DISKS)}
 _PLACE = re.compile(r"<!-- diagram: (?P<noun>\w+) -->\n.*?<!-- end of diagram -->", re.DOTALL)
 
 
