@@ -97,19 +97,22 @@ class Lab:
         """Fresh disks, and a load on each; journals go to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         self.injected, self.findings, self.accepted = [], [], []
-        for wanted in DISKS:
-            self.disks[str(wanted["name"])] = self.cluster.create_disk(**wanted)
-        for name, disk in self.disks.items():
-            load = Load(name, folder, netns=self.network.initiator, pace_s=pace_s, patience_s=patience_s)
-            self.loads[name] = load
-            load.start(disk["iqn"], [f"{path['address']}:{PORTAL_PORT}" for path in disk["paths"]])
+        with ThreadPoolExecutor(len(DISKS)) as pool:
+            made = pool.map(lambda wanted: self.cluster.create_disk(**wanted), DISKS)
+            self.disks = {disk["name"]: disk for disk in made}
+            list(pool.map(lambda name: self._start_load(name, folder, pace_s, patience_s), self.disks))
 
     def end(self) -> None:
         """The loads stopped, the disks gone."""
         self._stop_loads()
-        for name in list(self.disks):
-            self.cluster.delete_disk(name)
-            del self.disks[name]
+        with ThreadPoolExecutor(len(DISKS)) as pool:
+            list(pool.map(self.cluster.delete_disk, self.disks))
+        self.disks.clear()
+
+    def stop_loads(self) -> None:
+        """Read all that they have done; AssertionError when one had ended by itself."""
+        with ThreadPoolExecutor(len(DISKS)) as pool:
+            list(pool.map(Load.stop, self.loads.values()))
 
     # what scenarios do
 
@@ -172,11 +175,26 @@ class Lab:
         return {path["address"]: path["gateway"] if path["status"] == "serving" else None for path in paths}
 
     def busy_node(self, dice: random.Random) -> str:
-        """A node that serves something, chosen by the dice."""
-        serving = sorted({owner for owner in self.owners().values() if owner})
-        if not serving:
-            raise LabFailed("no node serves anything")
-        return dice.choice(serving)
+        """A node that a load has a session with, chosen by the dice."""
+        connected, owners = self.connected(), self.owners()
+        busy = sorted({owner for address, owner in owners.items() if owner and address in connected})
+        if not busy:
+            raise LabFailed("no load has a session")
+        return dice.choice(busy)
+
+    def busy_target(self, dice: random.Random) -> tuple[str, int, str]:
+        """A target process that a load has a session with: its node, pid and export."""
+        node, connected = self.busy_node(dice), self.connected()
+        used = {
+            f"{disk['id']}/{path['index'] if disk['access'] == 'shared' else 0}"
+            for disk in self.disks.values()
+            for path in disk["paths"]
+            if path["address"] in connected
+        }
+        busy = [(node, pid, export) for pid, export in self.targets(node) if export in used]
+        if not busy:
+            raise LabFailed(f"no target process of {', '.join(sorted(used))} on {node}")
+        return dice.choice(busy)
 
     def targets(self, node: str) -> list[tuple[int, str]]:
         """The target processes on the node: pid, and the name of the export."""
@@ -286,10 +304,14 @@ class Lab:
             return ", ".join(address for address, owner in self.owners().items() if owner is None)
         return "the API does not say"
 
+    def _start_load(self, name: str, folder: Path, pace_s: float, patience_s: float) -> None:
+        load = self.loads[name] = Load(name, folder, netns=self.network.initiator, pace_s=pace_s, patience_s=patience_s)
+        disk = self.disks[name]
+        load.start(disk["iqn"], [f"{path['address']}:{PORTAL_PORT}" for path in disk["paths"]])
+
     def _stop_loads(self) -> None:
-        for load in self.loads.values():
-            with contextlib.suppress(AssertionError):
-                load.stop()
+        with contextlib.suppress(AssertionError):
+            self.stop_loads()
         self.loads.clear()
 
 

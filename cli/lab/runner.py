@@ -18,7 +18,7 @@ from sanderling.errors import Problem
 
 QUICK_S: Final = 13 * 60.0
 FULL_S: Final = 85 * 60.0
-STEADY_S: Final = (0.5, 5.5)  # sessions of any age: an owner publishes a new one after seconds
+STEADY_S, STEADY_QUICK_S = (0.5, 5.5), (0.5, 2.5)  # sessions of any age: an owner publishes a new one after seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, resul
     """One round; what it gave is in the result also when a checker ended it."""
     result.rounds.append(this)
     lab.injected, lab.findings = [], []
-    lab.hold(dice.uniform(*STEADY_S))
+    lab.hold(dice.uniform(*(STEADY_S if lab.full else STEADY_QUICK_S)))
     began, owners = CLOCK.monotonic(), lab.owners()
     sessions = {name: load.sessions for name, load in lab.loads.items()}
     scenario.hurt(lab, dice)
@@ -144,8 +144,8 @@ def _check_settled(lab: Lab, result: Result, *, watchers: bool) -> None:
 def _check_all(lab: Lab, result: Result) -> None:
     """C1 and C2 on everything, C4 with the images' watchers; the loads are stopped."""
     lab.findings = []
+    lab.stop_loads()
     for name, load in lab.loads.items():
-        load.stop()
         history = load.everything()
         history.reads += load.direct(lab.read_directly(name))
         result.writes += len(load.history.writes)

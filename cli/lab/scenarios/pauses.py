@@ -16,8 +16,7 @@ def worker(lab: Lab, dice: random.Random) -> None:
 
 
 def target(lab: Lab, dice: random.Random) -> None:
-    node, pause_s = lab.busy_node(dice), dice.choice((2.0, 8.0, 25.0))
-    pid, name = dice.choice(lab.targets(node))
+    (node, pid, name), pause_s = lab.busy_target(dice), dice.choice((2.0, 8.0, 25.0))
     lab.signal(pid, signal.SIGSTOP)
     lab.did(f"SIGSTOP the target process of {name} on {node} for {pause_s} s")
     lab.hold(pause_s)

@@ -23,9 +23,8 @@ def worker(lab: Lab, dice: random.Random) -> None:
 
 
 def export(lab: Lab, dice: random.Random) -> None:
-    node = lab.busy_node(dice)
-    pid, name = dice.choice(lab.targets(node))
     lab.hold(dice.random())
+    node, pid, name = lab.busy_target(dice)
     lab.signal(pid, signal.SIGKILL)
     lab.did(f"SIGKILL the target process of {name} on {node}")
     lab.hold(1.0)
