@@ -83,7 +83,7 @@ class House:
         clock = SystemClock()
         shutil.copy(template, folder / "records.sqlite")
         self.records = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=clock)
-        self.coordination: Coordination = EmbeddedCoordination(CoordinationSettings(), clock=clock)
+        self.coordination: Coordination = EmbeddedCoordination(CoordinationSettings(lock_delay_s=0), clock=clock)
         self.images: Images = images or FileImages(ImagesSettings(backend="files", folder=str(folder / "images")), clock=clock)
         self.stores = Stores(self.records, self.coordination, self.images, cast(Bus, Fleet(self.coordination)), clock)
         self._disks = 0

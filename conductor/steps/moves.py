@@ -42,7 +42,8 @@ def move_paths(context: Context) -> None:
     while any(move.state not in MOVES.rest for move in moves):
         context.check("its moves to end")
         try:
-            listing = context.stores.coordination.watch("exports/", index=index, timeout_s=min(_WATCH_S, context.left_s))
+            wait_s = min(_WATCH_S, context.own.move_repeat_s, context.left_s)
+            listing = context.stores.coordination.watch("exports/", index=index, timeout_s=wait_s)
             view, index = _seen(context, listing, moves), listing.index
         except Unavailable as problem:
             log.warning("cannot see how the moves go", reason=problem.detail)

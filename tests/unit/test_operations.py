@@ -8,12 +8,14 @@ import pytest
 from sanderling.errors import TransitionRefused
 from sanderling.model.disks import DISKS, DiskEvent, DiskState
 from sanderling.model.machine import Machine
+from sanderling.model.moves import MOVES, MoveEvent, MoveState
 from sanderling.model.operations import OPERATIONS, STEPS, OperationEvent, OperationState, StepEvent, StepState
 
 TABLES: list[tuple[Machine[Any, Any], type[StrEnum], type[StrEnum]]] = [
     (OPERATIONS, OperationState, OperationEvent),
     (STEPS, StepState, StepEvent),
     (DISKS, DiskState, DiskEvent),
+    (MOVES, MoveState, MoveEvent),
 ]
 PAIRS = [(machine, state, event) for machine, states, events in TABLES for state in states for event in events]
 

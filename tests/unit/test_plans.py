@@ -2,6 +2,7 @@
 
 import pytest
 
+from conductor.steps.catalogue import ACTIONS
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskEvent, DiskState
 from sanderling.model.operations import OperationKind, Step, StepState
@@ -75,10 +76,43 @@ def test_however_an_operation_is_undone_its_disk_can_make_the_move(kind: Operati
     assert after == (DiskState.STOPPED if kind is START and published else was)
 
 
-@pytest.mark.parametrize("kind", OperationKind)
+@pytest.mark.parametrize("kind", [kind for kind in OperationKind if kind.changes_disk])
 def test_however_an_operation_succeeds_its_disk_can_make_the_move(kind: OperationKind) -> None:
     for start in (True, False):
         under_way = DISKS.next(DiskState.STOPPED, BEGINS[kind]) if kind in (START, DELETE) else DiskState.STOPPING
         if kind is CREATE:
             under_way = DiskState.CREATING
         assert DISKS.next(under_way, plans.when_done(kind, plans.steps_of(kind, Conductor(), start=start))) in DISKS.rest
+
+
+KEEPS = [kind for kind in OperationKind if not kind.changes_disk]
+
+
+@pytest.mark.parametrize("kind", KEEPS)
+def test_what_changes_no_disk_can_be_cancelled_at_any_time_and_is_not_undone(kind: OperationKind) -> None:
+    steps = [Step(name=name, deadline_s=1, state=StepState.DONE) for name in names(kind)]
+    assert plans.past_return(steps) is None
+    assert not [effect for name in names(kind) for effect in ACTIONS[name].undo_effects]
+
+
+@pytest.mark.parametrize("kind", KEEPS)
+def test_a_step_that_a_cancel_may_end_half_way_does_nothing_but_wait(kind: OperationKind) -> None:
+    assert not [name for name in names(kind) if ACTIONS[name].effects and name not in plans.WINDS_UP]
+
+
+@pytest.mark.rows("W-PA-10", "W-PA-11")
+def test_moving_paths_has_time_for_each_move_to_take_as_long_as_it_may() -> None:
+    def deadline_s(moves: int, per_gateway: int) -> float:
+        own = Conductor(moves_per_gateway=per_gateway, move_deadline_s=30.0, move_settle_s=15.0)
+        (step,) = plans.steps_of(OperationKind.ASSIGN_PATHS, own, moves=moves)
+        return step.deadline_s
+
+    assert deadline_s(100, 1) >= 100 * 45
+    assert deadline_s(100, 4) < deadline_s(100, 1) / 3
+    assert deadline_s(0, 4) > 0
+
+
+def test_a_plan_of_moves_says_what_is_at_risk() -> None:
+    for kind in (OperationKind.ASSIGN_PATHS, OperationKind.DRAIN_GATEWAY):
+        assert "each path that is moved" in " ".join(plans.plan(kind, Conductor(), moves=3).at_risk)
+    assert plans.plan(OperationKind.UNDRAIN_GATEWAY, Conductor()).at_risk == ()

@@ -1,6 +1,7 @@
 """A conductor that dies at any point of an operation: another one ends it, and nothing is left over."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -8,9 +9,13 @@ from sqlalchemy import update
 from conductor import failpoints
 from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskState
-from sanderling.model.operations import Operation, OperationKind, OperationState
+from sanderling.model.marks import Marks
+from sanderling.model.moves import MOVES, Move, MoveState
+from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
+from sanderling.records import assignments, marks, operations
+from sanderling.records import moves as recorded
 from sanderling.records.tables import StepRow
-from tests.house import Crash, Gateways, House
+from tests.house import SETTINGS, Crash, Gateways, House
 
 CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
 DELETE = OperationKind.DELETE_DISK
@@ -41,11 +46,11 @@ def crash_and_resume(house: House, operation: Operation, failpoint: str) -> Oper
 
 
 @pytest.mark.rows("PA-12", "W-PA-5")
-@pytest.mark.parametrize("failpoint", failpoints.listing())
+@pytest.mark.parametrize("failpoint", [name for kind in (CREATE, START, STOP, DELETE) for name in failpoints.forward(kind)])
 def test_a_crash_on_the_way_forward_delays_the_operation_and_nothing_else(
     house: House, gateways: Gateways, failpoint: str
 ) -> None:
-    kind = next(kind for kind in OperationKind if failpoint.startswith(f"{kind}."))
+    kind = kind_of(failpoint)
     disk = prepared(house, kind)
     ended = crash_and_resume(house, house.ask(kind, disk), failpoint)
     assert ended.state is OperationState.SUCCEEDED, ended.problem
@@ -94,3 +99,59 @@ def impatient(house: House, operation: Operation) -> None:
             .where(StepRow.operation_id == operation.id, StepRow.name == plans.AWAIT_SERVED)
             .values(deadline_s=HOPELESS_S)
         )
+
+
+def kind_of(failpoint: str) -> OperationKind:
+    return next(kind for kind in OperationKind if failpoint.startswith(f"{kind}."))
+
+
+def keeping(house: House, kind: OperationKind, disk: Disk) -> Operation:
+    """What the API does with a request to move the disk's exports, or to mark it or gateway g1."""
+    asked: Mapping[str, Any] = {"conductor": SETTINGS, "requested_by": "alice", "now": house.records.now()}
+    moves = [
+        Move(position=n, disk_id=disk.id, disk_name="vol", index=n + 1, addresses=(), source="g1", destination=destination)
+        for n, destination in enumerate(("g2", "g3"))
+    ]
+    with house.records.begin() as session:
+        submitted: Mapping[OperationKind, Callable[[], Operation]] = {
+            OperationKind.ASSIGN_PATHS: lambda: assignments.submit(session, moves=moves, **asked),
+            OperationKind.DRAIN_GATEWAY: lambda: assignments.submit_drain(session, "g1", **asked),
+            OperationKind.UNDRAIN_GATEWAY: lambda: assignments.submit_undrain(session, "g1", **asked),
+            OperationKind.MARK_DISK: lambda: assignments.submit_marks(session, disk, pin="g2", avoid=frozenset(), **asked),
+        }
+        return submitted[kind]()
+
+
+KEEPS = [kind for kind in OperationKind if not kind.changes_disk]
+
+
+@pytest.mark.rows("PA-55", "W-PA-5", "W-PA-14")
+@pytest.mark.parametrize("cancelled", [False, True], ids=["", "cancelled"])
+@pytest.mark.parametrize("failpoint", [name for kind in KEEPS for name in failpoints.forward(kind)])
+def test_a_crash_while_paths_are_moved_or_marked_delays_that_and_nothing_else(
+    house: House, failpoint: str, cancelled: bool
+) -> None:
+    kind, fleet = kind_of(failpoint), house.fleet("g1", "g2", "g3")
+    disk = house.disk(access=Access.SHARED, state=DiskState.STARTED)
+    exports = fleet.serve(disk, "g1", "g1")
+    operation = keeping(house, kind, disk)
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint=failpoint)
+    if cancelled and not house.operation(operation).ended:
+        with house.records.begin() as session:
+            operations.request_cancel(session, operation.id, actor="alice", now=house.records.now())
+    ended = house.drive(operation, conductor="c2", later=True)
+    expected = OperationState.CANCELLED if cancelled and failpoint != f"{kind}.end:after" else OperationState.SUCCEEDED
+    assert ended.state is expected, ended.problem
+    with house.records.read() as session:
+        moves, marked = recorded.of(session, operation.id), marks.read(session)
+    assert all(move.state in MOVES.rest for move in moves)
+    assert not [step for step in ended.steps if step.state is StepState.RUNNING]
+    moved = [move for move in moves if move.state is MoveState.SUCCEEDED]
+    assert [fleet.owner(move.export) for move in moved] == [move.destination for move in moved]
+    assert [fleet.owner(export) for export in exports].count("g1") == len(exports) - len(moved)
+    assert house.state(disk) == DiskState.STARTED
+    entry = house.coordination.get("marks")
+    assert (Marks.model_validate_json(entry.value) if entry else Marks()) == marked
+    if expected is OperationState.SUCCEEDED and kind in (OperationKind.ASSIGN_PATHS, OperationKind.DRAIN_GATEWAY):
+        assert len(moved) == len(exports)
