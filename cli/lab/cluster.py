@@ -27,7 +27,7 @@ from sanderling.model.operations import OPERATIONS
 from sanderling.records import tokens
 from sanderling.records.database import Records
 from sanderling.records.tokens import Role
-from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
+from sanderling.settings import Api, Bus, Conductor, Coordination, General, Images, Settings
 from sanderling.settings import Records as RecordsOptions
 
 SUBNET = "front"
@@ -88,6 +88,7 @@ class Cluster:
             images=Images(ceph_conf=self.ceph.conf, ceph_user=self.ceph.user, pool=self.ceph.pool),
             bus=Bus(url=self.rabbitmq.url),
             api=Api(host=self.network.parts_address, port=8080),
+            conductor=Conductor(balance="off"),  # paths move when a test or a scenario says so
         )
         changed = {group: replace(getattr(settings, group), **values) for group, values in self._changes.items()}
         return replace(settings, **changed)
