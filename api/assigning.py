@@ -37,7 +37,9 @@ def automatic(session: Session, seen: Seen, planner: str, addresses: Sequence[st
     request = {"planner": planner, "paths": list(addresses) if addresses is not None else None}
     plan = planner_named(planner)
     chosen = None if addresses is None else exports_at(session, seen, addresses)
-    return _planned(request, seen, plan(seen.layout, chosen), _together(seen, chosen or (), addresses or ()))
+    moves = plan(seen.layout, chosen)
+    left = _left(seen, moves, seen.layout.owners if chosen is None else chosen)
+    return _planned(request, seen, moves, _together(seen, chosen or (), addresses or ()), left=left)
 
 
 def manual(session: Session, seen: Seen, addresses: Sequence[str], gateway: str) -> Planned:
@@ -46,6 +48,8 @@ def manual(session: Session, seen: Seen, addresses: Sequence[str], gateway: str)
     _refuse_gateway(seen, gateway, chosen, addresses)
     there = [export for export in chosen if seen.layout.owners[export] == gateway]
     notes = [f"disk {seen.disk_name(export.disk_id)}: {_paths(seen, export)} is on {gateway} already" for export in there]
+    pins = {export.disk_id: pin for export in chosen if (pin := seen.layout.pins.get(export.disk_id, gateway)) != gateway}
+    notes += [f"disk {seen.disk_name(disk_id)} is pinned to {pin}: balancing may move it back" for disk_id, pin in pins.items()]
     request = {"planner": MANUAL, "paths": list(addresses), "gateway": gateway}
     moves = balance.manual(seen.layout, chosen, gateway)
     return _planned(request, seen, moves, [*notes, *_together(seen, chosen, addresses)])
@@ -63,7 +67,7 @@ def stored(seen: Seen, plan: StoredPlan) -> Planned:
             changes=found[:NAMED_MAX],
             more=max(0, len(found) - NAMED_MAX),
         )
-    return Planned(plan.request, seen, plan.moves, () if plan.moves else (NOTHING,))
+    return Planned(plan.request, seen, plan.moves, () if plan.moves else ("nothing to do: the plan moves nothing",))
 
 
 def exports_at(session: Session, seen: Seen, addresses: Sequence[str]) -> list[ExportId]:
@@ -142,9 +146,11 @@ def in_moves(seen: Seen, planned: Sequence[PlannedMove]) -> tuple[Move, ...]:
     return tuple(seen.situation.move(position, move) for position, move in enumerate(planned))
 
 
-def _planned(request: dict[str, Any], seen: Seen, moves: Sequence[PlannedMove], notes: Sequence[str]) -> Planned:
+def _planned(
+    request: dict[str, Any], seen: Seen, moves: Sequence[PlannedMove], notes: Sequence[str], *, left: Sequence[str] = ()
+) -> Planned:
     given = {name: value for name, value in request.items() if value is not None}
-    return Planned(given, seen, in_moves(seen, moves), [*notes, *(() if moves else (NOTHING,))])
+    return Planned(given, seen, in_moves(seen, moves), [*notes, *left, *(() if moves or left else (NOTHING,))])
 
 
 def _no_path(session: Session, address: str) -> dict[str, str]:
@@ -173,8 +179,10 @@ def gateway_rule(seen: Seen, gateway: str) -> dict[str, str] | None:
     others = f"choose one of: {', '.join(sorted(layout.usable)) or 'none is online'}"
     if gateway not in seen.known:
         return {"rule": f"no gateway is called {gateway[:64]}", "fix": others}
-    if gateway in layout.drained:
+    if gateway in seen.drained:
         return {"rule": f"{gateway} is drained", "fix": f"undrain it first, or {others}"}
+    if gateway in layout.drained:
+        return {"rule": f"{gateway} is cut off on a network of the paths", "fix": f"mend that, or {others}"}
     if gateway in seen.situation.gateways and gateway not in layout.gateways:
         return {"rule": f"{gateway} is giving up what it serves and stops", "fix": others}
     if gateway not in layout.gateways:
@@ -195,7 +203,7 @@ def _unfit(seen: Seen, gateway: str, export: ExportId, addresses: Sequence[str])
         }
     elsewhere = {name for other in seen.situation.gateways.values() for name in other.interfaces}
     for path in paths:
-        if path.interface in there.front.cut_off or (path.interface in elsewhere and path.interface not in there.interfaces):
+        if path.interface in elsewhere and path.interface not in there.interfaces:
             yield {
                 "field": f"paths[{where}]",
                 "rule": f"{gateway} has no working interface {path.interface}, which {path.address} needs",
@@ -212,6 +220,17 @@ def _together(seen: Seen, chosen: Collection[ExportId], addresses: Sequence[str]
         if beside:
             notes.append(f"disk {disk.name} is exclusive, its paths move together: {', '.join(beside)} too")
     return notes
+
+
+def _left(seen: Seen, moves: Sequence[PlannedMove], chosen: Collection[ExportId]) -> list[str]:
+    """A note when the plan leaves exports without a gateway, or on one that is drained: nobody else may have them."""
+    owners = balance.after(seen.layout, moves).owners
+    left = sorted(export for export in chosen if owners[export] is None or owners[export] in seen.layout.drained)
+    if not left:
+        return []
+    reason = "every gateway that is in use is to be avoided" if seen.layout.usable else "no gateway is in use"
+    exports = "1 export stays" if len(left) == 1 else f"{len(left)} exports stay"
+    return [f"{exports} where nobody should serve, the first of disk {seen.disk_name(left[0].disk_id)}: {reason}"]
 
 
 def _paths(seen: Seen, export: ExportId) -> str:

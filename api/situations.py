@@ -10,15 +10,18 @@ from sanderling.coordination.base import Coordination, Entry
 from sanderling.layouts import Situation
 from sanderling.model.balance import Distribution, Layout, Score, Unserved
 from sanderling.model.exports import ExportId
+from sanderling.records import marks
 
 NAMED_MAX: Final = 100  # of what may be as many as there are exports, an answer names the first and counts the rest
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A situation, and every gateway that lives or has left a trace: what is not `known` was never there."""
+    """A situation, the gateways that people have drained (the layout adds those that are cut off), and every gateway that lives
+    or has left a trace: what is not `known` was never there."""
 
     situation: Situation
+    drained: frozenset[str]
     known: frozenset[str]
 
     @property
@@ -39,8 +42,9 @@ def look(context: Context) -> Seen:
     exports, nodes = context.coordination.ask(read)
     with context.records.read() as session:
         situation = layouts.of(session, exports, nodes)
+        drained = marks.read(session).drained
     traces = {entry.key.removeprefix("nodes/") for entry in nodes} | {value.node for value in situation.exports.values()}
-    return Seen(situation, frozenset(traces - {""}) | situation.layout.drained)
+    return Seen(situation, drained, frozenset(traces - {""}) | drained)
 
 
 def changes(was: Layout, now: Layout) -> list[dict[str, Any]]:
@@ -86,7 +90,7 @@ def _gateways(was: Layout, now: Layout) -> Iterator[dict[str, Any]]:
         words = ("online", "offline") if name in was.gateways else ("offline", "online")
         yield {"what": "gateway", "gateway": name, "was": words[0], "is": words[1]}
     for name in sorted(was.drained ^ now.drained):
-        words = ("drained", "in use") if name in was.drained else ("in use", "drained")
+        words = ("out of use", "in use") if name in was.drained else ("in use", "out of use")
         yield {"what": "drain", "gateway": name, "was": words[0], "is": words[1]}
 
 

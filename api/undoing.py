@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from sqlalchemy.orm import Session
 
-from api.assigning import NOTHING, Planned, gateway_rule, in_moves
+from api.assigning import Planned, gateway_rule, in_moves
 from api.situations import Seen, show_export
 from sanderling.errors import TransitionRefused
 from sanderling.model.balance import PlannedMove
@@ -38,7 +38,7 @@ def reverse(session: Session, seen: Seen, assignment: Operation) -> Planned:
         )
     back = [PlannedMove(move.export, move.destination, move.source) for move in reversed(done)]
     request = {"planner": "undo", "assignment": assignment.id}
-    return Planned(request, seen, in_moves(seen, back), () if back else (NOTHING,))
+    return Planned(request, seen, in_moves(seen, back))
 
 
 def _obstacles(seen: Seen, move: Move) -> Iterator[str]:

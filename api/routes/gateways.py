@@ -86,7 +86,7 @@ def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf
     if repeated is not None:
         return repeated
     seen = _known(context, gateway)
-    is_drained = gateway in seen.layout.drained
+    is_drained = gateway in seen.drained
     if change.dry_run or not is_drained:
         notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
         return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)

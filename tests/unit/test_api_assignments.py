@@ -1,6 +1,7 @@
 """/v1/assignments: what is planned is what is done, only while it holds, and every refusal says what to mend."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,39 @@ def test_what_is_there_already_is_left_out_and_said(site: Site) -> None:
     assert plan["notes"] == [f"disk web: {wanted[0]} is on node-b already"]
 
 
+@pytest.mark.rows("W-PA-6")
+def test_a_plan_that_cannot_help_says_so_and_not_that_all_is_well(site: Site) -> None:
+    site.serve("db", None)
+    site.mark("db", avoid=("node-a", "node-b"))
+    plan = site.post(PLAN, {"planner": "average", "paths": [site.address("db"), site.address("db", 2)]}, status=200)
+    assert plan["notes"] == [
+        "1 export stays where nobody should serve, the first of disk db: every gateway that is in use is to be avoided"
+    ]
+    for name in ("node-a", "node-b"):
+        site.leave(name)
+    done = site.post("/v1/assignments", {"planner": "average"}, status=200)
+    assert "3 exports stay" in done["notes"][0]
+    assert "no gateway is in use" in done["notes"][0]
+
+
+def test_a_move_against_a_pin_is_done_and_said(site: Site) -> None:
+    site.mark("web", pin="node-a")
+    plan = site.post(PLAN, {"planner": "manual", "paths": [site.address("web")], "gateway": "node-b"}, status=200)
+    assert plan["notes"] == ["disk web is pinned to node-a: balancing may move it back"]
+    assert len(plan["moves"]) == 1
+
+
+@pytest.mark.rows("W-PA-9")
+def test_of_many_assignments_at_once_one_is_taken_and_the_others_are_told_which(site: Site) -> None:
+    plan = site.post(PLAN, {"planner": "average"}, status=200)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: site.api.client.post("/v1/assignments", json={"plan_id": plan["plan_id"]}), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [202] + [409] * 7
+    taken = next(answer.json()["id"] for answer in answers if answer.status_code == 202)
+    assert {answer.json()["operation_id"] for answer in answers if answer.status_code == 409} == {taken}
+    assert len(site.get("/v1/assignments")["assignments"]) == 1
+
+
 CHANGES: list[tuple[Callable[[Site], object], dict[str, Any]]] = [
     (lambda site: site.serve("web", "node-b"), {"what": "export", "was": "node-a", "is": "node-b"}),
     (lambda site: site.serve("db", None), {"what": "export", "was": "node-a", "is": "nobody"}),
@@ -134,7 +168,7 @@ CHANGES: list[tuple[Callable[[Site], object], dict[str, Any]]] = [
         lambda site: site.arrive("node-b", withdrawing=True),
         {"what": "gateway", "gateway": "node-b", "was": "online", "is": "offline"},
     ),
-    (lambda site: site.drain("node-b"), {"what": "drain", "gateway": "node-b", "was": "in use", "is": "drained"}),
+    (lambda site: site.drain("node-b"), {"what": "drain", "gateway": "node-b", "was": "in use", "is": "out of use"}),
     (lambda site: site.mark("db", pin="node-a"), {"what": "pin", "was": None, "is": "node-a"}),
     (lambda site: site.mark("db", avoid=("node-b",)), {"what": "avoid", "was": None, "is": ["node-b"]}),
 ]
@@ -214,7 +248,7 @@ def test_every_wrong_path_is_named_at_once(site: Site) -> None:
         (lambda site: site.arrive("node-b", withdrawing=True), "gateway", "stops"),
         (lambda site: site.mark("log", avoid=("node-b",)), "paths[1]", "disk log avoids node-b"),
         (lambda site: site.arrive("node-b", interfaces=("eth0",)), "paths[0]", "no working interface eth1"),
-        (lambda site: site.arrive("node-b", front={"cut_off": ("eth1",)}), "paths[0]", "no working interface eth1"),
+        (lambda site: site.arrive("node-b", front={"cut_off": ("eth1",)}), "gateway", "node-b is cut off"),
     ],
 )
 def test_a_gateway_that_cannot_have_the_paths_is_refused_with_the_reason(

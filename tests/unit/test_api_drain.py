@@ -102,6 +102,8 @@ def test_a_gateway_that_was_never_there_is_not_drained(site: Site, verb: str) ->
 def test_an_undrain_is_an_operation_and_one_of_a_gateway_in_use_is_nothing_to_do(site: Site) -> None:
     done = site.post("/v1/gateways/node-a/undrain", status=200)
     assert "nothing to do" in done["notes"][0]
+    site.arrive("node-a", front={"cut_off": ("eth1",)})
+    assert "nothing to do" in site.post("/v1/gateways/node-a/undrain", status=200)["notes"][0]
     site.drain("node-a")
     assert site.post("/v1/gateways/node-a/undrain?dry_run=true", status=200)["drained"] is True
     operation = site.post("/v1/gateways/node-a/undrain")
