@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import socket
 import struct
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from ipaddress import IPv4Address, ip_address
 from typing import Final, Protocol
@@ -16,13 +17,15 @@ import structlog
 
 from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.view import View
+from sanderling.clock import Clock
 from sanderling.errors import AddressFailed
-from sanderling.model.exports import ExportPhase
+from sanderling.model.exports import Epoch, ExportPhase
 
 log = structlog.get_logger(__name__)
 
 ASKED_MOST: Final = 16  # addresses asked about in one turn on one interface: each is a broadcast
 ANSWER_S: Final = 0.05
+AGAIN_S: Final = 0.3  # several times what a move takes from one node's address to the other's end
 HEARD_MOST: Final = 1024
 ARPHRD_ETHER, ETH_P_ARP, REPLY = 1, 0x0806, 2
 SIOCGIFHWADDR = 0x8927
@@ -88,29 +91,59 @@ class Silence:
 
 
 class Claims:
-    """`turn` is called at each probe interval. A claim heard twice running is answered by announcing the address again, while
-    `certain` says that the lock was proved a moment ago: the other may be whoever has taken over from this node.
+    """`turn` is called at each probe interval. A claim counts when it is heard twice within `AGAIN_S` at one epoch of the export:
+    for a moment of every move two nodes have the address. Then it is answered by announcing the address again, while `certain`
+    says that the lock was proved a moment ago: the other may be whoever has taken over from this node.
     """
 
-    def __init__(self, node: str, asking: Asking, addresses: Addresses, *, certain: Callable[[], bool]) -> None:
-        self._node, self._asking, self._addresses, self._certain = node, asking, addresses, certain
+    def __init__(
+        self,
+        node: str,
+        asking: Asking,
+        addresses: Addresses,
+        *,
+        view: Callable[[], View | None],
+        certain: Callable[[], bool],
+        clock: Clock,
+    ) -> None:
+        self._node, self._asking, self._addresses = node, asking, addresses
+        self._view, self._certain, self._clock = view, certain, clock
+        self._never = threading.Event()
         self._next: dict[str, int] = {}
         self.claimed: Claimed = {}
 
-    def turn(self, view: View) -> None:
+    def turn(self) -> None:
         """Ask about some of what is served here; what was claimed a moment ago is asked about every time."""
-        claimed: Claimed = {}
-        for interface, served in served_here(view, self._node).items():
-            asked = self._chosen(interface, served)
-            heard = self._asking.answers(interface, asked)
-            for address in heard.keys() & self.claimed.keys() if self._certain() else ():
-                self._announce(address, interface)
-            claimed |= heard
-        for address in claimed.keys() - self.claimed.keys():
-            log.error("address claimed by another machine", address=address, hardware_address=claimed[address])
-        for address in self.claimed.keys() - claimed.keys():
+        before = self._served()
+        chosen = {interface: self._chosen(interface, sorted(served)) for interface, served in before.items()}
+        heard = self._heard(chosen)
+        if heard:
+            self._clock.wait(self._never, AGAIN_S)
+            after = self._served()
+            still = {
+                interface: {one for one in asked & heard.keys() if after.get(interface, {}).get(one) == before[interface][one]}
+                for interface, asked in chosen.items()
+            }
+            heard = self._heard(still)
+            for interface, asked in still.items() if self._certain() else ():
+                for address in asked & heard.keys():
+                    self._announce(address, interface)
+        for address in heard.keys() - self.claimed.keys():
+            log.error("address claimed by another machine", address=address, hardware_address=heard[address])
+        for address in self.claimed.keys() - heard.keys():
             log.info("address no longer claimed by another machine", address=address)
-        self.claimed = claimed
+        self.claimed = heard
+
+    def _served(self) -> Mapping[str, Mapping[str, Epoch]]:
+        view = self._view()
+        return served_here(view, self._node) if view else {}
+
+    def _heard(self, asked: Mapping[str, Collection[str]]) -> Claimed:
+        heard: Claimed = {}
+        for interface, addresses in asked.items():
+            if addresses:
+                heard |= self._asking.answers(interface, addresses)
+        return heard
 
     def _chosen(self, interface: str, served: list[str]) -> set[str]:
         begin = self._next.get(interface, 0) % len(served)
@@ -129,15 +162,15 @@ def connect(addresses: str) -> Asking:
     return Arp() if addresses == "netlink" else Silence()
 
 
-def served_here(view: View, node: str) -> Mapping[str, list[str]]:
-    """The IPv4 addresses that this node serves, by interface."""
-    found: dict[str, list[str]] = {}
-    for export, held in sorted(view.exports.items()):
+def served_here(view: View, node: str) -> Mapping[str, Mapping[str, Epoch]]:
+    """The IPv4 addresses that this node serves, by interface, each with its export's epoch."""
+    found: dict[str, dict[str, Epoch]] = {}
+    for export, held in view.exports.items():
         disk = view.disks.get(export.disk_id)
         if disk and held.consul_session and held.export.node == node and held.export.phase is ExportPhase.SERVING:
             for path in disk.export_paths(export.index):
                 if isinstance(ip_address(path.address), IPv4Address):
-                    found.setdefault(path.interface, []).append(path.address)
+                    found.setdefault(path.interface, {})[path.address] = held.export.epoch
     return found
 
 

@@ -165,7 +165,7 @@ class Neighbours:
         own = self._reach.own()
         self._ask(probes(asked, self._node, own, peers_max=self._settings.front_probe_peers))
         self._conclude(cut_off(view, self._node))
-        self._claims.turn(view)
+        self._claims.turn()
         front = Front(
             own={interface: own[interface] for interface in asked if interface in own},
             reachable=_by_interface(self._reached),

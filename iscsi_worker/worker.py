@@ -85,7 +85,12 @@ class Worker:
             own,
             iscsi_worker.reach.connect(own.addresses, clock=clock),
             Claims(
-                self._node, iscsi_worker.claims.connect(own.addresses), addresses, certain=lambda: self._membership.is_certain
+                self._node,
+                iscsi_worker.claims.connect(own.addresses),
+                addresses,
+                view=lambda: self._watch.latest,
+                certain=lambda: self._membership.is_certain,
+                clock=clock,
             ),
             view=lambda: self._watch.latest,
             on_change=self.wake,

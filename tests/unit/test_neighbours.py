@@ -42,7 +42,7 @@ class Site:
             name,
             SETTINGS,
             Wire(self, name),
-            Claims(name, Silence(), Memory(self.clock), certain=lambda: True),
+            Claims(name, Silence(), Memory(self.clock), view=lambda: self._seen, certain=lambda: True, clock=self.clock),
             view=lambda: self._seen,
             on_change=lambda: self.woken.append(name),
             clock=self.clock,
