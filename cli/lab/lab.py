@@ -161,6 +161,10 @@ class Lab:
         """Let time pass."""
         CLOCK.wait(self._never, seconds)
 
+    def span(self, quick_s: float, full_s: float) -> float:
+        """How long a fault lasts: shorter in a quick run, where only a lease and a take-over must fit."""
+        return full_s if self.full else quick_s
+
     def until(self, true: Callable[[], bool], *, within_s: float, what: str) -> None:
         """`LabFailed` when it is not within the bound."""
         try:

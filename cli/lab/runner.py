@@ -16,9 +16,10 @@ from cli.lab.results import Parameters, Result, Round, is_done, stored, write
 from cli.lab.scenarios.base import Scenario
 from sanderling.errors import Problem
 
-QUICK_S: Final = 13 * 60.0
+QUICK_S: Final = 13.5 * 60.0
 FULL_S: Final = 85 * 60.0
-STEADY_S, STEADY_QUICK_S = (0.5, 5.5), (0.5, 2.5)  # sessions of any age: an owner publishes a new one after seconds
+STEADY_S: Final = 0.5
+AGE_S: Final = (2.0, 5.0)  # quick, full: sessions of any age: an owner publishes a new one after seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, resul
     """One round; what it gave is in the result also when a checker ended it."""
     result.rounds.append(this)
     lab.injected, lab.findings = [], []
-    lab.hold(dice.uniform(*(STEADY_S if lab.full else STEADY_QUICK_S)))
+    lab.hold(STEADY_S + dice.random() * lab.span(*AGE_S))
     began, owners = CLOCK.monotonic(), lab.owners()
     sessions = {name: load.sessions for name, load in lab.loads.items()}
     scenario.hurt(lab, dice)

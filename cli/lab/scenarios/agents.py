@@ -11,7 +11,6 @@ from cli.lab.proxy import FaultProxy, Mode
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 
 PORT = 18500
-FAULT_S = 12.0
 REQUESTS_PER_S_MAX = 10.0  # one watch, one proof, one feeding a second, and what one turn of the loop reads
 _PROXIES: dict[str, FaultProxy] = {}
 
@@ -38,16 +37,16 @@ def proxied(lab: Lab) -> Iterator[None]:
 
 def _hurt(lab: Lab, dice: random.Random, mode: Mode, *, delay_s: float = 0.0) -> None:
     victims = dice.choice(([lab.busy_node(dice)], list(NODES)))
-    began = CLOCK.monotonic()
+    began, fault_s = CLOCK.monotonic(), lab.span(8.0, 12.0)
     for node in victims:
         _PROXIES[node].set(mode, delay_s=delay_s)
     lab.did(f"Consul as {', '.join(victims)} see it: {mode}{f' by {delay_s} s' if delay_s else ''}")
-    lab.hold(FAULT_S)
+    lab.hold(fault_s)
     for node in victims:
         _PROXIES[node].set(Mode.OPEN)
         asked = [line for at, line in _PROXIES[node].requests if at >= began]
-        if len(asked) > REQUESTS_PER_S_MAX * FAULT_S:
-            lab.found("F11", f"{node} asked {len(asked)} times in {FAULT_S} s of {mode}: a hot loop")
+        if len(asked) > REQUESTS_PER_S_MAX * fault_s:
+            lab.found("F11", f"{node} asked {len(asked)} times in {fault_s} s of {mode}: a hot loop")
     lab.hold(3.0)
 
 

@@ -14,7 +14,6 @@ from cli.lab.lab import CLOCK, NODES, Lab, LabFailed
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 from rpc import topics
 
-AWAY_S, AWAY_QUICK_S = 60.0, 8.0
 WORKERS = tuple(f"{topics.ISCSI_WORKER}.{node}" for node in NODES)
 QUEUES = (topics.CONDUCTOR, *WORKERS, f"{topics.REPORTS}.info")
 BEGUN_WITHIN_S = 10.0
@@ -22,7 +21,7 @@ TRACE = "amq.rabbitmq.trace"
 
 
 def _away_s(lab: Lab) -> float:
-    return AWAY_S if lab.full else AWAY_QUICK_S
+    return lab.span(6.0, 60.0)
 
 
 def killed(lab: Lab, dice: random.Random) -> None:

@@ -7,7 +7,7 @@ from cli.lab.scenarios.base import PATIENT_S, Scenario
 
 
 def osd_frozen(lab: Lab, dice: random.Random) -> None:
-    pause_s = dice.choice((3.0, 12.0))
+    pause_s = dice.choice((3.0, lab.span(7.0, 12.0)))
     lab.cluster.ceph.pause_osd()
     lab.did(f"SIGSTOP the OSD for {pause_s} s")
     lab.hold(pause_s)
@@ -16,16 +16,16 @@ def osd_frozen(lab: Lab, dice: random.Random) -> None:
 
 def monitor_frozen(lab: Lab, _dice: random.Random) -> None:
     lab.cluster.ceph.pause_monitor()
-    lab.did("SIGSTOP the monitor for 12 s")
-    lab.hold(12.0)
+    lab.did("SIGSTOP the monitor")
+    lab.hold(lab.span(7.0, 12.0))
     lab.cluster.ceph.resume()
 
 
 def paused(lab: Lab, _dice: random.Random) -> None:
     lab.cluster.ceph.ceph("osd", "pause")
-    lab.did("`ceph osd pause` for 10 s")
+    lab.did("`ceph osd pause`")
     try:
-        lab.hold(10.0)
+        lab.hold(lab.span(7.0, 10.0))
     finally:
         lab.cluster.ceph.ceph("osd", "unpause")
 

@@ -14,7 +14,6 @@ from iscsi_worker.addresses.netlink import Netlink
 HOUR_S = 3600
 ACCEPTED, NO_ROOM = 202, 507
 ASKED_MAX = 40
-CLAIMED_S = 8.0
 FAKETIME = "libfaketimeMT.so.1"
 JUMPING = ("api", "conductor-1", *NODES)
 
@@ -48,9 +47,9 @@ def clock(lab: Lab, dice: random.Random) -> None:
     lab.ask()
     _set_clock(lab, offset_s)
     lab.did(f"wall clock {offset_s:+d} s")
-    lab.hold(8.0)
+    lab.hold(lab.span(4.0, 8.0))
     lab.ask()
-    lab.hold(4.0)
+    lab.hold(3.0)
     _set_clock(lab, 0)
     lab.hold(3.0)
 
@@ -86,7 +85,7 @@ def claimed(lab: Lab, dice: random.Random) -> None:
             for _ in range(3):
                 Netlink().announce(address, interface="eth0")
         lab.did(f"a stranger claims {address}")
-        lab.hold(CLAIMED_S)
+        lab.hold(lab.span(4.0, 8.0))
 
 
 def unannounced(lab: Lab, dice: random.Random) -> None:

@@ -9,13 +9,12 @@ from cli.lab.parts.consul import ConsulPorts
 from cli.lab.parts.daemons import run
 from cli.lab.scenarios.base import Scenario
 
-TAKEN_OVER_S, TAKEN_OVER_QUICK_S = 15.0, 8.0
 OSD_PORTS = "6800-7568"
 
 
 def taken_over_s(lab: Lab) -> float:
     """Long enough for another node to have taken over."""
-    return TAKEN_OVER_S if lab.full else TAKEN_OVER_QUICK_S
+    return lab.span(8.0, 15.0)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from cli.lab.scenarios.base import Scenario
 
 
 def worker(lab: Lab, dice: random.Random) -> None:
-    node, pause_s = lab.busy_node(dice), dice.choice((3.0, 8.0, 15.0))
+    node, pause_s = lab.busy_node(dice), dice.choice((3.0, 8.0, lab.span(8.0, 15.0)))
     lab.cluster[node].pause()
     lab.did(f"SIGSTOP {node}'s worker for {pause_s} s")
     lab.hold(pause_s)
@@ -16,7 +16,7 @@ def worker(lab: Lab, dice: random.Random) -> None:
 
 
 def target(lab: Lab, dice: random.Random) -> None:
-    (node, pid, name), pause_s = lab.busy_target(dice), dice.choice((2.0, 8.0, 25.0))
+    (node, pid, name), pause_s = lab.busy_target(dice), dice.choice((2.0, 8.0, lab.span(8.0, 25.0)))
     lab.signal(pid, signal.SIGSTOP)
     lab.did(f"SIGSTOP the target process of {name} on {node} for {pause_s} s")
     lab.hold(pause_s)
@@ -25,7 +25,7 @@ def target(lab: Lab, dice: random.Random) -> None:
 
 def node(lab: Lab, dice: random.Random) -> None:
     """With the cables still in: what is in the sockets is read when it goes on."""
-    victim, pause_s = lab.busy_node(dice), dice.choice((4.0, 15.0))
+    victim, pause_s = lab.busy_node(dice), dice.choice((4.0, lab.span(9.0, 15.0)))
     lab.cluster.freeze(victim)
     lab.did(f"SIGSTOP every process of {victim} for {pause_s} s")
     lab.hold(pause_s)

@@ -8,9 +8,6 @@ from cli.lab.lab import Lab, LabFailed
 from cli.lab.parts.consul import ConsulAgent
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 
-OUTAGE_S, OUTAGE_QUICK_S = 60.0, 15.0
-AFTER_S, AFTER_QUICK_S = 60.0, 6.0
-
 
 def _leader(lab: Lab) -> ConsulAgent:
     for server in lab.cluster.servers:
@@ -74,19 +71,19 @@ def node_lost_meanwhile(lab: Lab, dice: random.Random) -> None:
     lab.network.cut(node)
     lab.cluster.freeze(node)
     lab.did(f"{node} frozen and cut off")
-    lab.hold(10.0)
+    lab.hold(lab.span(6.0, 10.0))
     for server in lab.cluster.servers:
         server.start(wait=False)
-    lab.hold(20.0)
+    lab.hold(lab.span(12.0, 20.0))
 
 
 def _outage(lab: Lab) -> None:
-    lab.hold(OUTAGE_S if lab.full else OUTAGE_QUICK_S)
+    lab.hold(lab.span(10.0, 60.0))
 
 
 def _after(lab: Lab) -> None:
     """An owner may also be lost when Consul comes back."""
-    lab.hold(AFTER_S if lab.full else AFTER_QUICK_S)
+    lab.hold(lab.span(4.0, 60.0))
 
 
 SCENARIOS = (
