@@ -1,4 +1,4 @@
-"""kill -9 of the conductor before and after everything durable in create, start and delete, on the real parts.
+"""kill -9 of the conductor before and after everything durable in create, start, delete, moves and drains, on the real parts.
 
 A run takes a sample that differs from the last one's; SANDERLING_FULL=1 takes every point.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import httpx
 import pytest
 
 import sanderling.coordination
@@ -26,6 +27,8 @@ from sanderling.model.operations import OperationKind
 Capture = pytest.CaptureFixture[str]
 KINDS = (OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.DELETE_DISK)
 END_WITHIN_S = 60.0
+MOVING = (OperationKind.ASSIGN_PATHS, OperationKind.DRAIN_GATEWAY)
+MOVES_SAMPLED_EVERY = 12
 SAMPLED_EVERY = 8  # all of them take ten minutes: SANDERLING_FULL=1
 
 
@@ -131,4 +134,52 @@ def test_a_killed_conductor_costs_time_and_nothing_else(
     assert set(images.list()) == known
     with capsys.disabled():
         which = f"{killing.killed} of {total} points of {', '.join(KINDS)} (one in {every}, from number {first})"
+        sys.stdout.write(f"\nconductor killed at {which}; every operation succeeded\n")
+
+
+def gateway_of(cluster: Cluster, disk: str) -> str:
+    """Who serves the disk now, as the API shows it; empty for nobody."""
+    (gateway,) = {path["gateway"] for path in cluster.http.get("/v1/paths", params={"disk": disk}).json()["paths"]}
+    return gateway or ""
+
+
+def ask_to_move(cluster: Cluster, kind: OperationKind, disk: str) -> tuple[httpx.Response, str]:
+    """A request that moves the disk, and the gateway that is to lose it."""
+    source = gateway_of(cluster, disk)
+    if kind is OperationKind.DRAIN_GATEWAY:
+        return cluster.http.post(f"/v1/gateways/{source}/drain", json={"confirm": source}), source
+    paths = [path["address"] for path in cluster.http.get("/v1/paths", params={"disk": disk}).json()["paths"]]
+    other = next(node for node in cluster.network.nodes if node != source)
+    return cluster.http.post("/v1/assignments", json={"planner": "manual", "paths": paths, "gateway": other}), source
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.rows("PA-55", "W-PA-5")
+def test_a_conductor_killed_while_paths_are_moved_costs_time_and_nothing_else(
+    cluster: Cluster, conductor: Process, unique: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = 1 if os.environ.get("SANDERLING_FULL") else MOVES_SAMPLED_EVERY
+    first = secrets.randbelow(every)
+    points = [(kind, point) for kind in MOVING for point in forward(kind)]
+    conductor.start()
+    body = {"name": unique, "size_bytes": 4 << 20, "paths": 2, "allow_any": True}
+    cluster.wait_operation(cluster.http.post("/v1/disks", json=body))
+    for kind, point in points[first::every]:
+        conductor.kill()
+        conductor.start(env={VARIABLE: point})
+        accepted, source = ask_to_move(cluster, kind, unique)
+        operation_id = accepted.headers["Location"].rpartition("/")[2]
+        conductor.wait_until_dead(within_s=END_WITHIN_S)
+        conductor.start()
+        cluster.wait_operation(operation_id, within_s=END_WITHIN_S)
+        moves = cluster.http.get(f"/v1/assignments/{operation_id}").json()["moves"]
+        assert {move["state"] for move in moves} == {"succeeded"}, point
+        assert gateway_of(cluster, unique) not in {"", source}, point
+        if kind is OperationKind.DRAIN_GATEWAY:
+            cluster.wait_operation(cluster.http.post(f"/v1/gateways/{source}/undrain"))
+    cluster.wait_operation(cluster.http.delete(f"/v1/disks/{unique}", params={"force": "true", "confirm": unique}))
+    with capsys.disabled():
+        which = (
+            f"{len(points[first::every])} of {len(points)} points of {', '.join(MOVING)} (one in {every}, from number {first})"
+        )
         sys.stdout.write(f"\nconductor killed at {which}; every operation succeeded\n")
