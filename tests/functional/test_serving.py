@@ -6,12 +6,10 @@ What is written is checked on the image itself, so nothing that a target says ab
 import itertools
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,7 @@ from pyroute2 import netns
 from cli.lab.cluster import Cluster
 from cli.lab.initiator import SECTOR, BlockHistory, Initiator, Writer
 from cli.lab.parts.daemons import run, start_time, waited
-from iscsi_worker.targets.probe import IscsiSession
 from sanderling.clock import SystemClock
-from sanderling.errors import TargetFailed
 from sanderling.model.disks import image_of
 
 CLOCK = SystemClock()
@@ -269,55 +265,6 @@ def test_an_outage_of_consul_that_outlasts_every_lease_costs_no_session(cluster:
     assert wrong_blocks(cluster, disk["id"], writer.history) == []
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("guarded", [True, False], ids=["as built", "fence and guard taken out"])
-def test_a_write_in_the_socket_of_a_frozen_owner_does_not_come_back(
-    cluster: Cluster, unique: str, libiscsi: str, tmp_path: Path, guarded: bool
-) -> None:
-    """Show 7, hazard H10: with fence and guard the new data stays; without them this very test finds the old data on disk."""
-    for node in () if guarded else cluster.network.nodes:
-        _unguard(cluster, node, tmp_path)
-    try:
-        disk = cluster.create_disk(unique, paths=1)
-        _freeze_with_a_write_in_the_socket(cluster, disk, fenced=guarded, expected=b"new" if guarded else b"old")
-    finally:
-        cluster.heal()
-        cluster.delete_disk(unique)
-        for node in () if guarded else cluster.network.nodes:
-            _guard_again(cluster, node)
-
-
-def _freeze_with_a_write_in_the_socket(cluster: Cluster, disk: dict[str, Any], *, fenced: bool, expected: bytes) -> None:
-    node, portal, lba = gateway_of(cluster, disk["id"]), f"{disk['paths'][0]['address']}:3260", 100
-    assert node is not None
-    with inside(cluster.network.initiator):
-        old = IscsiSession(portal, disk["iqn"], lun=1, initiator=SESSION_HOST, timeout_s=5.0, clock=CLOCK)
-        old.command(_write16(lba), write=_block(b"first"), timeout_s=5.0)
-        pids = target_pids(cluster, node)
-        cluster.freeze(node)
-        with pytest.raises(TargetFailed):  # sent, taken by the frozen node's kernel, never answered
-            old.command(_write16(lba), write=_block(b"old"), timeout_s=1.0)
-        moved(cluster, disk["id"], away_from=node)
-        with Initiator(disk["iqn"], portal, initiator_name=SESSION_HOST, timeout_s=30.0) as again:
-            again.write(lba, _block(b"old"))
-            again.write(lba, _block(b"new"))
-    if not fenced:
-        cluster.ceph.ceph("osd", "blocklist", "clear")
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)  # the target first, so that nobody stops it before it has read its socket
-    waited(
-        lambda: _stored(cluster, disk["id"], lba) == _block(b"old") or not any(start_time(pid) for pid in pids),
-        within_s=20,
-        what="the thawed process has written, or is gone",
-    )
-    assert _stored(cluster, disk["id"], lba) == _block(expected)
-    old.close()
-
-
-def _write16(lba: int) -> bytes:
-    return bytes([0x8A, 0]) + lba.to_bytes(8, "big") + (1).to_bytes(4, "big") + bytes(2)
-
-
 def _block(word: bytes) -> bytes:
     return word.ljust(SECTOR, b".")
 
@@ -325,30 +272,3 @@ def _block(word: bytes) -> bytes:
 def _stored(cluster: Cluster, disk_id: str, lba: int) -> bytes:
     with image(cluster, disk_id) as opened:
         return bytes(opened.read(lba * SECTOR, SECTOR))
-
-
-def _unguard(cluster: Cluster, node: str, folder: Path) -> None:
-    """The node's worker again, with a guard that lets everything through whatever the lease says."""
-    source = Path("iscsi_worker/targets/tgt_guard.c").read_text()
-    for end, instead in (("        end(LEASE_LAPSED);", "        return 1000000000;"), ("        end(FENCED);", "        ;")):
-        assert source.count(end) == 1
-        source = source.replace(end, instead)
-    (folder / "unguarded.c").write_text(source)
-    built = folder / "unguarded.so"
-    gcc = ["gcc", "-std=gnu11", "-O2", "-w", "-fPIC", "-shared", "-o", str(built), str(folder / "unguarded.c")]
-    run([*gcc, "-ldl", "-lpthread"])
-    _restart(cluster, node, guard=str(built))
-
-
-def _guard_again(cluster: Cluster, node: str) -> None:
-    _restart(cluster, node, guard="")
-
-
-def _restart(cluster: Cluster, node: str, *, guard: str) -> None:
-    worker = cluster[node]
-    worker.settings = replace(worker.settings, iscsi_worker=replace(worker.settings.iscsi_worker, guard=guard))
-    serving = len(worker.log(event="serving"))
-    worker.terminate()
-    worker.start()
-    worker.wait_for_log("serving", after=serving)
-    waited(lambda: node in cluster.live(), within_s=30, what=f"{node} is back")
