@@ -19,6 +19,7 @@ Side = Literal["back", "front"]
 SIDES: tuple[Side, ...] = ("back", "front")
 
 _NAMES = Path("/run/netns")
+_INTERFACES = Path("/sys/class/net")
 _LOCK = Path("/run/sanderling-lab.lock")
 _SLICES = range(1, 250)
 
@@ -103,6 +104,7 @@ class Network:
     def close(self) -> None:
         """Remove every namespace; whatever a test left running in one is killed."""
         if self._made:
+            _remove_root(str(self._slice))
             for name in ("stranger", "initiator", *self.nodes, "parts"):
                 _remove(self.netns(name))
             self._made = False
@@ -167,9 +169,17 @@ class Network:
 def remove_left_behind() -> list[str]:
     """Remove the namespaces of runs that are dead, with the processes in them; their names."""
     dead = [name for name in _ours() if start_time(int(name.split("-")[2])) != name.split("-")[3]]
+    for number in {name.split("-")[1] for name in dead}:
+        _remove_root(number)
     for name in dead:
         _remove(name)
     return dead
+
+
+def _remove_root(slice_number: str) -> None:
+    """Now: with the namespace at its other end it would go only when the kernel comes to it."""
+    if (_INTERFACES / f"san-{slice_number}").exists():
+        run(["ip", "link", "delete", f"san-{slice_number}"])
 
 
 def _second(side: Side) -> int:
