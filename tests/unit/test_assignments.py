@@ -1,19 +1,23 @@
 """Moving paths as an operation: records on a file, an embedded coordination store, and gateways that answer commands there."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from conductor.publisher import Publisher
+from conductor.steps.marks import publish_marks
 from rpc.messages import ExportCommand
+from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import Busy, Unavailable
 from sanderling.model.disks import Access, Disk, DiskEvent, DiskState
 from sanderling.model.marks import Marks
 from sanderling.model.moves import Move, MoveState
 from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
-from sanderling.records import assignments, disks, operations
+from sanderling.records import assignments, disks, marks, operations
 from sanderling.records import moves as recorded
 from sanderling.records.tables import EventRow
+from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import Settings
 from tests.fleet import Fleet, Sent
 from tests.house import SETTINGS, Crash, House
@@ -71,10 +75,11 @@ def test_a_move_ends_when_its_destination_serves(house: House, fleet: Fleet) -> 
     assert [(sent.server, sent.method) for sent in fleet.sent] == [("g2", "export.path_host"), ("g1", "export.clean")]
 
 
-@pytest.mark.rows("PA-28")
-def test_an_assignment_without_moves_succeeds_at_once(house: House, fleet: Fleet) -> None:
+@pytest.mark.rows("PA-28", "W-PA-4")
+def test_an_assignment_without_moves_succeeds_at_once_and_lets_the_next_one_begin(house: House, fleet: Fleet) -> None:
     assert house.drive(ask(house)).state is OperationState.SUCCEEDED
     assert fleet.sent == []
+    assert house.drive(ask(house)).state is OperationState.SUCCEEDED
 
 
 @pytest.mark.rows("W-PA-23", "PA-36")
@@ -444,6 +449,28 @@ def test_marks_that_coordination_lost_are_published_again(house: House) -> None:
     assert house.coordination.put("marks", b"junk")
     Publisher(Settings(), house.stores, tell=lambda: None).turn()
     assert published(house).pins == {disk.id: "g1"}
+
+
+class Overtaken(EmbeddedCoordination):
+    """A store on which another conductor publishes first, whenever there is something in `before`."""
+
+    before: list[Callable[[], object]]
+
+    def put(self, key: str, value: bytes, *, expected: int | None = None) -> bool:
+        if self.before:
+            self.before.pop()()
+        return super().put(key, value, expected=expected)
+
+
+def test_of_two_conductors_that_publish_marks_at_once_the_one_that_knows_more_prevails(house: House) -> None:
+    store, disk = Overtaken(CoordinationSettings(), clock=house.stores.clock), started(house)
+    store.before = []
+    house.use(store)
+    store.before = [lambda: marked(house, disk, pin="g2")]
+    with house.records.begin() as session:
+        marks.drain(session, "g1", is_drained=True, now=house.records.now(), actor="alice", operation_id="o")
+    publish_marks(house.stores)
+    assert published(house) == Marks(drained=frozenset({"g1"}), pins={disk.id: "g2"})
 
 
 def test_a_disk_that_is_deleted_leaves_no_marks(house: House) -> None:

@@ -82,6 +82,7 @@ def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         ({"iscsi_worker": Worker(lease_s=5.0, renew_interval_s=3.0)}, "at most half"),
         ({"iscsi_worker": Worker(lease_s=60.0)}, "longer than check_ttl_s"),
         ({"leader": Leader(lease_s=10.0)}, "two could lead"),
+        ({"iscsi_worker": Worker(move_intent_s=12.0)}, "recorded as failed could still happen"),
         ({"bus": Bus(handlers=0)}, r"\[bus\] handlers: 0 is less than 1"),
         ({"coordination": Coordination(backend="etcd")}, "is not one of consul, embedded"),
     ],
