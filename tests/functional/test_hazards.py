@@ -47,8 +47,10 @@ NO_END_WHEN_LAPSED: Cut = ("        end(LEASE_LAPSED);", "        return 1000000
 NO_END_WHEN_FENCED: Cut = ("        end(FENCED);", "        ;")
 NO_DRAIN: Cut = ("{ return atomic_load(&shared->in_flight); }", "{ return shared == NULL; }")
 
+ENDS = (NO_END_WHEN_LAPSED, NO_END_WHEN_FENCED)
+
 pytestmark = pytest.mark.timeout(300)
-both_ways = pytest.mark.parametrize("guarded", [True, False], ids=["as built", "guards taken out"])
+Guards = Callable[[Sequence[Cut]], None]
 
 
 class Socket(NamedTuple):
@@ -126,14 +128,36 @@ class Host:
                 self.writes.append(Write(lba, number, began, CLOCK.monotonic()))
 
 
-@both_ways
+@pytest.fixture(scope="module", params=[True, False], ids=["as built", "guards taken out"])
+def guarded(request: pytest.FixtureRequest) -> bool:
+    """Of the module, so that all tests run as built first, and the workers are started again as seldom as can be."""
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def guards(_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guards]:
+    """Has all workers run without these guards, whatever they lacked before; as they were at the end."""
+    before = {worker.name: worker.settings for worker in _cluster.workers}
+    folder, built = tmp_path_factory.mktemp("guards"), dict[tuple[Cut, ...], str]()
+
+    def without(cuts: Sequence[Cut]) -> None:
+        key = tuple(cuts)
+        if key not in built:
+            built[key] = _guard_without(key, folder / f"without-{len(built)}.so") if cuts else ""
+        _restart(_cluster, {node: _with_guard(settings, built[key]) for node, settings in before.items()})
+
+    yield without
+    _cluster.heal()
+    _restart(_cluster, before)
+
+
 def test_writes_that_a_cut_off_owner_holds_do_not_land_after_it_is_back(
-    cluster: Cluster, unique: str, libiscsi: str, tmp_path: Path, guarded: bool
+    cluster: Cluster, guards: Guards, unique: str, libiscsi: str, guarded: bool
 ) -> None:
     """H1: held in librbd's hands. H2: more of them than it has threads, so that some wait in the target's own queue."""
-    without = () if guarded else (NO_END_WHEN_LAPSED, NO_END_WHEN_FENCED)
+    guards(() if guarded else ENDS)
     with (
-        _disk(cluster, unique, tmp_path, without) as disk,
+        _disk(cluster, unique) as disk,
         Host(cluster, disk, sessions=IOTHREADS + 4) as host,
     ):
         node, pids = _owner(cluster, disk)
@@ -148,13 +172,12 @@ def test_writes_that_a_cut_off_owner_holds_do_not_land_after_it_is_back(
         assert bool(found) is not guarded, found
 
 
-@both_ways
 def test_an_owner_that_was_stopped_past_its_lease_does_nothing_when_it_goes_on(
-    cluster: Cluster, unique: str, libiscsi: str, tmp_path: Path, guarded: bool
+    cluster: Cluster, guards: Guards, unique: str, libiscsi: str, tmp_path: Path, guarded: bool
 ) -> None:
     """H8: worker and export process, under a continuous load. It ends before they go on, so that nothing hides a stale write."""
-    without = () if guarded else (NO_END_WHEN_LAPSED, NO_END_WHEN_FENCED)
-    with _disk(cluster, unique, tmp_path, without) as disk, _load(cluster, disk, tmp_path) as load:
+    guards(() if guarded else ENDS)
+    with _disk(cluster, unique) as disk, _load(cluster, disk, tmp_path) as load:
         node, pids = _owner(cluster, disk)
         _stop_with_a_write_in_its_socket(pids)
         cluster[node].pause()
@@ -169,13 +192,12 @@ def test_an_owner_that_was_stopped_past_its_lease_does_nothing_when_it_goes_on(
         assert bool(found) is not guarded, found
 
 
-@both_ways
 def test_a_write_in_the_socket_of_a_frozen_owner_does_not_come_back(
-    cluster: Cluster, unique: str, libiscsi: str, tmp_path: Path, guarded: bool
+    cluster: Cluster, guards: Guards, unique: str, libiscsi: str, guarded: bool
 ) -> None:
     """H10: the whole node, its Consul agent included."""
-    without = () if guarded else (NO_END_WHEN_LAPSED, NO_END_WHEN_FENCED)
-    with _disk(cluster, unique, tmp_path, without) as disk, Host(cluster, disk, sessions=1) as host:
+    guards(() if guarded else ENDS)
+    with _disk(cluster, unique) as disk, Host(cluster, disk, sessions=1) as host:
         node, pids = _owner(cluster, disk)
         cluster.freeze(node)
         written = host.begin(OLD, NEW)
@@ -188,17 +210,16 @@ def test_a_write_in_the_socket_of_a_frozen_owner_does_not_come_back(
         assert bool(found) is not guarded, found
 
 
-@both_ways
 def test_a_move_leaves_no_write_behind_that_lands_later(
-    cluster: Cluster, unique: str, libiscsi: str, tmp_path: Path, guarded: bool
+    cluster: Cluster, guards: Guards, unique: str, libiscsi: str, guarded: bool
 ) -> None:
     """More writes than threads, a store that does not answer the source, and a planned move: it drains or it does not happen.
 
     Without the drain the source's kernel goes on sending what the dead process had written to its socket.
     """
-    without = () if guarded else (NO_DRAIN,)
+    guards(() if guarded else (NO_DRAIN,))
     with (
-        _disk(cluster, unique, tmp_path, without) as disk,
+        _disk(cluster, unique) as disk,
         Host(cluster, disk, sessions=IOTHREADS + 4, attempt_s=30.0) as host,
         _a_store_that_serves_who_has_left(cluster),
     ):
@@ -216,13 +237,12 @@ def test_a_move_leaves_no_write_behind_that_lands_later(
         assert bool(found) is not guarded, found
 
 
-@both_ways
 def test_an_export_that_was_fenced_answers_nothing_rather_than_errors(
-    cluster: Cluster, unique: str, libiscsi: str, tmp_path: Path, guarded: bool
+    cluster: Cluster, guards: Guards, unique: str, libiscsi: str, guarded: bool
 ) -> None:
     """H11: an error that the application gets, over a path that says it is ready."""
-    without = () if guarded else (NO_END_WHEN_FENCED,)
-    with _disk(cluster, unique, tmp_path, without) as disk, Host(cluster, disk, sessions=1) as host:
+    guards(() if guarded else (NO_END_WHEN_FENCED,))
+    with _disk(cluster, unique) as disk, Host(cluster, disk, sessions=1) as host:
         cluster.ceph.ceph("osd", "blocklist", "add", intervals(cluster, disk["id"])[-1][2])
 
         def told() -> bool:
@@ -239,18 +259,16 @@ def test_an_export_that_was_fenced_answers_nothing_rather_than_errors(
 
 
 @contextlib.contextmanager
-def _disk(cluster: Cluster, name: str, folder: Path, without: Sequence[Cut]) -> Iterator[dict[str, Any]]:
-    """A disk with one path that workers serve which lack these guards; put back at the end."""
-    guard = {"guard": _guard_without(without, folder)} if without else {}
-    before = {worker.name: worker.settings for worker in cluster.workers}
-    after = {node: replace(was, iscsi_worker=replace(was.iscsi_worker, **guard)) for node, was in before.items()}
-    _restart(cluster, after)
+def _disk(cluster: Cluster, name: str) -> Iterator[dict[str, Any]]:
+    """A disk with one path, served from the start to the end."""
+    made = cluster.create_disk(name, paths=1)
     try:
-        yield cluster.create_disk(name, paths=1)
+        yield made
     finally:
         cluster.heal()
+        for _, _, client in intervals(cluster, made["id"])[:-1]:  # else their watches, which a deletion waits for, stay for 30 s
+            cluster.ceph.ceph("osd", "blocklist", "add", client)
         cluster.delete_disk(name)
-        _restart(cluster, before)
 
 
 def _restart(cluster: Cluster, settings: Mapping[str, Settings]) -> None:
@@ -270,17 +288,20 @@ def _restart(cluster: Cluster, settings: Mapping[str, Settings]) -> None:
     cluster.wait_until_ready()
 
 
-def _guard_without(cuts: Sequence[Cut], folder: Path) -> str:
+def _with_guard(settings: Settings, guard: str) -> Settings:
+    return replace(settings, iscsi_worker=replace(settings.iscsi_worker, guard=guard))
+
+
+def _guard_without(cuts: Sequence[Cut], library: Path) -> str:
     """The guard library, compiled with these lines replaced."""
     source = Path("iscsi_worker/targets/tgt_guard.c").read_text()
     for line, instead in cuts:
         assert source.count(line) == 1, line
         source = source.replace(line, instead)
-    (folder / "unguarded.c").write_text(source)
-    built = folder / "unguarded.so"
-    gcc = ["gcc", "-std=gnu11", "-O2", "-w", "-fPIC", "-shared", "-o", str(built), str(folder / "unguarded.c")]
+    library.with_suffix(".c").write_text(source)
+    gcc = ["gcc", "-std=gnu11", "-O2", "-w", "-fPIC", "-shared", "-o", str(library), str(library.with_suffix(".c"))]
     run([*gcc, "-ldl", "-lpthread"])
-    return str(built)
+    return str(library)
 
 
 def _owner(cluster: Cluster, disk: Mapping[str, Any]) -> tuple[str, list[int]]:
