@@ -68,7 +68,10 @@ class Exports:
         except Problem as problem:
             self._service.back_out(export, addresses, holding, problem)
             raise
-        gap = {"gap_s": self._clock.monotonic() - unserved_since, "was_on": held.export.node} if unserved_since else {}
+        gap: dict[str, object] = {}
+        if unserved_since is not None:
+            kind = "restart" if held.export.node == self._node else "failover"
+            gap = {"kind": kind, "was_on": held.export.node, "gap_s": self._clock.monotonic() - unserved_since}
         self._reports.say(export, holding.value.epoch, "served", client=holding.value.client, **gap)
         return True
 

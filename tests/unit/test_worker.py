@@ -246,3 +246,21 @@ def test_an_export_that_cannot_be_taken_is_refused_by_name_and_reason(node: Node
     node.turn_until(lambda: str(export) in refused(), "it is refused")
     assert "eth0" in refused()[str(export)]
     assert not node.node.processes
+
+
+@pytest.mark.parametrize(
+    ("was", "kind"),
+    [
+        (Export(generation=1, counter=4, node="elsewhere", client="c:1", phase=ExportPhase.SERVING), "failover"),
+        (Export(generation=1, counter=4, node="here", client="c:1", phase=ExportPhase.SERVING), "restart"),
+        (Export(generation=1), None),
+    ],
+    ids=["its gateway died", "its process died here", "it was never served"],
+)
+def test_a_report_says_how_long_nobody_served_what_was_served_before(node: Node, was: Export, kind: str | None) -> None:
+    export = node.publish("7")
+    node.store.put(export.key, was.model_dump_json().encode())
+    node.serve(export)
+    (report,) = (one for one in node.worker._reports._queue.queue if one is not None and one.seen == "served")
+    assert report.detail.get("kind") == kind
+    assert (report.detail.get("gap_s", 0) > 0) == (kind is not None)
