@@ -220,10 +220,14 @@ class Lab:
 
     # what the checkers look at
 
-    def gap(self, since: float, until: float) -> dict[str, float]:
-        """The longest time without a completion, by disk."""
+    def follow(self) -> None:
+        """Read what the loads have done by now."""
         for load in self.loads.values():
             load.follow()
+
+    def gap(self, since: float, until: float) -> dict[str, float]:
+        """The longest time without a completion, by disk."""
+        self.follow()
         return {name: load.gap(since, until).length_s for name, load in self.loads.items()}
 
     def serve_again(self) -> float:

@@ -14,7 +14,6 @@ from cli.lab.lab import CLOCK, NODES, Finding, Lab
 from cli.lab.registers import violations
 from cli.lab.results import Parameters, Result, Round, is_done, stored, write
 from cli.lab.scenarios.base import Scenario
-from sanderling.errors import Problem
 
 QUICK_S: Final = 13.5 * 60.0
 FULL_S: Final = 85 * 60.0
@@ -90,10 +89,10 @@ def _scenario(lab: Lab, scenario: Scenario, parameters: Parameters, out: Path, *
             _check_all(lab, result)
             _end(lab, result)
             _keep_evidence(lab, result, folder, out)
-    except (Problem, AssertionError, OSError) as failed:
+    except Exception as failed:  # noqa: BLE001  a scenario that cannot go on must not end the run
         if not result.findings:
             result.broken = f"{type(failed).__name__}: {str(failed)[:1500]}"
-        with contextlib.suppress(Problem, AssertionError, OSError):
+        with contextlib.suppress(OSError):
             _keep_evidence(lab, result, folder, out)
     return result
 
@@ -101,12 +100,12 @@ def _scenario(lab: Lab, scenario: Scenario, parameters: Parameters, out: Path, *
 def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, result: Result) -> None:
     """One round; what it gave is in the result also when a checker ended it."""
     result.rounds.append(this)
-    lab.injected, lab.findings = [], []
+    lab.injected, lab.findings = this.injected, []
     lab.hold(STEADY_S + dice.random() * lab.span(*AGE_S))
     began, owners = CLOCK.monotonic(), lab.owners()
+    lab.follow()
     sessions = {name: load.sessions for name, load in lab.loads.items()}
     scenario.hurt(lab, dice)
-    this.injected = lab.injected
     try:
         this.healed_after_s = lab.serve_again()
     except AssertionError as late:
