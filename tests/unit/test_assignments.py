@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from cli.lab.parts.daemons import waited
 from conductor.publisher import Publisher
 from conductor.steps.marks import publish_marks
 from rpc.messages import ExportCommand
@@ -21,6 +23,7 @@ from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import Settings
 from tests.fleet import Fleet, Sent
 from tests.house import SETTINGS, Crash, House
+from tests.unit.test_worker_moves import Pair
 
 
 def started(house: House, name: str = "vol", *, access: Access = Access.EXCLUSIVE) -> Disk:
@@ -150,6 +153,20 @@ def test_a_move_that_is_not_done_in_time_is_withdrawn_first_and_never_happens_la
     for sent in sorted(late, key=lambda sent: sent.server):  # what the broker kept, to one gateway after the other
         fleet.cast("iscsi_worker", sent.method, sent.command, server=sent.server)
     assert fleet.owner(export) == "g1"
+
+
+def test_a_worker_that_is_told_to_hand_on_to_itself_serves_on_and_forgets_what_it_was_told_before(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    pair.command(pair.a, "clean", destination="b")
+    pair.command(pair.a, "clean", destination="a")
+    pair.command(pair.b, "path_host")
+    pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready")
+    before = pair.value.epoch
+    for _ in range(5):
+        pair.a.turn()
+        waited(lambda: not pair.a.worker._busy, within_s=10, what="it has done what it decided")
+    assert pair.a.serves()
+    assert (pair.value.node, pair.value.epoch) == ("a", before)
 
 
 @pytest.mark.rows("W-PA-12")

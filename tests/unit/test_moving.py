@@ -51,6 +51,12 @@ def watched(seen: View, state: UnderWay = BEGUN, *, now: float = 1.0) -> Decisio
     return decisions[0] if decisions else None
 
 
+@pytest.mark.rows("PA-29")
+def test_a_move_that_is_over_is_left_alone() -> None:
+    over = [move().model_copy(update={"state": state}) for state in sorted(MOVES.rest)]
+    assert decided(view(held("a")), *over) == []
+
+
 def test_a_move_is_commanded_at_the_epoch_that_is_in_force() -> None:
     assert decided(view(held("a", counter=7))) == [Begin(move(), Epoch(1, 7))]
 
