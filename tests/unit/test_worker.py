@@ -12,7 +12,7 @@ from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.worker import Worker
 from rpc.bus import Bus, Serving
-from rpc.messages import ExportCommand, Message
+from rpc.messages import ExportCommand, ExportReport, Message
 from sanderling.clock import SystemClock
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import StaleEpoch, Unavailable
@@ -260,7 +260,14 @@ def test_an_export_that_cannot_be_taken_is_refused_by_name_and_reason(node: Node
 def test_a_report_says_how_long_nobody_served_what_was_served_before(node: Node, was: Export, kind: str | None) -> None:
     export = node.publish("7")
     node.store.put(export.key, was.model_dump_json().encode())
-    node.serve(export)
-    (report,) = (one for one in node.worker._reports._queue.queue if one is not None and one.seen == "served")
+    served: list[ExportReport] = []
+
+    def is_said() -> bool:
+        queued = list(node.worker._reports._queue.queue)
+        served[:] = [one for one in queued if one is not None and one.seen == "served"]
+        return bool(served)
+
+    node.turn_until(is_said, "it is reported")
+    (report,) = served
     assert report.detail.get("kind") == kind
     assert (report.detail.get("gap_s", 0) > 0) == (kind is not None)
