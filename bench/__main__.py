@@ -8,9 +8,15 @@ import json
 
 from rich.console import Console
 
-from bench import planner
+from bench import failover, moves, planner, rebalance, reconcile
 
-BENCHMARKS = {"planner": planner.run}
+BENCHMARKS = {
+    "planner": planner.run,
+    "moves": moves.run,
+    "failover": failover.run,
+    "rebalance": rebalance.run,
+    "reconcile": reconcile.run,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -20,9 +26,11 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     if unknown := set(asked.names) - BENCHMARKS.keys():
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    reports = [run(quick=asked.quick) for name, run in BENCHMARKS.items() if name in asked.names or not asked.names]
+    reports = []
+    for name, run in BENCHMARKS.items():
+        if name in asked.names or not asked.names:
+            reports.append(run(quick=asked.quick))
+            if not asked.json:
+                reports[-1].show(Console())
     if asked.json:
         print(json.dumps([report.as_json() for report in reports], indent=2))
-    else:
-        for report in reports:
-            report.show(Console())

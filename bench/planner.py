@@ -51,7 +51,7 @@ def reference(layout: Layout) -> list[PlannedMove]:
     paths = [_Path(export, export.disk_id, owner) for export, owner in layout.owners.items() if owner]
     nodes = sorted(layout.gateways)
     low, high = len(paths) // len(nodes), -(-len(paths) // len(nodes))
-    moves = []
+    moves: list[PlannedMove] = []
     while True:
         counts = dict.fromkeys(nodes, 0)
         for path in paths:

@@ -1,7 +1,8 @@
 """What a benchmark reports: repeated measurements, and goals with what was reached."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, TypeVar
@@ -12,9 +13,31 @@ from rich.table import Table
 T = TypeVar("T")
 
 
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of the values that at least this many percent of them do not exceed: always one that was measured."""
+    assert values, "nothing was measured"
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
+
+
+def extrapolated(measured_s: Sequence[float], times: int, *, fixed_s: float = 0.0) -> float:
+    """What so many repetitions one after another would take, from the mean of those that were measured."""
+    assert measured_s, "nothing was measured"
+    return fixed_s + times * math.fsum(measured_s) / len(measured_s)
+
+
+def interleaved(counts: Mapping[str, int]) -> list[str]:
+    """Each name as often as is asked, the rare ones spread evenly among the others."""
+    places = ((place + 0.5) / count for count in counts.values() for place in range(count))
+    names = (name for name, count in counts.items() for _ in range(count))
+    return [name for _, _, name in sorted(zip(places, range(sum(counts.values())), names, strict=True))]
+
+
 @dataclass(slots=True)
 class Samples:
-    """One thing measured again and again: seconds by the clock, and of the processor, which a busy machine stretches less."""
+    """One thing measured again and again: seconds by the clock, and of the processor, which a busy machine stretches less.
+
+    There are none of the processor where what was measured is not computed here.
+    """
 
     name: str
     size: int
@@ -32,6 +55,10 @@ class Samples:
     @property
     def median_s(self) -> float:
         return median(self.wall_s)
+
+    @property
+    def p99_s(self) -> float:
+        return percentile(self.wall_s, 99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +91,19 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         goals = [asdict(goal) | {"met": goal.met} for goal in self.goals]
-        samples = [asdict(sample) | {"median_s": sample.median_s} for sample in self.samples]
+        samples = [asdict(sample) | {"median_s": sample.median_s, "p99_s": sample.p99_s} for sample in self.samples]
         return {"figure": self.figure, "surroundings": self.surroundings, "samples": samples, "goals": goals}
 
     def show(self, console: Console) -> None:
         console.print(f"\n{self.figure}", style="bold")
         console.print(", ".join(f"{name} {value}" for name, value in self.surroundings.items()))
-        times = Table("what", "n", "repeats", "min s", "median s", "max s", "cpu median s")
+        times = Table("what", "n", "repeats", "min s", "median s", "p99 s", "max s", "cpu median s")
         for sample in self.samples:
-            spread = (min(sample.wall_s), sample.median_s, max(sample.wall_s), median(sample.cpu_s))
-            times.add_row(sample.name, f"{sample.size:,}", str(len(sample.wall_s)), *(f"{seconds:.4f}" for seconds in spread))
+            spread = (min(sample.wall_s), sample.median_s, sample.p99_s, max(sample.wall_s))
+            cpu = f"{median(sample.cpu_s):.4f}" if sample.cpu_s else "-"
+            times.add_row(
+                sample.name, f"{sample.size:,}", str(len(sample.wall_s)), *(f"{seconds:.4f}" for seconds in spread), cpu
+            )
         console.print(times)
         goals = Table("goal", "reached", "bound", "")
         for goal in self.goals:
