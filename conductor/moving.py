@@ -184,9 +184,9 @@ def _watched(move: Move, state: UnderWay | None, view: View, now: float, own: Co
         return End(move, MoveEvent.FAIL, f"{move.destination} does not serve it; {_served(held)}")
     is_time = now - state.sent >= own.move_repeat_s
     if state.given_up is None:
-        given_up = _given_up(move, state, held, view, now, own, operation_id)
-        if given_up is not None:
-            return Withdraw(move, state.epoch, given_up)
+        reason = _reason_to_give_up(move, state, held, view, now, own, operation_id)
+        if reason:
+            return Withdraw(move, state.epoch, GivenUp(reason, now + own.move_settle_s))
         may_command = epoch is not None and state.epoch in {None, epoch}
         return Repeat(move, epoch) if epoch is not None and may_command and is_time else None
     if now >= state.given_up.until:
@@ -194,22 +194,21 @@ def _watched(move: Move, state: UnderWay | None, view: View, now: float, own: Co
     return Withdraw(move, state.epoch, state.given_up) if is_time else None
 
 
-def _given_up(
+def _reason_to_give_up(
     move: Move, state: UnderWay, held: Held | None, view: View, now: float, own: Conductor, operation_id: str
-) -> GivenUp | None:
-    """A destination that refused stands back for longer than its command holds; in any other case a command that crossed with
-    the reason to give up may still be carried out."""
+) -> str:
+    """Empty while there is none. Whatever it is, a command that crossed with it may still be carried out."""
     source, destination = view.gateways.get(move.source), view.gateways.get(move.destination)
     kept = source.kept.get(str(move.export)) if source else None
     if kept is not None and kept.operation_id == operation_id:
-        return GivenUp(f"{move.source} kept it: {kept.reason}", now + own.move_settle_s)
+        return f"{move.source} kept it: {kept.reason}"
     if destination is not None and str(move.export) in destination.refused:
-        return GivenUp(f"{move.destination} refused it: {destination.refused[str(move.export)]}", now + own.move_repeat_s)
+        return f"{move.destination} refused it: {destination.refused[str(move.export)]}"
     if (held is None or held.owner != move.destination) and not _is_there(move.destination, view):
-        return GivenUp(f"{move.destination} is gone", now + own.move_settle_s)
+        return f"{move.destination} is gone"
     if now - state.since >= own.move_deadline_s:
-        return GivenUp(f"not moved within {own.move_deadline_s:g} s", now + own.move_settle_s)
-    return None
+        return f"not moved within {own.move_deadline_s:g} s"
+    return ""
 
 
 def _is_there(name: str, view: View) -> bool:
