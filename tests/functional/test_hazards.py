@@ -156,10 +156,7 @@ def test_writes_that_a_cut_off_owner_holds_do_not_land_after_it_is_back(
 ) -> None:
     """H1: held in librbd's hands. H2: more of them than it has threads, so that some wait in the target's own queue."""
     guards(() if guarded else ENDS)
-    with (
-        _disk(cluster, unique) as disk,
-        Host(cluster, disk, sessions=IOTHREADS + 4) as host,
-    ):
+    with _disk(cluster, unique) as disk, Host(cluster, disk, sessions=IOTHREADS + 4) as host:
         node, pids = _owner(cluster, disk)
         with _cut_off_from_the_store(cluster, node):
             cluster[node].pause()  # so that the guard and the fence are all there is
@@ -231,7 +228,8 @@ def test_a_move_leaves_no_write_behind_that_lands_later(
             _command_a_move(cluster, disk, source, destination)
             waited(lambda: _is_kept(cluster, disk, source) or _has(written), within_s=40, what="the move is over", every_s=0.1)
             assert _is_kept(cluster, disk, source) is guarded
-            assert gateway_of(cluster, disk["id"]) == (source if guarded else destination)
+            owner = source if guarded else destination
+            waited(lambda: gateway_of(cluster, disk["id"]) == owner, within_s=20, what=f"{owner} is known to serve")
         _wait_for(written)
         found = _found(host.wrong, or_once=lambda: not _in_flight(cluster, source, disk) and not _on_their_way(cluster, source))
         assert bool(found) is not guarded, found
