@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from iscsi_worker.decisions import Handing
 from iscsi_worker.view import View
+from iscsi_worker.watch import Watch
 from sanderling.clock import Clock
 from sanderling.errors import StaleEpoch
 from sanderling.model.exports import Epoch, ExportId, Kept
@@ -35,8 +36,8 @@ class Told:
 class Intents:
     """Commands come on the bus's threads, refusals on lanes, and the loop reads: every method may be called at any time."""
 
-    def __init__(self, settings: Worker, *, fresh: Callable[[], View], wake: Callable[[], None], clock: Clock) -> None:
-        self._settings, self._fresh, self._wake, self._clock = settings, fresh, wake, clock
+    def __init__(self, settings: Worker, watch: Watch, *, wake: Callable[[], None], clock: Clock) -> None:
+        self._settings, self._watch, self._wake, self._clock = settings, watch, wake, clock
         self._lock = threading.Lock()  # guards all below
         self._wanted: dict[ExportId, _Until[Epoch]] = {}
         self._unwanted: dict[ExportId, Epoch] = {}
@@ -50,6 +51,7 @@ class Intents:
         `StaleEpoch` for an old epoch, here and below. It holds for a while only; a command that is repeated renews it.
         """
         self._check(export, epoch)
+        self._attend(export.key)
         with self._lock:
             self._wanted[export] = _Until(epoch, self._clock.monotonic() + self._settings.move_intent_s)
             self._unwanted.pop(export, None)
@@ -66,6 +68,7 @@ class Intents:
     def hand_on(self, export: ExportId, epoch: Epoch, *, destination: str, operation_id: str) -> None:
         """clean, with a destination: pass this export on to that gateway once it stands ready, and serve it until then."""
         self._check(export, epoch)
+        self._attend(f"nodes/{destination}")
         with self._lock:
             self._handing[export] = _Until(
                 Handing(epoch, destination, operation_id), self._clock.monotonic() + self._settings.move_intent_s
@@ -109,8 +112,11 @@ class Intents:
             self._refused = {e: one for e, one in self._refused.items() if one.until > now}
             self._kept = {e: one for e, one in self._kept.items() if one.until > now}
 
+    def _attend(self, key: str) -> None:
+        self._watch.attend(key, for_s=self._settings.move_intent_s)
+
     def _check(self, export: ExportId, epoch: Epoch) -> None:
-        held = self._fresh().exports.get(export)
+        held = self._watch.look(export.key).exports.get(export)
         if held is None or held.export.epoch != epoch:
             now = str(held.export.epoch) if held else "none"
             raise StaleEpoch(f"export {export} is at epoch {now}, the command is for {epoch}", export=str(export), epoch=now)

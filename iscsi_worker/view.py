@@ -1,7 +1,7 @@
 """What one read of the coordination store says: disks that should be served, exports with their owners, live gateways."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import structlog
@@ -13,6 +13,8 @@ from sanderling.model.exports import Export, ExportId, Gateway
 from sanderling.model.marks import MARKS_KEY, Marks
 
 Value = TypeVar("Value", bound=BaseModel)
+Key = TypeVar("Key")
+Fact = TypeVar("Fact")
 log = structlog.get_logger(__name__)
 
 _KINDS: Final[Mapping[str, type[BaseModel]]] = {"disks": Disk, "exports": Export, "nodes": Gateway, MARKS_KEY: Marks}
@@ -54,6 +56,33 @@ class View:
             for other, held in self.exports.items()
             if other.disk_id == export.disk_id and other != export and held.consul_session
         )
+
+    def changed(self, key: str, entry: Entry | None) -> "View":
+        """This view with one key as it was read since; None for a key that is gone."""
+        listed = parse(Listing((entry,) if entry else (), self.index))
+        read = {**_without(self.read, key), **listed.read}
+        noun, _, rest = key.partition("/")
+        match noun:
+            case "disks":
+                return replace(self, disks={**_without(self.disks, rest), **listed.disks}, read=read)
+            case "exports":
+                disk_id, _, number = rest.rpartition("/")
+                export = ExportId(disk_id, int(number) if number.isdecimal() else -1)
+                return replace(self, exports={**_without(self.exports, export), **listed.exports}, read=read)
+            case "nodes":
+                gateways = {**_without(self.gateways, rest), **listed.gateways}
+                sessions = {**_without(self.sessions, rest), **listed.sessions}
+                return replace(self, gateways=gateways, sessions=sessions, read=read)
+            case _ if key == MARKS_KEY:
+                return replace(self, marks=listed.marks, read=read)
+            case _:
+                return self
+
+
+def _without(known: Mapping[Key, Fact], key: Key) -> dict[Key, Fact]:
+    rest = dict(known)
+    rest.pop(key, None)
+    return rest
 
 
 def parse(listing: Listing, before: View | None = None) -> View:

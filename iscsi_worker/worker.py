@@ -5,6 +5,7 @@ Lanes do what may take long, one action at a time for each export; the loop itse
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import structlog
 
@@ -53,6 +54,8 @@ from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_LOOKED_AT_MOST: Final = 16  # single keys; reading all of them at once is less work than more of these
+
 
 class Worker:
     """Takes, serves and gives up exports from `start` to `stop`; needs the coordination store to take, not to go on serving."""
@@ -97,11 +100,11 @@ class Worker:
             clock=clock,
         )
         self._lanes = ThreadPoolExecutor(own.lanes, thread_name_prefix="lane")
-        self._intents = Intents(own, fresh=self._watch.fresh, wake=self.wake, clock=clock)
-        self._lock = threading.Lock()  # guards what lanes write: the two below
+        self._intents = Intents(own, self._watch, wake=self.wake, clock=clock)
+        self._lock = threading.Lock()  # guards what lanes write: the three below
         self._busy: set[ExportId] = set()
         self._pending: dict[ExportId, float] = {}
-        self._stale = threading.Event()  # something was changed by this node since the last view
+        self._touched: set[ExportId] = set()  # by this node since the last view
         self._waiting: dict[ExportId, Waiting] = {}
         self._ran: set[ExportId] = set()
         self._unserved: dict[ExportId, float] = {}  # since when nobody is seen to serve what was served before
@@ -139,6 +142,7 @@ class Worker:
         if not self._clock.wait(self._withdrawn, self._own.withdraw_timeout_s):
             log.error("stopping although exports are not given up; they end by their leases")
         self._stopping.set()
+        self._watch.stop()
         self.wake()
         if self._serving:
             self._serving.stop()
@@ -204,14 +208,17 @@ class Worker:
         self._settle(view, session, running)
 
     def _seen(self) -> View:
-        view = self._watch.latest
-        if view is None or self._stale.is_set():
-            self._stale.clear()
-            try:
-                return self._watch.fresh()
-            except Unavailable:
-                self._stale.set()
-                raise
+        """The latest view, holding what this node's own lanes have written."""
+        with self._lock:
+            touched = sorted(self._touched)
+        if len(touched) > _LOOKED_AT_MOST:
+            view = self._watch.fresh()
+        else:
+            view = self._watch.latest or self._watch.fresh()
+            for export in touched:
+                view = self._watch.look(export.key)
+        with self._lock:
+            self._touched.difference_update(touched)
         return view
 
     def _local(self, session: str, running: dict[ExportId, Running], busy: frozenset[ExportId], told: Told) -> Local:
@@ -256,9 +263,9 @@ class Worker:
 
     def _settle(self, view: View, session: str, running: dict[ExportId, Running]) -> None:
         with self._lock:
-            busy = bool(self._busy)
+            busy = bool(self._busy or self._touched)
         held = any(held.consul_session == session for held in view.exports.values())
-        if self._withdrawing and not busy and not held and not running and not self._stale.is_set():
+        if self._withdrawing and not busy and not held and not running:
             self._withdrawn.set()
 
     def _hand_out(self, action: Action, view: View, session: str, running: Running | None) -> None:
@@ -285,8 +292,8 @@ class Worker:
             with self._lock:
                 if later is not None:
                     self._pending[export] = self._clock.monotonic() + later
+                self._touched.add(export)
                 self._busy.discard(export)
-            self._stale.set()
             self.wake()
 
     def _act(self, action: Action, view: View, session: str, running: Running | None) -> bool:

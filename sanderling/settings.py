@@ -175,6 +175,11 @@ class Worker:
         2.0, "How long a free export waits for the gateway it was placed on before the next may take it", least=0.1
     )
     stand_back_s: float = _of(15.0, "How long a worker leaves an export alone that it failed to take", least=0.1)
+    watch_rest_per_key_s: float = _of(
+        0.0005,
+        "How long the watch rests after a change, for each key there is: it reads all of them",
+        least=0,
+    )
     move_intent_s: float = _of(10.0, "How long a command to take or to hand on an export holds when it is not repeated", least=1)
     move_drain_s: float = _of(
         3.0, "How long handing an export on waits for operations in flight before it goes on serving", least=0.1

@@ -105,7 +105,7 @@ class Node:
 
     def turn(self) -> None:
         """One turn of the loop, on a fresh view, since no thread watches here."""
-        self.worker._stale.set()
+        self.worker._watch.fresh()
         self.worker.turn()
 
     def turn_until(self, condition: Callable[[], bool], what: str) -> None:

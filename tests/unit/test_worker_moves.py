@@ -156,7 +156,7 @@ class Side:
     def turn(self) -> None:
         if self.is_dead:
             return
-        self.worker._stale.set()
+        self.worker._watch.fresh()
         self.worker._membership.feed()
         self.worker._membership.prove()
         self.worker.turn()
