@@ -26,7 +26,7 @@ DISKS = 6
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    changes = {"conductor": {"balance_cool_down_s": 2.0, "balance_interval_s": 0.5}}
+    changes = {"conductor": {"balance": "on", "balance_cool_down_s": 2.0, "balance_interval_s": 0.5}}
     with Network(NODES) as network:
         cluster = Cluster(tmp_path_factory.mktemp("site"), network, changes=changes)
         cluster.start()
