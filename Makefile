@@ -80,4 +80,4 @@ longest: python-dev
 	@scripts/longest
 
 bench: python-dev
-	@$(PYTHON) -m bench
+	@$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench

@@ -25,7 +25,7 @@ from cli.lab.parts.consul import ConsulAgent
 from cli.lab.parts.daemons import start_time, waited
 from sanderling.coordination.consul import ConsulCoordination
 from sanderling.model.disks import PORTAL_PORT
-from sanderling.model.exports import Export, ExportId, ExportPhase
+from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.settings import Coordination
 
 SUPERVISOR_S: Final = 0.1
@@ -146,15 +146,18 @@ _COMPARED: Final = {"reference": CONSTANTS, "reference without sleeps": CONSTANT
 
 
 def _back(here: Site, ours: Ours, victim: str) -> None:
-    """The node is there again, and what it served is served by the other one."""
+    """The node is there again and may take over, and what it served is served by the other one."""
     here.cluster.heal()
     heir = other(victim)
 
     def settled() -> bool:
         value = ours.value()
-        return value.phase is ExportPhase.SERVING and value.node == heir
+        entries = ours.coordination.list("nodes/").entries
+        ready = [Gateway.model_validate_json(entry.value) for entry in entries if entry.consul_session]
+        standing_back = any(gateway.front.cut_off for gateway in ready)
+        return value.phase is ExportPhase.SERVING and value.node == heir and len(ready) == len(NODES) and not standing_back
 
-    waited(settled, within_s=BACK_WITHIN_S, what=f"{heir} serves it")
+    waited(settled, within_s=BACK_WITHIN_S, what=f"{heir} serves it and {victim} is back")
 
 
 def _many(paths: int) -> tuple[Samples, Samples]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TextIO, cast
+from typing import BinaryIO, Final, cast
 from uuid import UUID
 
 import structlog
@@ -206,12 +206,9 @@ class Gateways:
             self.daemon.kill()
 
 
-def _run(asked: argparse.Namespace, opened: TextIO) -> list[Worker]:
-    lock = threading.Lock()
-
+def _run(asked: argparse.Namespace, opened: BinaryIO) -> list[Worker]:
     def stamp(export: ExportId) -> None:
-        with lock:
-            opened.write(f"{CLOCK.monotonic():.6f} {export}\n")
+        opened.write(f"{CLOCK.monotonic():.6f} {export}\n".encode())  # in one piece: it is not buffered
 
     workers = []
     for name in asked.names:
@@ -237,7 +234,7 @@ def main() -> None:
     parser.add_argument("--enable", type=float, default=0.0)
     asked = parser.parse_args()
     quiet()
-    with (asked.folder / f"{asked.name}.opened").open("a", buffering=1) as opened:
+    with (asked.folder / f"{asked.name}.opened").open("ab", buffering=0) as opened:
         workers = _run(asked, opened)
         assert workers
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
