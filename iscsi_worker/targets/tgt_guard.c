@@ -98,26 +98,48 @@ static int64_t lease_left_ns(void) {
     return left;
 }
 
+enum kind { READS, WRITES };
+
+/* Writes that waited at the gate and are not answered yet. Their initiators may have lost patience, sent them again in other
+ * sessions and gone on: no later write may overtake them, or the old data would land on top of the new. */
+static _Atomic uint32_t late;
+
 /* Counted first and asked second: whoever closes the gate and then reads 0 in flight knows that nothing will begin. */
-static void enter(void) {
+static int enter(enum kind kind) {
+    int is_late = 0;
     for (;;) {
         atomic_fetch_add(&state->in_flight, 1);
-        if (atomic_load(&state->gate) == OPEN)
+        uint32_t before = kind == WRITES && !is_late ? atomic_load(&late) : 0;
+        int open = atomic_load(&state->gate) == OPEN;
+        if (open && before == 0)
             break;
         atomic_fetch_sub(&state->in_flight, 1);
+        if (open) {
+            futex_wait(&late, before, lease_left_ns());
+            continue;
+        }
+        if (kind == WRITES && !is_late) {
+            is_late = 1;
+            atomic_fetch_add(&late, 1);
+        }
         atomic_fetch_add(&state->held, 1);
         futex_wait(&state->gate, CLOSED, lease_left_ns());
         atomic_fetch_sub(&state->held, 1);
     }
     lease_left_ns(); /* asked last: no wait may lie between this and the operation */
+    return is_late;
 }
 
 /* An answer leaves only while the lease runs: a read that took longer may be older than another owner's writes. */
-static void leave(int64_t result) {
+static void leave(int is_late, int64_t result) {
     if (result == -ESHUTDOWN)
         end(FENCED);
     lease_left_ns();
     atomic_fetch_sub(&state->in_flight, 1);
+    if (is_late) {
+        atomic_fetch_sub(&late, 1);
+        futex_wake(&late);
+    }
 }
 
 static void *watch(void *unused) {
@@ -257,9 +279,9 @@ EXPORTED ssize_t rbd_read(void *image, uint64_t offset, size_t length, char *int
     REAL("librbd.so.1", rbd_read_fn, rbd_read)
     if (state == NULL)
         return next(image, offset, length, into);
-    enter();
+    int is_late = enter(READS);
     ssize_t result = length == 0 ? 0 : next(image, offset, length, into); /* librbd aborts on a zero-length read */
-    leave(result);
+    leave(is_late, result);
     return result;
 }
 
@@ -267,9 +289,9 @@ EXPORTED ssize_t rbd_write(void *image, uint64_t offset, size_t length, const ch
     REAL("librbd.so.1", rbd_write_fn, rbd_write)
     if (state == NULL)
         return next(image, offset, length, from);
-    enter();
+    int is_late = enter(WRITES);
     ssize_t result = length == 0 ? 0 : next(image, offset, length, from);
-    leave(result);
+    leave(is_late, result);
     return result;
 }
 
@@ -277,9 +299,9 @@ EXPORTED int rbd_discard(void *image, uint64_t offset, uint64_t length) {
     REAL("librbd.so.1", rbd_discard_fn, rbd_discard)
     if (state == NULL)
         return next(image, offset, length);
-    enter();
+    int is_late = enter(WRITES);
     int result = length == 0 ? 0 : next(image, offset, length);
-    leave(result);
+    leave(is_late, result);
     return result;
 }
 
@@ -287,9 +309,9 @@ EXPORTED int rbd_flush(void *image) {
     REAL("librbd.so.1", rbd_flush_fn, rbd_flush)
     if (state == NULL)
         return next(image);
-    enter();
+    int is_late = enter(READS);
     int result = next(image);
-    leave(result);
+    leave(is_late, result);
     return result;
 }
 
@@ -305,35 +327,39 @@ static int is_image(int fd) {
     return state != NULL && image_ino != 0 && fstat(fd, &found) == 0 && found.st_ino == image_ino && found.st_dev == image_dev;
 }
 
-#define GUARDED(type, function, fd, ...)                                                                                       \
+#define GUARDED(kind, type, function, fd, ...)                                                                                 \
     REAL(NULL, type, function)                                                                                                 \
     if (!is_image(fd))                                                                                                         \
         return next(fd, ##__VA_ARGS__);                                                                                        \
-    enter();                                                                                                                   \
+    int is_late = enter(kind);                                                                                                 \
     __auto_type result = next(fd, ##__VA_ARGS__);                                                                              \
     int error = errno;                                                                                                         \
-    leave(result < 0 ? -(int64_t)error : result);                                                                              \
+    leave(is_late, result < 0 ? -(int64_t)error : result);                                                                     \
     errno = error;                                                                                                             \
     return result;
 
-EXPORTED ssize_t pread(int fd, void *into, size_t length, off_t offset) { GUARDED(pread_fn, pread, fd, into, length, offset) }
+EXPORTED ssize_t pread(int fd, void *into, size_t length, off_t offset) {
+    GUARDED(READS, pread_fn, pread, fd, into, length, offset)
+}
 
-EXPORTED ssize_t pread64(int fd, void *into, size_t length, off_t offset) { GUARDED(pread_fn, pread64, fd, into, length, offset) }
+EXPORTED ssize_t pread64(int fd, void *into, size_t length, off_t offset) {
+    GUARDED(READS, pread_fn, pread64, fd, into, length, offset)
+}
 
 EXPORTED ssize_t pwrite(int fd, const void *from, size_t length, off_t offset) {
-    GUARDED(pwrite_fn, pwrite, fd, from, length, offset)
+    GUARDED(WRITES, pwrite_fn, pwrite, fd, from, length, offset)
 }
 
 EXPORTED ssize_t pwrite64(int fd, const void *from, size_t length, off_t offset) {
-    GUARDED(pwrite_fn, pwrite64, fd, from, length, offset)
+    GUARDED(WRITES, pwrite_fn, pwrite64, fd, from, length, offset)
 }
 
-EXPORTED int fsync(int fd) { GUARDED(sync_fn, fsync, fd) }
+EXPORTED int fsync(int fd) { GUARDED(READS, sync_fn, fsync, fd) }
 
-EXPORTED int fdatasync(int fd) { GUARDED(sync_fn, fdatasync, fd) }
+EXPORTED int fdatasync(int fd) { GUARDED(READS, sync_fn, fdatasync, fd) }
 
 EXPORTED int fallocate(int fd, int mode, off_t offset, off_t length) {
-    GUARDED(fallocate_fn, fallocate, fd, mode, offset, length)
+    GUARDED(WRITES, fallocate_fn, fallocate, fd, mode, offset, length)
 }
 
 /* For the worker. */

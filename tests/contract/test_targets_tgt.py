@@ -1,11 +1,14 @@
 """What only tgtd and its guard can be asked: the wire, frozen processes, the store out of reach, and what refuses to run."""
 
+import ctypes
+import os
 import re
 import socket
 import stat
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +32,10 @@ from tests.contract.test_targets import tgt_rbd as tgt_rbd  # noqa: PLC0414
 from tests.parts.exports import NAME, SentByIscsi, TgtBench, running
 
 CLOCK = SystemClock()
+
+PTRACE_ATTACH, PTRACE_DETACH, WALL = 16, 17, 0x40000000
+FUTEX_CALL, GATE_AT = "202", 12  # x86-64; where the gate is in the guard's shared state
+FIRST = b"first".ljust(SECTOR, b".")
 
 
 @pytest.fixture(params=["tgt_file", "tgt_rbd"])
@@ -351,3 +358,51 @@ def test_the_writer_runs_as_a_process_of_its_own(tgt_file: TgtBench, tmp_path: P
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 0, said
     assert BlockHistory.load(history).check(lambda lba: tgt_file.on_image(spec, lba)) == []
+
+
+def ptrace(request: int, tid: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    assert library.ptrace(request, tid, None, None) == 0, os.strerror(ctypes.get_errno())
+
+
+def threads_at_the_gate(pid: int) -> list[int]:
+    maps = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if line.endswith("/guard")]
+    gates = {int(words[0].partition("-")[0], 16) + GATE_AT for words in maps}
+    calls = {int(tid): Path(f"/proc/{pid}/task/{tid}/syscall").read_text().split() for tid in os.listdir(f"/proc/{pid}/task")}
+    return [tid for tid, call in calls.items() if call[0] == FUTEX_CALL and int(call[1], 16) in gates]
+
+
+def test_a_write_that_waited_at_the_gate_does_not_land_behind_a_later_one(bench: TgtBench) -> None:
+    """Its initiator lost patience, sent it again in another session, and then wrote something newer; a thread may be late."""
+    spec, address = bench.spec(), bench.address()
+    bench.targets.start(spec, epoch=(1, 1), revision=1, lease_s=LONG_S)
+    pid = bench.pid(spec.export)
+    bench.targets.open_portal(spec.export, address)
+    bench.targets.ungate(spec.export)
+    with Initiator(spec.iqn, f"{address}:3260", initiator_name=NAME, timeout_s=1.0) as initiator:
+        initiator.write(5, FIRST)
+        bench.targets.gate(spec.export)
+        with pytest.raises(TargetFailed):
+            initiator.write(5, OLD)
+    (tid,) = threads_at_the_gate(pid)
+    ptrace(PTRACE_ATTACH, tid)  # this thread alone: one for which the scheduler has no time yet
+    os.waitpid(tid, WALL)
+    bench.targets.ungate(spec.export)
+    acknowledged = threading.Event()
+
+    def again() -> None:
+        with Initiator(spec.iqn, f"{address}:3260", initiator_name=NAME, timeout_s=30.0, attempt_s=30.0) as patient:
+            patient.write(5, OLD)
+            patient.write(5, NEW)
+        acknowledged.set()
+
+    thread = threading.Thread(target=again)
+    thread.start()
+    acknowledged.wait(2.0)  # as long as it takes where nothing orders them
+    ptrace(PTRACE_DETACH, tid)
+    thread.join(30)
+    assert acknowledged.is_set()
+    bench.targets.gate(spec.export)
+    assert bench.targets.drain(spec.export, timeout_s=10)
+    assert bench.on_image(spec, 5) == NEW
