@@ -78,10 +78,15 @@ class Leases:
             now, proven = self._clock.monotonic(), self._proven_until() if lease.owned else 0.0
             if proven > now:
                 self._extend(lease, until=proven)
-            due = now - self._probed_at.get(lease.export, -self._settings.probe_interval_s) >= self._settings.probe_interval_s
+            due = now - self._probed_at.get(lease.export, -self._settings.probe_interval_s) >= self._pause_s(lease)
             ageing = proven - now < self._settings.lease_s - 2 * self._settings.renew_interval_s
             if lease.gate_open and (due or ageing):  # before the proof has run out: a probe takes its time
                 self._probe_soon(lease)
+
+    def _pause_s(self, lease: Lease) -> float:
+        """Between two probes: one that failed is made again soon, so that a process that hangs is replaced soon."""
+        failed = self._failures.get((lease.export, lease.client), 0) > 0
+        return self._settings.renew_interval_s if failed else self._settings.probe_interval_s
 
     def _forget_what_is_gone(self) -> None:
         present = {(lease.export, lease.client) for lease in self._leases}

@@ -65,7 +65,7 @@ class Moves:
         gap_s = self._clock.monotonic() - closed_at if serves else None
         self._service.retire(export, [path.address for path in running.paths])
         log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
-        self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s)
+        self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s, client=running.client)
 
     def activate(self, export: ExportId, held: Held, running: Running, *, consul_session: str) -> None:
         """Serve with the process that stood ready. On a failure the export is unlocked again and goes to who had it before."""

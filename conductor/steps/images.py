@@ -8,12 +8,12 @@ from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import SERVED_BY
 from sanderling.errors import InUse, Unavailable
 from sanderling.model.disks import image_of
-from sanderling.records import operations
+from sanderling.records import events, operations
 
 log = structlog.get_logger(__name__)
 
 _LOOK_AGAIN_S: Final = 0.5
-_OPERATIONS_MAX: Final = 20  # of the disk's latest; an older one's clients have long been taken off the list
+_LATEST_MAX: Final = 20  # operations on the disk, and moves of it; the clients of older ones are long off the list
 
 
 def create(context: Context) -> None:
@@ -25,7 +25,7 @@ def create(context: Context) -> None:
 def remove(context: Context) -> None:
     """Remove image and data. One that somebody has open is waited for, since clients that ended are listed for a while yet.
 
-    What this operation or one before it made workers give up has ended: fencing it takes it off the list at once. A large
+    What workers gave up or handed on has ended: fencing it takes it off the list at once. A large
     image is removed in parts; as long as there is time for another, no attempt is spent on it.
     """
     image, images, clock = image_of(context.disk_id), context.stores.images, context.stores.clock
@@ -54,9 +54,12 @@ def remove(context: Context) -> None:
 
 
 def _given_up(context: Context) -> set[str]:
+    """The clients of exports that were given up by an operation on this disk, or handed on: each of them has ended."""
     with context.stores.records.read() as session:
-        before = operations.page(session, marker=None, limit=_OPERATIONS_MAX, resource_id=context.disk_id)
-    return {client for operation in before for client in operation.params.get(SERVED_BY, ())}
+        before = operations.page(session, marker=None, limit=_LATEST_MAX, resource_id=context.disk_id)
+        handed_on = events.latest(session, "export.handed_on", resource_id=context.disk_id, limit=_LATEST_MAX)
+    stopped = {client for operation in before for client in operation.params.get(SERVED_BY, ())}
+    return stopped | {str(event.data["client"]) for event in handed_on if "client" in event.data}
 
 
 CREATE_IMAGE = Action(create, undo=remove, effects=("create",), undo_effects=("remove",))

@@ -59,20 +59,27 @@ def page(
         query = query.where(EventRow.resource_id == resource_id)
     if operation_id is not None:
         query = query.where(EventRow.operation_id == operation_id)
-    return [
-        Event(
-            id=row.id,
-            at=row.at,
-            kind=row.kind,
-            actor=row.actor,
-            resource_id=row.resource_id,
-            operation_id=row.operation_id,
-            data=row.data,
-        )
-        for row in session.scalars(query)
-    ]
+    return [_model(row) for row in session.scalars(query)]
+
+
+def latest(session: Session, kind: str, *, resource_id: str, limit: int) -> list[Event]:
+    """The newest of that kind about a resource, newest first."""
+    query = select(EventRow).where(EventRow.kind == kind, EventRow.resource_id == resource_id)
+    return [_model(row) for row in session.scalars(query.order_by(EventRow.id.desc()).limit(limit))]
 
 
 def newest(session: Session) -> int:
     """The id of the last event; 0 before the first."""
     return session.scalar(select(func.max(EventRow.id))) or 0
+
+
+def _model(row: EventRow) -> Event:
+    return Event(
+        id=row.id,
+        at=row.at,
+        kind=row.kind,
+        actor=row.actor,
+        resource_id=row.resource_id,
+        operation_id=row.operation_id,
+        data=row.data,
+    )

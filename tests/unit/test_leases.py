@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from iscsi_worker.addresses.memory import Memory
-from iscsi_worker.service import Seams
 from iscsi_worker.leases import Lease, Leases
+from iscsi_worker.service import Seams
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.memory import MemoryStore, MemoryTargets
 from sanderling.clock import ManualClock
@@ -134,6 +134,17 @@ def test_an_export_that_does_not_answer_is_sick_only_when_the_store_does(bench: 
         bench.turn(proven=True, seconds=SETTINGS.probe_interval_s - SETTINGS.probe_timeout_s - 1)
         bench.turn(proven=True, seconds=1)
     assert (bench.leases.sick == {E}) == (problem is None)
+
+
+def test_a_probe_that_failed_is_made_again_soon(bench: Bench) -> None:
+    bench.serve()
+    bench.turn(proven=True, seconds=SETTINGS.probe_interval_s)
+    bench.store.stuck = True
+    bench.turn(proven=True, seconds=SETTINGS.probe_interval_s)
+    for _ in range(SETTINGS.probe_failures_max - 1):
+        assert bench.leases.sick == frozenset()
+        bench.turn(proven=True, seconds=SETTINGS.renew_interval_s)
+    assert bench.leases.sick == {E}
 
 
 def test_an_address_that_was_taken_off_meanwhile_does_not_come_back(bench: Bench) -> None:

@@ -1,15 +1,20 @@
 """What keeps an attempt at a step that no longer counts from changing anything."""
 
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cli.lab.parts.daemons import waited
+from conductor.steps import images
 from conductor.steps.base import Context, Halted
-from sanderling.errors import ClaimLost, StepTimedOut
+from sanderling.errors import ClaimLost, InUse, StepTimedOut
+from sanderling.model.disks import Disk
 from sanderling.model.operations import Operation, OperationKind
-from sanderling.records import operations
+from sanderling.records import events, operations
 from tests.house import SETTINGS, House, migrated
 
 
@@ -21,7 +26,11 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def claimed(house: House) -> Operation:
-    operation = house.ask(OperationKind.CREATE_DISK, house.disk())
+    return claimed_for(house, house.disk())
+
+
+def claimed_for(house: House, disk: Disk) -> Operation:
+    operation = house.ask(OperationKind.CREATE_DISK, disk)
     with house.records.begin() as session:
         claim = operations.claim(session, operation.id, conductor="c1", now=house.records.now(), ttl_s=0.0)
     assert claim is not None
@@ -74,3 +83,43 @@ def test_an_attempt_to_go_forward_changes_nothing_once_the_operation_is_being_un
         operations.begin_undo(session, context.operation.id, claim_epoch=epoch, now=house.records.now(), problem=None)
     with pytest.raises(ClaimLost):
         changed_by(context)
+
+
+@pytest.fixture
+def opener(house: House) -> Iterator[Callable[[Disk], str]]:
+    """Has the disk's image open in a process of its own; its client."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def open_image(disk: Disk) -> str:
+        file = house.stores.images.backing_store(disk.image).location
+        process = subprocess.Popen([sys.executable, "-c", f"import time; f = open({file!r}, 'rb+'); time.sleep(60)"])
+        started.append(process)
+        waited(lambda: len(house.stores.images.clients(disk.image)) == 1, within_s=10, what="the image is open")
+        return house.stores.images.clients(disk.image)[0]
+
+    yield open_image
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["it was handed on", "nobody knows it"])
+def test_an_image_is_removed_once_what_handed_it_on_is_fenced_and_nobody_else_is(
+    house: House, opener: Callable[[Disk], str], said: bool
+) -> None:
+    disk = house.disk()
+    context = attempt(house, claimed_for(house, disk), left_s=3.0)
+    house.stores.images.create(disk.image, 512, metadata={})
+    client = opener(disk)
+    with house.records.begin() as session:
+        if said:
+            data = {"client": client, "to": "elsewhere"}
+            now = house.records.now()
+            events.append(session, "export.handed_on", at=now, actor="node", resource_id=disk.id, data=data)
+    if said:
+        images.remove(context)
+        assert disk.image not in house.stores.images.list()
+    else:
+        with pytest.raises(InUse):
+            images.remove(context)
+    assert house.stores.images.is_fenced(client) is said
