@@ -138,6 +138,7 @@ def _measured(site: Site, writer: ConsulCoordination) -> Report:
         f"P8: one change among {site.keys:,} keys, {site.local:,} of the paths here",
         {
             "coordination": "real Consul, one server",
+            "the watch rests after a change for": f"{site.settings.iscsi_worker.watch_rest_per_key_s * site.keys:g} s",
             "keys read from the change until it was done": int(median(keys_read)),
             "reference": f"reads everything for each of its {site.local:,} paths: {whole:.1f} s a pass, from {REPEATS} paths",
         },
