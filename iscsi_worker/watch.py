@@ -123,7 +123,8 @@ class Watch:
             after = self._accept(parse(listing, known), began)
             if known is None or after.index != known.index:
                 self._on_change()
-                rest_s = len(listing.entries) * self._settings.iscsi_worker.watch_rest_per_key_s
+                own = self._settings.iscsi_worker
+                rest_s = min(own.watch_rest_most_s, len(listing.entries) * own.watch_rest_per_key_s)
                 self._clock.wait(stopping, rest_s)
 
     def _accept(self, view: View, began: float) -> View:

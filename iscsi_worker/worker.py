@@ -126,6 +126,7 @@ class Worker:
             "prove": lambda: every(interval, self._membership.prove, self._stopping, self._clock),
             "renew": lambda: every(interval, self._leases.extend, self._stopping, self._clock),
             "neighbours": lambda: every(self._own.front_probe_interval_s, self._neighbours.turn, self._stopping, self._clock),
+            "ends": self._watch_ends,
             "announce": lambda: self._service.announcements.follow(self._stopping),
             "reconcile": self._reconcile,
             "listen": self._listen,
@@ -159,6 +160,12 @@ class Worker:
     def wake(self) -> None:
         """Make the loop turn now."""
         self._awake.set()
+
+    def _watch_ends(self) -> None:
+        """Turn the loop as soon as a process has ended."""
+        while not self._stopping.is_set():
+            if self._targets.wait_for_end(timeout_s=self._own.renew_interval_s):
+                self.wake()
 
     def _listen(self) -> None:
         while not self._stopping.is_set() and self._serving is None:

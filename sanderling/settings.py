@@ -180,6 +180,7 @@ class Worker:
         "How long the watch rests after a change, for each key there is: it reads all of them",
         least=0,
     )
+    watch_rest_most_s: float = _of(0.5, "The longest such rest: so much later the death of a gateway may be seen", least=0)
     move_intent_s: float = _of(10.0, "How long a command to take or to hand on an export holds when it is not repeated", least=1)
     move_drain_s: float = _of(
         3.0, "How long handing an export on waits for operations in flight before it goes on serving", least=0.1

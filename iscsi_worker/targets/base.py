@@ -90,3 +90,7 @@ class Targets(Protocol):
     def actual(self) -> tuple[Running, ...]:
         """Every export process of this node that is alive, also those that an earlier worker started."""
         ...
+
+    def wait_for_end(self, *, timeout_s: float) -> bool:
+        """Wait until one of the processes that run now has ended, however it did; False when the time has passed first."""
+        ...

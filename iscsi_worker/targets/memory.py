@@ -163,6 +163,15 @@ class MemoryTargets:
             self._settle()
             return tuple(self._running(process) for _, process in sorted(self._node.processes.items()))
 
+    def wait_for_end(self, *, timeout_s: float) -> bool:
+        deadline = self._clock.monotonic() + timeout_s
+        before = {(one.export, one.client) for one in self.actual()}
+        while before <= {(one.export, one.client) for one in self.actual()}:
+            if self._clock.monotonic() >= deadline:
+                return False
+            self._clock.wait(self._never, _POLL_S)
+        return True
+
     def login(self, address: str, initiator: str) -> "MemorySession":
         """A session of that initiator on the portal at this address; `TargetFailed` when there is none or it is not let in."""
         with self._lock:

@@ -5,8 +5,10 @@ it has yet to reap: a worker that was restarted finds what the one before it sta
 """
 
 import contextlib
+import os
 import re
 import secrets
+import select
 import shutil
 import subprocess
 import threading
@@ -186,6 +188,24 @@ class TgtTargets:
             except TargetFailed as unknown:
                 log.debug("not an export's folder", folder=str(folder), problem=unknown.detail)
         return tuple(found)
+
+    def wait_for_end(self, *, timeout_s: float) -> bool:
+        ends = select.poll()  # select() knows no descriptor beyond 1023
+        with contextlib.ExitStack() as opened:
+            for pid in self._pids():
+                try:
+                    process = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    return True
+                opened.callback(os.close, process)
+                ends.register(process, select.POLLIN)
+            return bool(ends.poll(timeout_s * 1000))
+
+    def _pids(self) -> Iterator[int]:
+        for folder in self._root.iterdir():
+            with contextlib.suppress(TargetFailed), self._library.open(folder / GUARD_STATE) as guard:
+                if self._runs(guard):
+                    yield guard.pid
 
     def _running(self, record: Record, guard: Guard) -> Running:
         return Running(

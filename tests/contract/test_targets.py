@@ -5,6 +5,7 @@ What only tgtd can be asked (identity on the wire, a frozen process, Ceph out of
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,3 +319,13 @@ def test_exports_of_one_node_do_not_share_their_fate(bench: Bench, served: tuple
     bench.until(lambda: running(bench, spec.export) is None, "one is gone")
     _write(bench, other, address, 5, NEW)
     assert [one.export for one in bench.targets.actual()] == [other.export]
+
+
+def test_the_end_of_a_process_is_waited_for_however_it_comes(bench: Bench, served: tuple[TargetSpec, str]) -> None:
+    spec, _ = served
+    assert not bench.targets.wait_for_end(timeout_s=0.05)
+    with ThreadPoolExecutor(1) as waiter:
+        end = waiter.submit(bench.targets.wait_for_end, timeout_s=30.0)
+        bench.kill(spec.export)
+        assert end.result(10)
+    assert not bench.targets.wait_for_end(timeout_s=0.05), "what ended before the call is not waited for"

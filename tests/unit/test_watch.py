@@ -47,7 +47,7 @@ class Site:
         self.changes = 0
         settings = Settings(
             coordination=Coordination(backend="embedded", watch_timeout_s=0.2),
-            iscsi_worker=Worker(watch_rest_per_key_s=rest_s),
+            iscsi_worker=Worker(watch_rest_per_key_s=rest_s, watch_rest_most_s=rest_s),
         )
         self.watch = Watch(settings, self.store, on_change=self.changed, clock=CLOCK)
 
