@@ -37,7 +37,7 @@ class Metrics:
         self.exports = Gauge("sanderling_gateway_exports", "Exports that a gateway serves", ["gateway"], registry=self.registry)
         self.exposed = Gauge(
             "sanderling_unserved_after_one_loss",
-            "Exports that nobody could serve after the loss of the one gateway where that is worst; NaN when not known",
+            "Exports that nobody could serve after the worst loss of one gateway, or can even now; NaN when not known",
             registry=self.registry,
         )
         self.streams = Gauge("sanderling_event_streams", "Event streams open in this process", registry=self.registry)

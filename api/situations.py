@@ -58,9 +58,9 @@ def show_distribution(distribution: Distribution) -> dict[str, Any]:
 
 
 def show_score(seen: Seen, score: Score) -> dict[str, Any]:
-    """`losses` names the gateways whose loss, of each alone, would leave exports unserved."""
+    """`losses` names the gateways whose loss, of each alone, would leave exports unserved; `unserved` are so without one."""
     losses = {name: show_unserved(seen, unserved) for name, unserved in score.losses.items()}
-    return {"ok": score.ok, "worst": score.worst, "losses": losses}
+    return {"ok": score.ok, "worst": score.worst, "losses": losses, "unserved": show_unserved(seen, score.unserved)}
 
 
 def show_unserved(seen: Seen, unserved: tuple[Unserved, ...]) -> dict[str, Any]:

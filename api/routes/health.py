@@ -89,8 +89,8 @@ def _measure_spread(context: Context) -> None:
         return
     for gateway, count in balance.distribution(layout).counts.items():
         context.metrics.exports.labels(gateway).set(count)
-    losses = balance.score(layout).losses
-    context.metrics.exposed.set(max(map(len, losses.values()), default=0))
+    score = balance.score(layout)
+    context.metrics.exposed.set(max(map(len, (score.unserved, *score.losses.values()))))
 
 
 def _count(context: Context) -> None:

@@ -100,7 +100,8 @@ def score(json: AsJson = False) -> None:
         as_json(told)
         return
     facts([("any one gateway may be lost", told["ok"]), ("worst to lose", told["worst"])])
-    rows = [{"gateway": name, **loss} for name, loss in told["losses"].items()]
+    now = [{"gateway": "none, as things are", **told["unserved"]}] if told["unserved"]["count"] else []
+    rows = now + [{"gateway": name, **loss} for name, loss in told["losses"].items()]
     if rows:
         table(
             {

@@ -89,14 +89,18 @@ class WhatIf:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What no gateway that the marks allow could serve, for each live gateway lost alone; only losses that leave something."""
+    """What no gateway that the marks allow could serve, for each live gateway lost alone; only losses that leave something.
+
+    `unserved` is what nobody serves and none of them could even now.
+    """
 
     losses: Mapping[str, tuple[Unserved, ...]]
+    unserved: tuple[Unserved, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether any one gateway may die and every export still be served as its marks say."""
-        return not self.losses
+        """Whether any one gateway may die, or none, and every export still be served as its marks say."""
+        return not self.losses and not self.unserved
 
     @property
     def worst(self) -> str | None:
@@ -193,7 +197,7 @@ def score(layout: Layout) -> Score:
         exposed = exports if not left.usable else [export for export in exports if export.disk_id in layout.avoid]
         if unserved := tuple(_unserved(left, sorted(exposed))):
             losses[name] = unserved
-    return Score(losses)
+    return Score(losses, tuple(_unserved(layout, sorted(homeless))))
 
 
 def _unserved(layout: Layout, exports: Iterable[ExportId]) -> Iterator[Unserved]:

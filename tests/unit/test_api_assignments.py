@@ -47,7 +47,7 @@ def test_a_dry_run_shows_the_moves_in_order_what_each_risks_and_what_comes_of_th
     assert [(move["from"], move["to"]) for move in plan["moves"]] == [("node-a", "node-b")]
     assert (plan["before"]["exports"], plan["after"]["exports"]) == ({"node-a": 3, "node-b": 0}, {"node-a": 2, "node-b": 1})
     assert plan["after"]["spread"] == 1
-    assert plan["score"] == {"ok": True, "worst": None, "losses": {}}
+    assert plan["score"] == {"ok": True, "worst": None, "losses": {}, "unserved": {"count": 0, "exports": []}}
     assert plan["moves"][0]["disk"] in plan["moves"][0]["risk"]
     assert plan["moves"][0]["expected_gap_s"] is None
     now = site.api.tables()

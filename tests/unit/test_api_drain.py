@@ -149,7 +149,7 @@ def test_a_loss_of_what_does_not_live_is_refused_by_its_name(site: Site) -> None
 
 
 def test_the_score_names_the_gateway_whose_loss_hurts_most(site: Site) -> None:
-    assert site.get("/v1/score") == {"ok": True, "worst": None, "losses": {}}
+    assert site.get("/v1/score") == {"ok": True, "worst": None, "losses": {}, "unserved": {"count": 0, "exports": []}}
     site.mark("db", avoid=("node-b", "node-c"))
     score = site.get("/v1/score")
     assert (score["ok"], score["worst"]) == (False, "node-a")
@@ -222,6 +222,11 @@ def test_metrics_tell_the_gaps_the_score_and_what_each_gateway_serves(site: Site
     assert "sanderling_unserved_after_one_loss 0.0" in text
     site.mark("db", avoid=("node-b", "node-c"))
     assert "sanderling_unserved_after_one_loss 1.0" in site.get_text("/metrics")
+    for name in ("node-a", "node-b", "node-c"):
+        site.leave(name)
+    assert "sanderling_unserved_after_one_loss 3.0" in site.get_text("/metrics")
+    score = site.get("/v1/score")
+    assert (score["ok"], score["losses"], score["unserved"]["count"]) == (False, {}, 3)
     site.api.coordination.down = True
     text = site.get_text("/metrics")
     assert "sanderling_gateway_exports{" not in text

@@ -275,6 +275,16 @@ def test_the_score_names_the_gateway_whose_loss_is_worst() -> None:
     assert not score(served({"g1": 3, "g2": 3}, drained=frozenset({"g2"}))).ok, "a drain that breaks N-1 shows"
 
 
+def test_what_nobody_may_serve_even_now_is_no_good_score() -> None:
+    export = ExportId("d", 0)
+    dark = score(Layout({export: "gone"}, frozenset()))
+    assert (dark.ok, dark.unserved, dark.worst) == (False, ((export, Reason.NO_GATEWAY),), None)
+    barred = score(Layout({export: None}, frozenset({"g1", "g2"}), avoid={"d": frozenset({"g1", "g2"})}))
+    assert (barred.ok, barred.unserved) == (False, ((export, Reason.AVOID),))
+    assert score(Layout({export: None}, frozenset({"g1", "g2"}))).ok, "it is about to be taken, and can be after any loss"
+    assert score(Layout({}, frozenset())).ok
+
+
 def backwards(layout: Layout, chosen: Collection[ExportId] | None = None) -> list[PlannedMove]:
     """A planner as a plugin brings it: everything to the gateway that sorts last."""
     return manual(layout, layout.owners if chosen is None else chosen, max(layout.gateways))
