@@ -116,11 +116,20 @@ def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, resul
         lab.found("C3", str(unfinished)[:1500])
     this.took_s = CLOCK.monotonic() - began
     this.gaps_s = lab.gap(began, CLOCK.monotonic())
+    check_answers(lab, result)
     if scenario.keeps and not lab.findings:
         _check_kept(lab, owners, sessions)
     if not lab.findings:
         _check_settled(lab, result, watchers=False)
     result.findings += [replace(each, round=this.number) for each in lab.findings]
+
+
+def check_answers(lab: Lab, result: Result) -> None:
+    """H11: no fault excuses an error that reaches an application; whoever cannot answer is to be silent or to let go."""
+    new = [each for load in lab.loads.values() for each in load.errors if each not in result.errors]
+    result.errors += new
+    for each in new[:20]:
+        lab.found("H11", f"a command was answered with an error: disk {each}")
 
 
 def _check_kept(lab: Lab, owners: Mapping[str, str | None], sessions: Mapping[str, int]) -> None:
@@ -145,13 +154,13 @@ def _check_all(lab: Lab, result: Result) -> None:
     """C1 and C2 on everything, C4 with the images' watchers; the loads are stopped."""
     lab.findings = []
     lab.stop_loads()
+    check_answers(lab, result)
     for name, load in lab.loads.items():
         history = load.everything()
         history.reads += load.direct(lab.read_directly(name))
         result.writes += len(load.history.writes)
         result.reads += len(load.history.reads)
         result.sessions += load.sessions
-        result.errors += load.errors
         wrong = violations(history)
         result.stale_or_lost += len(wrong)
         for each in wrong[:20]:

@@ -10,12 +10,12 @@ import pytest
 
 from cli.lab import report, results
 from cli.lab.initiator import SECTOR, BlockHistory
-from cli.lab.lab import Finding, Injected
+from cli.lab.lab import Finding, Injected, Lab
 from cli.lab.load import Load, number_in
 from cli.lab.picture import svg
 from cli.lab.registers import NEVER_WRITTEN, UNREADABLE, Read, Write
 from cli.lab.results import Parameters, Result, Round
-from cli.lab.runner import Plan, waiting
+from cli.lab.runner import Plan, check_answers, waiting
 from cli.lab.scenarios import ALL, NOT_APPLICABLE, chosen
 from sanderling.errors import NotFound
 
@@ -128,6 +128,19 @@ def test_a_journal_becomes_a_history_with_its_gaps(tmp_path: Path) -> None:
     assert load.everything().writes[-1] == Write(3, 3, 7.5, None)
     assert load.gap(1.0, 8.0).length_s == pytest.approx(4.8)
     assert load.gap(2.0, 3.0).length_s == pytest.approx(4.8), "a gap that covers the window counts whole"
+
+
+def test_a_command_that_was_answered_with_an_error_is_found_once(tmp_path: Path) -> None:
+    lab, told = Lab(tmp_path), result()
+    load = lab.loads["a"] = Load("a", tmp_path, netns="", pace_s=0.01)
+    load.journal.write_text("e 7.0 CHECK CONDITION, sense key 3, code 0x1100\n")
+    load.follow()
+    check_answers(lab, told)
+    (found,) = lab.findings
+    assert found.checker == "H11"
+    assert "disk a at 7.0 CHECK CONDITION, sense key 3" in found.what
+    check_answers(lab, told)
+    assert (len(lab.findings), len(told.errors)) == (1, 1)
 
 
 def test_a_sector_is_known_by_the_write_it_holds_whole() -> None:
