@@ -12,7 +12,7 @@ GROUP: Final = "sanderling.planners"
 
 
 class PlanRefused(Problem):
-    """A planner cannot be loaded, or proposed what cannot be carried out; `planner` and `faults` say what."""
+    """A planner cannot be loaded, failed, or proposed what cannot be carried out; `planner` and `faults` say what."""
 
     code, status, title = "plan-refused", 502, "The planner's plan cannot be carried out"
 
@@ -24,7 +24,10 @@ class Planner(Protocol):
 
 
 def planner(name: str, installed: Iterable[EntryPoint] | None = None) -> Planner:
-    """The planner of that name, or InvalidInput, which names the known ones. What an installed one proposes is checked."""
+    """The planner of that name, or InvalidInput, which names the known ones.
+
+    What an installed one proposes is checked, and whatever it raises is PlanRefused, which names it.
+    """
     if name == "average":
         return average
     found = {point.name: point for point in (entry_points(group=GROUP) if installed is None else installed)}
@@ -33,11 +36,15 @@ def planner(name: str, installed: Iterable[EntryPoint] | None = None) -> Planner
         raise InvalidInput.of("planner", f"there is none called {name!r}", f"use one of: {known}")
     try:
         foreign: Planner = found[name].load()
-    except (ImportError, AttributeError) as fault:
-        raise PlanRefused(f"the planner {name} cannot be loaded: {fault}", planner=name, faults=[str(fault)]) from fault
+    except Exception as fault:
+        raise PlanRefused(f"the planner {name} cannot be loaded: {fault!r}", planner=name, faults=[repr(fault)]) from fault
 
     def plan(layout: Layout, chosen: Collection[ExportId] | None = None, /) -> list[PlannedMove]:
-        return checked(layout, foreign(layout, chosen), chosen, name=name)
+        try:
+            moves = list(foreign(layout, chosen))
+        except Exception as fault:
+            raise PlanRefused(f"the planner {name} failed: {fault!r}", planner=name, faults=[repr(fault)]) from fault
+        return checked(layout, moves, chosen, name=name)
 
     return plan
 
@@ -48,6 +55,9 @@ def checked(
     """The moves, if each can be carried out on this layout; PlanRefused names every one that cannot."""
     checked_moves, seen, faults = list(moves), set[ExportId](), []
     for move in checked_moves:
+        if not _is_move(move):
+            faults.append(f"{move!r} is no PlannedMove of an ExportId")
+            continue
         if fault := _fault(layout, move, chosen, again=move.export in seen):
             faults.append(f"{move.export}: {fault}")
         seen.add(move.export)
@@ -55,6 +65,13 @@ def checked(
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise PlanRefused(f"the planner {name} proposed what cannot be: {faults[0]}{more}", planner=name, faults=faults)
     return checked_moves
+
+
+def _is_move(given: object) -> bool:
+    """Whether a planner that nobody type-checked has given a move."""
+    if not isinstance(given, PlannedMove) or not isinstance(given.export, ExportId):
+        return False
+    return all(isinstance(name, str) for name in (given.export.disk_id, given.destination))
 
 
 def _fault(layout: Layout, move: PlannedMove, chosen: Collection[ExportId] | None, *, again: bool) -> str | None:

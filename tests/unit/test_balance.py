@@ -1,7 +1,7 @@
 """Balance: plans are even, apart and as short as can be, honour every mark, and foretell what the workers will do."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import EntryPoint
 from itertools import combinations, product
 
@@ -338,6 +338,59 @@ def test_a_foreign_plan_that_moves_an_export_twice_is_refused() -> None:
     move = PlannedMove(ExportId("g1-0", 0), "g1", "g2")
     with pytest.raises(PlanRefused, match="moved twice"):
         checked(served({"g1": 1, "g2": 0}), [move, move])
+
+
+def broken(*_: object) -> Iterator[PlannedMove]:
+    """A planner whose fault shows only when its moves are taken."""
+    yield PlannedMove(ExportId("g1-0", 0), "g1", "g2")
+    raise ZeroDivisionError("no average of nothing")
+
+
+def nothing_returned(*_: object) -> None:
+    """A planner that forgets to return."""
+
+
+def pairs(*_: object) -> list[tuple[ExportId, str]]:
+    return [(ExportId("g1-0", 0), "g2")]
+
+
+def texts(*_: object) -> list[PlannedMove]:
+    return [PlannedMove("g1-0/0", "g1", "g2")]  # type: ignore[arg-type]
+
+
+def lists(*_: object) -> list[PlannedMove]:
+    return [PlannedMove(ExportId("g1-0", 0), "g1", ["g2"])]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "said"),
+    [
+        ("broken", "no average of nothing"),
+        ("nothing_returned", "NoneType"),
+        ("pairs", "is no PlannedMove"),
+        ("texts", "is no PlannedMove"),
+        ("lists", "is no PlannedMove"),
+        ("NAMES", "not callable"),
+        ("no_such_planner", "no_such_planner"),
+    ],
+)
+def test_whatever_is_wrong_with_an_installed_planner_is_refused_by_its_name(attribute: str, said: str) -> None:
+    with pytest.raises(PlanRefused, match=f"planner theirs .*{said}") as refused:
+        planner("theirs", [EntryPoint("theirs", f"{__name__}:{attribute}", GROUP)])(served({"g1": 1, "g2": 0}))
+    assert refused.value.context["planner"] == "theirs"
+    assert refused.value.context["faults"]
+
+
+class Unloadable(EntryPoint):
+    """An entry point whose module fails while it is imported."""
+
+    def load(self) -> object:
+        raise ValueError("their module is broken")
+
+
+def test_a_planner_whose_module_fails_is_refused_by_its_name() -> None:
+    with pytest.raises(PlanRefused, match=r"planner theirs cannot be loaded: .*their module is broken"):
+        planner("theirs", [Unloadable("theirs", "theirs:plan", GROUP)])
 
 
 def test_an_installed_planner_is_checked() -> None:
