@@ -64,30 +64,28 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything that was started is ended
     out_folder.mkdir(parents=True, exist_ok=True)
     thrown = seed if seed is not None else _kept_seed(out_folder)
-    (out_folder / results.PLAN).write_text(f'{{"seed": {thrown}}}\n')
-    err.print(f"seed {thrown}; {len(picked)} scenarios; results in {out_folder}", highlight=False, markup=False)
     plan = runner.Plan(picked, thrown, full, rounds)
+    results.want(out_folder, {each.name: plan.parameters(each) for each in picked})
+    err.print(f"seed {thrown}; {len(picked)} scenarios; results in {out_folder}", highlight=False, markup=False)
     runner.run(plan, out_folder.resolve(), lambda line: err.print(line, highlight=False, markup=False))
-    _report(out_folder, [each.name for each in picked], json=json)
+    _report(out_folder, json=json)
 
 
 @app.command(epilog="Example: sanderling lab report --out lab-report")
 def report(out_folder: Out = DEFAULT_OUT, json: AsJson = False) -> None:
-    """Write the report of what is in the folder again, and show it."""
-    _report(out_folder, [], json=json)
+    """Write the report of what is in the folder again, and show it; exit code 1 as `run`, also for what was not run yet."""
+    _report(out_folder, json=json)
 
 
-def _report(folder: Path, wanted: list[str], *, json: bool) -> None:
+def _report(folder: Path, *, json: bool) -> None:
     from cli.lab import report, results  # noqa: PLC0415
     from cli.lab.about import about  # noqa: PLC0415
-    from cli.lab.scenarios import ALL  # noqa: PLC0415
 
-    found = results.stored(folder) if folder.exists() else {}
-    if not found and not wanted:
-        raise NotFound(f"no results in {folder}; run `sanderling lab run` first, or name the folder with --out")
-    order = [each.name for each in ALL]
-    ordered = {name: found[name] for name in sorted(found, key=lambda name: order.index(name) if name in order else len(order))}
-    missing = [name for name in wanted if name not in found]
+    plan = results.wanted(folder)
+    if not plan:
+        raise NotFound(f"{folder} holds no run; run `sanderling lab run` first, or name the folder with --out")
+    ordered = results.of_the_plan(results.stored(folder), plan)
+    missing = [name for name in plan if name not in ordered]
     file = report.write(folder, ordered, missing=missing, about=about(ordered))
     if json:
         out.file.write((folder / results.REPORT).read_text())
@@ -99,11 +97,6 @@ def _report(folder: Path, wanted: list[str], *, json: bool) -> None:
 
 def _kept_seed(folder: Path) -> int:
     """The seed of the run that this folder holds, so that it can be taken up again."""
-    import json  # noqa: PLC0415  the options are called so
+    from cli.lab.results import wanted  # noqa: PLC0415
 
-    from cli.lab.results import PLAN  # noqa: PLC0415
-
-    try:
-        return int(json.loads((folder / PLAN).read_text())["seed"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return secrets.randbelow(1_000_000)
+    return next((each.seed for each in wanted(folder).values()), secrets.randbelow(1_000_000))

@@ -1,13 +1,14 @@
 """What a scenario's rounds gave: one JSON file each, complete in itself, so that a run can be interrupted and added up later."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cli.lab.lab import Finding, Injected
+from cli.lab.scenarios import ALL
 
 PLAN, REPORT = "plan.json", "report.json"
-OTHERS = {PLAN, REPORT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class Result:
         """Why this result is no success, in words; a run that proved nothing is none either."""
         said = [f"{each.checker}, round {each.round}: {each.what}" for each in self.findings]
         said += [f"not finished: {self.broken}"] if self.broken else []
+        if self.cut_short and self.parameters.full:
+            said.append(f"{len(self.rounds)} of {self.parameters.rounds} rounds; run again, it goes on")
         if not self.faults_injected:
             said.append("no fault was injected")
         if not self.writes or not self.reads:
@@ -92,10 +95,33 @@ def read(file: Path) -> Result:
 
 
 def stored(folder: Path) -> dict[str, Result]:
-    """Every result in the folder, by the scenario's name."""
-    files = [file for file in sorted(folder.glob("*.json")) if file.name not in OTHERS]
-    return {result.scenario: result for result in map(read, files)}
+    """Every result in the folder, by the scenario's name, in the order of the catalogue."""
+    files = {each.name: folder / f"{each.name}.json" for each in ALL}
+    return {name: read(file) for name, file in files.items() if file.exists()}
+
+
+def wanted(folder: Path) -> dict[str, Parameters]:
+    """What the runs into this folder were to give, by the scenario's name; nothing when it holds no plan."""
+    try:
+        told = json.loads((folder / PLAN).read_text())
+        return {name: Parameters(**each) for name, each in told.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def want(folder: Path, new: Mapping[str, Parameters]) -> dict[str, Parameters]:
+    """Add to what is wanted; dice of another seed and another kind of run take the place of all that was wanted before."""
+    kinds = {(each.seed, each.full) for each in new.values()}
+    before = {name: each for name, each in wanted(folder).items() if (each.seed, each.full) in kinds}
+    both = before | dict(new)
+    (folder / PLAN).write_text(json.dumps({name: asdict(each) for name, each in both.items()}, indent=1))
+    return both
+
+
+def of_the_plan(found: Mapping[str, Result], plan: Mapping[str, Parameters]) -> dict[str, Result]:
+    """Those that were run as the plan wants: no other seed, rounds or kind of run stands in."""
+    return {name: result for name, result in found.items() if plan.get(name) == result.parameters}
 
 
 def is_done(found: Result | None, parameters: Parameters) -> bool:
-    return found is not None and not found.broken and found.parameters == parameters
+    return found is not None and not found.broken and not found.cut_short and found.parameters == parameters

@@ -56,8 +56,9 @@ def run(plan: Plan, out: Path, say: Callable[[str], None]) -> dict[str, Result]:
             if lab is None:
                 lab = stack.enter_context(Lab(out / "work", full=plan.full))
             share_s = (deadline - began) / (len(left) - number)
-            result = _scenario(lab, scenario, plan.parameters(scenario), out, until=began + share_s)
-            result.took_s = CLOCK.monotonic() - began
+            result = begun(plan, scenario, found)
+            _scenario(lab, scenario, result, out, until=began + share_s)
+            result.took_s += CLOCK.monotonic() - began
             done[scenario.name] = result
             write(result, out)
             say(_line(result))
@@ -72,13 +73,22 @@ def waiting(plan: Plan, found: Mapping[str, Result]) -> list[Scenario]:
     return [each for each in plan.scenarios if not is_done(found.get(each.name), plan.parameters(each))]
 
 
-def _scenario(lab: Lab, scenario: Scenario, parameters: Parameters, out: Path, *, until: float) -> Result:
-    result = Result(scenario.name, scenario.fault, scenario.title, parameters)
+def begun(plan: Plan, scenario: Scenario, found: Mapping[str, Result]) -> Result:
+    """What the next rounds are added to: the result that lacked time for all of them, or a new one."""
+    before, parameters = found.get(scenario.name), plan.parameters(scenario)
+    if before is not None and before.cut_short and not before.broken and before.parameters == parameters:
+        return replace(before, cut_short=False)
+    return Result(scenario.name, scenario.fault, scenario.title, parameters)
+
+
+def _scenario(lab: Lab, scenario: Scenario, result: Result, out: Path, *, until: float) -> None:
+    """Add rounds to the result, until all are there or the time is over."""
+    parameters = result.parameters
     folder = lab.folder / f"scenario-{scenario.name}"
     try:
         with scenario.around(lab):
             lab.begin(folder, pace_s=scenario.pace_s, patience_s=scenario.patience_s)
-            for number in range(1, parameters.rounds + 1):
+            for number in range(len(result.rounds) + 1, parameters.rounds + 1):
                 dice = random.Random(f"{parameters.seed}:{scenario.name}:{number}")
                 _round(lab, scenario, Round(number), dice, result)
                 if result.findings:
@@ -94,7 +104,6 @@ def _scenario(lab: Lab, scenario: Scenario, parameters: Parameters, out: Path, *
             result.broken = f"{type(failed).__name__}: {str(failed)[:1500]}"
         with contextlib.suppress(OSError):
             _keep_evidence(lab, result, folder, out)
-    return result
 
 
 def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, result: Result) -> None:
@@ -168,10 +177,11 @@ def _check_all(lab: Lab, result: Result) -> None:
     ids = tuple(disk["id"] for disk in lab.disks.values())
     found = intervals({node: lab.cluster.log(node) for node in NODES})
     ours = {export: each for export, each in found.items() if export.startswith(ids)}
-    result.gates_at_once = most_at_once(ours)
+    most = most_at_once(ours)
+    result.gates_at_once = max(result.gates_at_once, most)
     for each in overlaps(ours):
         lab.found("C2", each)
-    if not result.gates_at_once:
+    if not most:
         lab.found("C2", "no gate was ever opened: the check proves nothing")
     if not result.findings:
         _check_settled(lab, result, watchers=True)

@@ -7,7 +7,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.commands.lab import app
 from cli.lab import report, results
 from cli.lab.initiator import SECTOR, BlockHistory
 from cli.lab.lab import Finding, Injected, Lab
@@ -15,7 +17,7 @@ from cli.lab.load import Load, number_in
 from cli.lab.picture import svg
 from cli.lab.registers import NEVER_WRITTEN, UNREADABLE, Read, Write
 from cli.lab.results import Parameters, Result, Round
-from cli.lab.runner import Plan, check_answers, waiting
+from cli.lab.runner import Plan, begun, check_answers, waiting
 from cli.lab.scenarios import ALL, NOT_APPLICABLE, chosen
 from sanderling.errors import NotFound
 
@@ -97,6 +99,62 @@ def test_what_is_finished_with_the_same_parameters_is_not_run_again() -> None:
     assert waiting(plan, {"F4-export": replace(result(), broken="interrupted")}) == [scenario]
     for other in (replace(plan, seed=8), replace(plan, rounds=2), replace(plan, full=True)):
         assert waiting(other, {"F4-export": result()}) == [scenario]
+
+
+CUT_SHORT = replace(result(), parameters=Parameters(7, 50, full=True), cut_short=True)
+
+
+def test_rounds_that_there_was_no_time_for_are_added_by_the_next_run() -> None:
+    scenario = chosen(["F4-export"])[0]
+    plan = Plan([scenario], seed=7, full=True, rounds=50)
+    assert waiting(plan, {"F4-export": CUT_SHORT}) == [scenario]
+    assert begun(plan, scenario, {"F4-export": CUT_SHORT}) == replace(CUT_SHORT, cut_short=False)
+    for other in (replace(CUT_SHORT, broken="x"), replace(CUT_SHORT, parameters=Parameters(8, 50, full=True))):
+        assert begun(plan, scenario, {"F4-export": other}).rounds == []
+
+
+def test_a_full_run_that_lacks_rounds_is_no_success(tmp_path: Path) -> None:
+    assert report.faults({"F4-export": CUT_SHORT}, []) == ["F4-export: 1 of 50 rounds; run again, it goes on"]
+    text = report.write(tmp_path, {"F4-export": CUT_SHORT}, missing=[], about={}).read_text()
+    assert "| 1 of 50 |" in text
+    assert "passed" not in text
+    quick = replace(CUT_SHORT, parameters=Parameters(7, 50, full=False))
+    assert report.faults({"F4-export": quick}, []) == []
+
+
+@pytest.mark.parametrize(
+    "there",
+    [None, Parameters(8, 1, full=False), Parameters(7, 2, full=False), Parameters(7, 1, full=True)],
+    ids=["nothing", "another seed", "other rounds", "another kind"],
+)
+def test_a_report_knows_what_was_not_run(tmp_path: Path, there: Parameters | None) -> None:
+    results.want(tmp_path, {"F4-export": Parameters(7, 1, full=False), "F5-node": Parameters(7, 1, full=False)})
+    results.write(result(), tmp_path)
+    if there is not None:
+        results.write(replace(result("F5-node"), parameters=there), tmp_path)
+    said = CliRunner().invoke(app, ["report", "--out", str(tmp_path)])
+    assert said.exit_code == 1
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert (told["missing"], told["faults"]) == (["F5-node"], ["F5-node: not run"])
+    assert [row["scenario"] for row in told["table"]] == ["F4-export"]
+    results.write(result("F5-node"), tmp_path)
+    assert CliRunner().invoke(app, ["report", "--out", str(tmp_path)]).exit_code == 0
+
+
+def test_a_plan_grows_with_runs_of_its_kind_and_is_replaced_by_others(tmp_path: Path) -> None:
+    one, two = {"F4-export": Parameters(7, 1, full=True)}, {"F5-node": Parameters(7, 2, full=True)}
+    results.want(tmp_path, one)
+    assert results.want(tmp_path, two) == one | two == results.wanted(tmp_path)
+    other = {"F5-node": Parameters(8, 2, full=True)}
+    assert results.want(tmp_path, other) == other == results.wanted(tmp_path)
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    results.want(tmp_path, {"F4-export": Parameters(7, 1, full=False)})
+    results.write(result(), tmp_path)
+    (tmp_path / "foreign.json").write_text('{"hello": 1}')
+    assert results.stored(tmp_path) == {"F4-export": result()}
+    assert CliRunner().invoke(app, ["report", "--out", str(tmp_path)]).exit_code == 0
 
 
 def test_scenarios_are_chosen_by_name_and_by_fault() -> None:
