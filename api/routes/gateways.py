@@ -81,17 +81,20 @@ def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, 
 
 @router.post("/v1/gateways/{gateway}/undrain", status_code=202)
 def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf) -> JSONResponse:
-    """Let the gateway be given exports again. They come back by balancing, or by an assignment."""
+    """Let the gateway be given exports again. They come back by balancing, or by an assignment. 409 while it is being drained."""
     repeated = change.repeated(caller)
     if repeated is not None:
         return repeated
     seen = _known(context, gateway)
+    with context.records.read() as session:
+        draining.refuse_while_draining(session, gateway)
     is_drained = gateway in seen.drained
     if change.dry_run or not is_drained:
         notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
         return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)
 
     def write(session: Session, now: datetime) -> Accepted:
+        draining.refuse_while_draining(session, gateway)
         operation = assignments.submit_undrain(
             session,
             gateway,

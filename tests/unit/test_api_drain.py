@@ -111,6 +111,19 @@ def test_an_undrain_is_an_operation_and_one_of_a_gateway_in_use_is_nothing_to_do
     assert problem(site.api.client.post("/v1/gateways/node-a/undrain")) == (409, "busy")
 
 
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_an_undrain_while_that_gateway_is_being_drained_is_told_of_the_drain(site: Site, is_marked: bool) -> None:
+    operation = site.post("/v1/gateways/node-a/drain")
+    site.drain("node-a", is_drained=is_marked)
+    for link in ("/v1/gateways/node-a/undrain", "/v1/gateways/node-a/undrain?dry_run=true"):
+        answer = site.api.client.post(link)
+        assert (problem(answer), answer.json()["operation_id"]) == ((409, "busy"), operation["id"])
+        assert f"drain {operation['id']} of node-a has not ended" in answer.json()["detail"]
+    assert "nothing to do" in site.post("/v1/gateways/node-b/undrain", status=200)["notes"][0]
+    site.post(f"/v1/assignments/{operation['id']}/cancel")
+    site.post("/v1/gateways/node-a/undrain", status=202 if is_marked else 200)
+
+
 def test_a_repeated_drain_with_the_same_key_is_the_same_operation(site: Site) -> None:
     headers = {"Idempotency-Key": "k"}
     asked = [site.api.client.post("/v1/gateways/node-a/drain", headers=headers).json() for _ in range(2)]
