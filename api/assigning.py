@@ -223,9 +223,14 @@ def _together(seen: Seen, chosen: Collection[ExportId], addresses: Sequence[str]
 
 
 def _left(seen: Seen, moves: Sequence[PlannedMove], chosen: Collection[ExportId]) -> list[str]:
-    """A note when the plan leaves exports without a gateway, or on one that is drained: nobody else may have them."""
-    owners = balance.after(seen.layout, moves).owners
-    left = sorted(export for export in chosen if owners[export] is None or owners[export] in seen.layout.drained)
+    """A note when the plan leaves exports without a gateway, or on one that is drained or avoided: nobody else may have them."""
+    layout = balance.after(seen.layout, moves)
+
+    def is_misplaced(export: ExportId) -> bool:
+        owner = layout.owners[export]
+        return owner is None or owner in layout.drained or owner in layout.avoid.get(export.disk_id, ())
+
+    left = sorted(filter(is_misplaced, chosen))
     if not left:
         return []
     reason = "every gateway that is in use is to be avoided" if seen.layout.usable else "no gateway is in use"

@@ -139,6 +139,19 @@ def test_a_plan_that_cannot_help_says_so_and_not_that_all_is_well(site: Site) ->
     assert "no gateway is in use" in done["notes"][0]
 
 
+@pytest.mark.rows("W-PA-6")
+def test_a_plan_names_what_is_served_where_it_is_to_be_avoided_and_has_nowhere_to_go(site: Site) -> None:
+    site.disk("extra", "node-b")
+    site.disk("more", "node-b")
+    site.mark("db", avoid=("node-a", "node-b"))
+    plan = site.post(PLAN, {"planner": "average", "paths": [site.address("db")]}, status=200)
+    stays = "1 export stays where nobody should serve, the first of disk db: every gateway that is in use is to be avoided"
+    assert stays in plan["notes"]
+    assert not any("nothing to do" in note for note in plan["notes"])
+    site.mark("db", avoid=("node-b",))
+    assert "nothing to do" in site.post(PLAN, {"planner": "average", "paths": [site.address("log")]}, status=200)["notes"][-1]
+
+
 def test_a_move_against_a_pin_is_done_and_said(site: Site) -> None:
     site.mark("web", pin="node-a")
     plan = site.post(PLAN, {"planner": "manual", "paths": [site.address("web")], "gateway": "node-b"}, status=200)
