@@ -189,7 +189,8 @@ def _watched(move: Move, state: UnderWay | None, view: View, now: float, own: Co
             return Withdraw(move, state.epoch, GivenUp(reason, now + own.move_settle_s))
         may_command = epoch is not None and state.epoch in {None, epoch}
         return Repeat(move, epoch) if epoch is not None and may_command and is_time else None
-    if now >= state.given_up.until:
+    is_taking = held is not None and held.owner == move.destination
+    if now >= state.given_up.until + (own.move_settle_s if is_taking else 0.0):
         return End(move, MoveEvent.FAIL, f"{state.given_up.reason}; {_served(held)}")
     return Withdraw(move, state.epoch, state.given_up) if is_time else None
 

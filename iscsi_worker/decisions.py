@@ -201,6 +201,7 @@ def _is_ready(view: View, local: Local, held: Held, running: Running) -> bool:
         and disk.started
         and disk.revision == running.revision
         and not local.withdrawing
+        and not stands_back(view.gateways, local.node, disk, running.export, local.cut_off)
     )
 
 
@@ -209,7 +210,7 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
     if local.withdrawing or (disk and not disk.started) or local.unwanted.get(export) == held.export.epoch:
         return GiveUp(export, held)
     if disk is None:
-        return None if running else GiveUp(export, held)
+        return None if running and running.gate_open else GiveUp(export, held)
     if stands_back(view.gateways, local.node, disk, export, local.cut_off):
         return GiveUp(export, held)
     serves = (
@@ -235,10 +236,9 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
 
 
 def _was_handed(held: Held, running: Running, disk: Disk) -> bool:
-    """Whether this process was started for this very epoch, and nobody has opened its gate yet."""
+    """Whether this process was started for this very epoch, and has yet to say that it serves."""
     return (
-        not running.gate_open
-        and running.epoch == held.export.epoch
+        running.epoch == held.export.epoch
         and running.client == held.export.client
         and running.revision == disk.revision
         and held.export.phase is ExportPhase.TAKING

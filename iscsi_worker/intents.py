@@ -70,6 +70,8 @@ class Intents:
         self._check(export, epoch)
         self._attend(f"nodes/{destination}")
         with self._lock:
+            if export in self._kept and self._kept[export].value.operation_id == operation_id:
+                return  # a repetition that crossed with the answer
             self._handing[export] = _Until(
                 Handing(epoch, destination, operation_id), self._clock.monotonic() + self._settings.move_intent_s
             )
@@ -111,6 +113,9 @@ class Intents:
             self._handing = {e: one for e, one in self._handing.items() if one.until > now and _is_at(view, e, one.value.epoch)}
             self._refused = {e: one for e, one in self._refused.items() if one.until > now}
             self._kept = {e: one for e, one in self._kept.items() if one.until > now}
+            waited_for = {export.key for export in self._wanted}
+            waited_for |= {f"nodes/{one.value.destination}" for one in self._handing.values()}
+        self._watch.neglect(but=waited_for)
 
     def _attend(self, key: str) -> None:
         self._watch.attend(key, for_s=self._settings.move_intent_s)

@@ -67,18 +67,25 @@ class Moves:
         log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
         self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s, client=running.client)
 
-    def activate(self, export: ExportId, held: Held, running: Running, *, consul_session: str) -> None:
-        """Serve with the process that stood ready. On a failure the export is unlocked again and goes to who had it before."""
+    def activate(self, export: ExportId, held: Held, running: Running, *, consul_session: str) -> bool:
+        """Serve with the process that stood ready, and say so; False when the store does not answer, and to be done again.
+
+        On any other failure the export is unlocked again and goes to who had it before.
+        """
         holding = Holding(self._coordination, export, held.export, consul_session)
         addresses = [path.address for path in running.paths]
         try:
             self._service.open(running, running.paths)
             self._service.tickle(held.export.connections, addresses)
             holding.write(phase=ExportPhase.SERVING, connections=(), revision=running.revision, next="")
+        except Unavailable as problem:
+            log.warning("serving, and cannot say so yet", export=str(export), problem=problem.detail)
+            return False
         except Problem as problem:
             self._service.back_out(export, addresses, holding, problem)
             raise
         self._reports.say(export, holding.value.epoch, "served", client=holding.value.client)
+        return True
 
     def _passed_on(self, export: ExportId, held: Held, value: Export, *, heir: str, consul_session: str) -> bool:
         """Whether the lock went over in one step. When the store does not say, the step is made impossible before this is False.

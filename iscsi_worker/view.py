@@ -50,11 +50,18 @@ class View:
         return {export: held.export.node for export, held in self.exports.items() if held.consul_session}
 
     def siblings_clients(self, export: ExportId) -> frozenset[str]:
-        """The clients of the disk's other exports that are held: they share its image by intent and must not be fenced."""
-        return frozenset(
+        """The clients of the disk's other exports that are held, and those that stand ready to be: they share its image by
+        intent and must not be fenced."""
+        serving = {
             held.export.client
             for other, held in self.exports.items()
             if other.disk_id == export.disk_id and other != export and held.consul_session
+        }
+        return frozenset(serving) | frozenset(
+            prepared.client
+            for gateway in self.gateways.values()
+            for name, prepared in gateway.prepared.items()
+            if name.rpartition("/")[0] == export.disk_id and name != str(export)
         )
 
     def changed(self, key: str, entry: Entry | None) -> "View":

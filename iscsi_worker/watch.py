@@ -1,7 +1,7 @@
 """The latest view of the coordination store: one blocking query for the whole process, and single keys at once when asked."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import structlog
@@ -70,6 +70,11 @@ class Watch:
             self._attended[key] = until
         if is_new:
             threading.Thread(target=self._attend, args=(key,), name=f"attend {key}", daemon=True).start()
+
+    def neglect(self, *, but: Collection[str]) -> None:
+        """Follow no single key any more but these, so that others can be; within `ATTENTION_TURN_S`."""
+        with self._lock:
+            self._attended = {key: until if key in but else 0.0 for key, until in self._attended.items()}
 
     def stop(self) -> None:
         """Follow no single key any more, within `ATTENTION_TURN_S`."""

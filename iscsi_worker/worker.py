@@ -261,7 +261,7 @@ class Worker:
             name=self._node,
             interfaces=tuple(sorted(self._addresses.interfaces())),
             refused={str(export): reason for export, reason in sorted(told.refused.items())},
-            running={str(export): one.client for export, one in sorted(local.running.items()) if export not in prepared},
+            running={str(export): one.client for export, one in sorted(local.running.items()) if one.gate_open},
             prepared={str(export): one for export, one in sorted(prepared.items())},
             kept={str(export): one for export, one in sorted(told.kept.items())},
             withdrawing=self._withdrawing,
@@ -321,7 +321,8 @@ class Worker:
                 assert running is not None, "decided without a process"
                 self._moves.hand_over(export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session)
             case Activate(export, held, ready):
-                self._moves.activate(export, held, ready, consul_session=session)
+                certain = self._membership.is_certain  # a node that was frozen meanwhile must not draw initiators back to it
+                return certain and self._moves.activate(export, held, ready, consul_session=session)
             case Publish(export, held, connections):
                 return self._exports.publish(export, held, connections, consul_session=session)
         return True

@@ -137,9 +137,9 @@ class Gateway(BaseModel):
     """The value of `nodes/<name>`: a live worker, locked by its consul session for as long as it lives.
 
     `refused` names exports this worker failed to take and stands back from, each with the reason; the worker removes an
-    entry itself when it is ready to try again. `running` names the exports whose process is alive here, each with its client:
-    after coordination was lost it is what tells who really serves. `prepared` names the exports that it is ready to be handed,
-    `kept` those it was told to hand on and serves still, with the reason.
+    entry itself when it is ready to try again. `running` names the exports whose process lets operations through, each with its
+    client: after coordination was lost it is what tells who really serves. `prepared` names the exports that it is ready to be
+    handed, `kept` those it was told to hand on and serves still, with the reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

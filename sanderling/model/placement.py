@@ -30,9 +30,9 @@ def place(
     placed: dict[ExportId, str] = {}
     for export in sorted(free):
         able = [name for name, gateway in gateways.items() if not gateway.withdrawing and str(export) not in gateway.refused]
-        able = marks.welcome(export.disk_id, able) or able
         skipped = (passed_over or {}).get(export, ())
-        candidates = [name for name in able if name not in skipped] or able
+        fresh = [name for name in able if name not in skipped]
+        candidates = marks.welcome(export.disk_id, fresh) or fresh or marks.welcome(export.disk_id, able) or able
         if not candidates:
             continue
         wanted = ((preferred or {}).get(export), marks.pins.get(export.disk_id))

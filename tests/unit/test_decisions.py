@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from iscsi_worker.decisions import Adopt, Drop, GiveUp, Local, Publish, Take, Waiting, decide, free_placed, wait_on
+from iscsi_worker.decisions import Activate, Adopt, Drop, GiveUp, Local, Publish, Take, Waiting, decide, free_placed, wait_on
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View, parse
 from sanderling.coordination.base import Entry, Listing
 from sanderling.model.disks import Access, Disk, Path
-from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Front, Gateway
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Front, Gateway, Prepared
 
 MINE, OTHER = "session-a", "session-b"
 DISK = Disk(
@@ -57,9 +57,11 @@ def test_an_own_export_that_does_not_answer_is_taken_again() -> None:
     assert isinstance(decided(view(), replace(LOCAL, running={E: RUNS}, sick={E}))[0], Take)
 
 
-def test_an_own_export_in_the_middle_of_being_taken_by_a_worker_that_died_is_taken_again() -> None:
+def test_an_own_export_in_the_middle_of_being_taken_by_a_worker_that_died_goes_on_or_is_taken_again() -> None:
     half = SERVING.model_copy(update={"phase": ExportPhase.TAKING})
-    assert isinstance(decided(view(half), replace(LOCAL, running={E: RUNS}))[0], Take)
+    assert isinstance(decided(view(half), replace(LOCAL, running={E: RUNS}))[0], Activate)
+    unknown = half.model_copy(update={"client": UNKNOWN_CLIENT})
+    assert isinstance(decided(view(unknown), replace(LOCAL, running={E: RUNS}))[0], Take)
 
 
 @pytest.mark.rows("IS-7", "W-IS-5")
@@ -255,3 +257,19 @@ def test_a_view_takes_what_is_unchanged_from_the_one_before_and_nothing_else() -
     assert after.exports[b].export.node == "n2", "an index alone does not tell: it goes back when the store was made anew"
     assert after.exports[c].consul_session is None
     assert d not in after.exports
+
+
+def test_who_stands_ready_for_a_sibling_is_not_fenced_either() -> None:
+    one, two = ExportId("d1", 1), ExportId("d1", 2)
+    ready = {str(one): Prepared(generation=1, counter=3, client="p1"), "d2/0": Prepared(generation=1, counter=1, client="p2")}
+    gateways = {"b": Gateway(name="b", prepared=ready)}
+    seen = View(1, {}, {one: Held(SERVING, MINE, 1), two: Held(SERVING, None, 1)}, gateways)
+    assert seen.siblings_clients(two) == {"c1", "p1"}
+    assert seen.siblings_clients(one) == frozenset()
+
+
+def test_an_export_of_which_nothing_is_known_is_kept_while_it_serves_and_given_up_otherwise() -> None:
+    unknown = replace(view(), disks={})
+    assert decided(unknown, replace(LOCAL, running={E: RUNS})) == []
+    closed = replace(LOCAL, running={E: replace(RUNS, gate_open=False)})
+    assert decided(unknown, closed) == [GiveUp(E, unknown.exports[E])]

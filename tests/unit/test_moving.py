@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -126,6 +126,13 @@ def test_a_move_that_cannot_be_done_is_withdrawn_and_then_fails(gateways: list[G
     state = moving.after({0: BEGUN}, [Withdraw(MOVING, Epoch(1, 1), given_up)], now=1.0)[0]
     assert watched(view(held("a")), state, now=given_up.until - 0.1) != End(MOVING, MoveEvent.FAIL, f"{why}; a serves it")
     assert watched(view(held("a")), state, now=given_up.until) == End(MOVING, MoveEvent.FAIL, f"{why}; a serves it")
+
+
+def test_a_destination_that_has_the_lock_is_given_time_to_serve_before_its_move_has_failed() -> None:
+    given_up = GivenUp("not moved in time", 10.0)
+    state, taking = replace(BEGUN, given_up=given_up, sent=10.0), view(held("b", counter=2, phase=TAKING))
+    assert not isinstance(watched(taking, state, now=10.0 + OWN.move_settle_s - 0.1), End)
+    assert isinstance(watched(taking, state, now=10.0 + OWN.move_settle_s), End)
 
 
 def test_what_a_gateway_said_to_another_operation_counts_for_nothing() -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sanderling.model.exports import ExportId, Gateway
+from sanderling.model.marks import Marks
 from sanderling.model.placement import place
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -77,3 +78,19 @@ def test_without_a_gateway_nothing_is_placed() -> None:
 def test_one_more_gateway_moves_nothing_that_is_held() -> None:
     held = {ExportId("a", 0): "n1", ExportId("b", 0): "n1"}
     assert place([], gateways("n1", "n2"), held) == {}
+
+
+def test_a_mark_leaves_nothing_unserved_when_the_only_one_it_welcomes_has_had_its_chance() -> None:
+    export, marks = ExportId("a", 0), Marks(drained=frozenset({"n1"}), avoid={"a": frozenset({"n2"})})
+    everybody = gateways("n1", "n2", "n3")
+    assert place([export], everybody, {}, marks=marks) == {export: "n3"}
+    assert place([export], everybody, {}, marks=marks, passed_over={export: ["n3"]})[export] in {"n1", "n2"}
+    assert place([export], gateways("n1"), {}, marks=marks) == {export: "n1"}
+
+
+def test_a_move_comes_before_a_pin_and_a_pin_before_evenness() -> None:
+    export, owners = ExportId("a", 0), {ExportId("b", 0): "n1", ExportId("c", 0): "n1"}
+    everybody, marks = gateways("n1", "n2"), Marks(pins={"a": "n1"})
+    assert place([export], everybody, owners) == {export: "n2"}
+    assert place([export], everybody, owners, marks=marks) == {export: "n1"}
+    assert place([export], everybody, owners, marks=marks, preferred={export: "n2"}) == {export: "n2"}

@@ -27,7 +27,7 @@ from sanderling.errors import StaleEpoch, TargetFailed, Unavailable
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk
 from sanderling.model.disks import Path as DiskPath
-from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
+from sanderling.model.exports import Export, ExportId, ExportPhase, Front, Gateway
 from sanderling.settings import Bus as BusSettings
 from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import General, Settings
@@ -57,6 +57,20 @@ class Shaky(EmbeddedCoordination):
 
     fails: list[str]
     late: Sequence[Op] = ()
+    lost_writes = 0  # of "serving"
+
+    def acquire(self, key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
+        if self.lost_writes and key == EXPORT.key and b'"serving"' in value:
+            self.lost_writes -= 1
+            raise Unavailable("no answer", dependency="consul")
+        return super().acquire(key, value, consul_session=consul_session, expected=expected)
+
+    def lose_all(self) -> None:
+        """Every key and session, as when its data is lost."""
+        with self._lock:
+            self._store.sessions.clear()
+            self._store.entries.clear()
+            self._store.index += 1
 
     def arrive(self) -> bool:
         """Do at last what was asked for without an answer."""
@@ -127,7 +141,7 @@ class Side:
     def __init__(self, name: str, folder: Path, store: Coordination, memory: MemoryStore) -> None:
         self.name, self.addresses = name, Memory(CLOCK)
         self.calls, self.kill_at, self.after, self.is_dead = 0, 0, False, False
-        self._store, self._memory = store, memory
+        self._store, self._memory, self.is_proving = store, memory, True
         self._settings = Settings(
             sanderling=General(node=name, runtime_dir=str(folder / name)),
             coordination=CoordinationSettings(backend="embedded"),
@@ -158,7 +172,8 @@ class Side:
             return
         self.worker._watch.fresh()
         self.worker._membership.feed()
-        self.worker._membership.prove()
+        if self.is_proving:
+            self.worker._membership.prove()
         self.worker.turn()
         self.worker._leases.extend()
 
@@ -349,6 +364,53 @@ def test_a_worker_killed_at_any_call_of_a_move_leaves_one_node_that_serves(
     assert pair.a.serves() != pair.b.serves()
 
 
+def test_who_stands_ready_does_not_say_that_it_serves_when_coordination_is_lost(pair: Pair) -> None:
+    pair.command(pair.b, "path_host")
+    pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready")
+    pair.store.lose_all()
+    pair.store.put("disks/1", DISK.model_dump_json().encode())
+    pair.until(lambda: "b" in pair.gateways, "b is back, and a is not", pair.b)
+    assert pair.b.targets.actual() != ()
+    assert pair.gateways["b"].running == {}
+
+
+def test_a_destination_that_serves_and_cannot_say_so_goes_on_serving(pair: Pair) -> None:
+    pair.store.lost_writes = 3
+    pair.ask_to_move()
+    pair.until(lambda: pair.value.phase is ExportPhase.SERVING and pair.value.node == "b", "b says that it serves")
+    assert (pair.value.counter, pair.store.lost_writes) == (2, 0)
+    assert pair.b.worker._intents.told().refused == {}
+    assert not pair.memory.fenced
+
+
+def test_a_destination_whose_lock_was_not_proved_a_moment_ago_does_not_open_its_gate(pair: Pair) -> None:
+    pair.b.is_proving = False
+    pair.b.worker._membership._proof = (None, 0.0)
+    pair.ask_to_move()
+    pair.until(lambda: pair.value.node == "b", "b has the lock")
+    for _ in range(5):
+        pair.b.turn()
+    assert not pair.b.serves()
+    pair.b.is_proving = True
+    pair.until(pair.b.serves, "b serves")
+
+
+def test_a_repetition_that_crossed_with_the_answer_drains_nothing_again(pair: Pair) -> None:
+    pair.a.targets.fails.add("drain")
+    pair.ask_to_move()
+    pair.until(lambda: bool(pair.gateways["a"].kept), "a says why")
+    pair.command(pair.a, "clean", destination="b")
+    assert pair.a.worker._intents.told().handing == {}
+    assert pair.a.worker._intents.told().kept
+
+
+def test_keys_are_attended_only_while_a_move_waits_for_them(pair: Pair) -> None:
+    pair.ask_to_move()
+    assert set(pair.b.worker._watch._attended) == {EXPORT.key}
+    pair.until(lambda: pair.value.phase is ExportPhase.SERVING and pair.value.node == "b", "b serves")
+    pair.until(lambda: not pair.b.worker._watch._attended and not pair.a.worker._watch._attended, "nothing is attended")
+
+
 def test_a_command_for_an_old_epoch_is_refused(pair: Pair) -> None:
     old = ExportCommand(operation_id="o", disk_id="1", index=0, generation=1, counter=0, destination="b")
     for gateway, method in ((pair.b, "path_host"), (pair.a, "clean")):
@@ -391,3 +453,14 @@ def test_a_process_that_stands_ready_is_kept_while_it_is_wanted_and_fits() -> No
     assert seen_by_b(SERVED, owner="a", disk=DISK.model_copy(update={"revision": 2})) == [Drop(EXPORT)]
     assert seen_by_b(SERVED, owner="a", disk=DISK.model_copy(update={"started": False})) == [Drop(EXPORT)]
     assert seen_by_b(SERVED, owner="a", running=replace(READY, gate_open=True)) == [Drop(EXPORT)]
+
+
+def test_who_is_cut_off_in_front_does_not_stand_ready_any_more() -> None:
+    away = Gateway(name="b", front=Front(cut_off=("eth0",)))
+    seen = View(
+        disks={"1": DISK},
+        exports={EXPORT: Held(SERVED, "a", 7)},
+        gateways={"a": Gateway(name="a", interfaces=("eth0",)), "b": away},
+    )
+    local = Local("b", "b", running={EXPORT: READY}, wanted={EXPORT: SERVED.epoch}, cut_off=("eth0",))
+    assert decide(seen, local, {}) == [Drop(EXPORT)]
