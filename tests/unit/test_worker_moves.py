@@ -147,7 +147,9 @@ class Side:
             coordination=CoordinationSettings(backend="embedded"),
             images=ImagesSettings(backend="files"),
             bus=BusSettings(stop_timeout_s=0.1),
-            iscsi_worker=WorkerSettings(grace_s=3600, stand_back_s=3600, announce_interval_s=0, take_retry_s=0.01),
+            iscsi_worker=WorkerSettings(
+                grace_s=3600, stand_back_s=3600, announce_interval_s=0, take_retry_s=0.01, move_intent_s=60
+            ),
         )
         self.node = MemoryNode(name)
         self.targets = Moving(clock=CLOCK, node=self.node, store=memory)
