@@ -21,6 +21,7 @@ _FIXES = {
     "missing": ("is required", "give it"),
     "model_attributes_type": ("must be a JSON object", "send one, with Content-Type: application/json"),
     "model_type": ("must be a JSON object", "send one, with Content-Type: application/json"),
+    "too_short": ("must have at least 1 entry", "give some, or leave it out"),
     "dict_type": ("must be a JSON object", "send one"),
 }
 

@@ -135,13 +135,15 @@ def accepted(client: Client, answer: Json, *, wait: bool, json: bool) -> None:
     if not json:
         for note in answer["notes"]:
             err.print(f"Note: {note}", markup=False, highlight=False)
+    moves_paths = "id" in answer and answer["resource"].startswith("/v1/assignments/")
     if "id" in answer and wait:
-        progress = _progress(client) if answer["resource"].startswith("/v1/assignments/") else None
+        progress = _progress(client) if moves_paths else None
         answer = watched(client, answer, quiet=json, progress=progress)
     if json:
         as_json(answer)
     elif "id" in answer and not wait:
-        out.print(f"Operation {answer['id']} accepted: sanderling assignment show {answer['id']}", highlight=False)
+        follow = "assignment show" if moves_paths else "operation watch"
+        out.print(f"Operation {answer['id']} accepted: sanderling {follow} {answer['id']}", highlight=False)
 
 
 def show_plan(plan: Json, *, json: bool) -> None:
@@ -189,8 +191,10 @@ def _wanted(average: bool, planner: str | None, paths: list[str] | None, to: str
         raise InvalidInput.of("--planner", "contradicts --average", "give one of the two")
     if to is not None and (average or planner):
         raise InvalidInput.of("--to", "leaves nothing to a planner", "give --path with --to, or a planner without --to")
+    if to is not None and not paths:
+        raise InvalidInput.of("--path", "is needed with --to", f"give the address of each path that is to go to {to}")
     if to is not None:
-        return {"planner": "manual", "paths": paths or [], "gateway": to}
+        return {"planner": "manual", "paths": paths, "gateway": to}
     if not (average or planner or paths):
         raise InvalidInput.of("--average", "nothing says which paths are to move", "give --average, --planner or --path")
     return {"planner": planner or "average", **({"paths": paths} if paths else {})}

@@ -76,6 +76,17 @@ def test_an_operation_that_moves_no_paths_is_waited_for_by_its_steps() -> None:
     assert {request.url.path for request in asked} == {"/v1/operations/o"}
 
 
+@pytest.mark.parametrize(
+    ("resource", "command"),
+    [("/v1/assignments/o", "sanderling assignment show o"), ("/v1/gateways/node-a", "sanderling operation watch o")],
+)
+def test_what_is_accepted_is_followed_by_a_command_that_knows_it(
+    capsys: pytest.CaptureFixture[str], resource: str, command: str
+) -> None:
+    accepted(serving({}, []), operation("pending", resource=resource), wait=False, json=False)
+    assert capsys.readouterr().out.strip().endswith(f": {command}")
+
+
 def test_nothing_to_do_is_said_and_never_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[httpx.Request] = []
     accepted(serving({}, asked), {"moves": [], "notes": ["nothing to do"]}, wait=True, json=False)
@@ -109,6 +120,7 @@ def test_a_plan_is_shown_with_what_moves_together_the_gap_to_expect_and_how_to_a
         ("assignment plan", "--average"),
         ("assignment plan --average --planner best", "--planner"),
         ("assignment plan --average --to node-b", "--to"),
+        ("assignment plan --to node-b", "--path"),
         ("assignment apply p --average", "PLAN_ID"),
         ("disk mark db", "--clear"),
         ("disk mark db --clear --pin node-a", "--clear"),
