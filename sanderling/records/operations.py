@@ -74,12 +74,12 @@ def submit(
             for position, step in enumerate(steps)
         ],
     )
-    _refuse_second(session, resource_id, resource_name)
+    _refuse_second(session, resource_id)
     try:
         with session.begin_nested():
             session.add(row)
     except IntegrityError:  # another API process was faster: the partial unique index decides
-        _refuse_second(session, resource_id, resource_name)
+        _refuse_second(session, resource_id)
         raise
     _tell(session, row, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
     return _model(row)
@@ -336,10 +336,14 @@ def end(
     return ended
 
 
-def _refuse_second(session: Session, resource_id: str, resource_name: str) -> None:
-    other = open_on(session, resource_id)
+def _refuse_second(session: Session, resource_id: str) -> None:
+    open_now = select(OperationRow).where(OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None))
+    other = session.scalar(open_now)
     if other is not None:
-        raise Busy(f"operation {other} on {resource_name} has not ended; wait for it or cancel it", operation_id=other)
+        raise Busy(
+            f"operation {other.id} ({other.kind}) on {other.resource_name} has not ended; wait for it or cancel it",
+            operation_id=other.id,
+        )
 
 
 def _row(session: Session, operation_id: str, *, for_update: bool = False) -> OperationRow:

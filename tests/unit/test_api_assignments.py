@@ -1,5 +1,6 @@
 """/v1/assignments: what is planned is what is done, only while it holds, and every refusal says what to mend."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_a_plan_that_is_too_old_is_gone_when_the_next_is_made(tmp_path: Path) ->
         ({"planner": "manual", "paths": ["10.1.0.1"]}, "gateway", "is required"),
         ({"planner": "average", "gateway": "node-b"}, "gateway", "manual"),
         ({"planner": "average", "plan_id": "x"}, "plan_id", "contradicts"),
-        ({"planner": "average", "paths": []}, "paths", "at least 1"),
+        ({"planner": "average", "paths": []}, "paths", "must have at least 1 entry"),
         ({"planner": "average", "paths": ["10.1.0.1; reboot"]}, "paths[0]", "not an IP address"),
         ({"planner": "average", "paths": ["10.1.0.1", "10.9.9.9"]}, "paths[1]", "10.9.9.9 is not the address of any path"),
         ({"planner": "average", "paths": ["10.1.0.1", "10.1.0.1"]}, "paths[1]", "a second time"),
@@ -241,6 +242,20 @@ def test_what_is_wrong_is_refused_by_its_field(site: Site, body: dict[str, Any],
         assert said in answer.json()["errors"][0]["rule"]
         assert answer.json()["errors"][0]["fix"]
     assert site.api.tables() == before
+
+
+def test_the_requests_that_the_guide_shows_are_understood(site: Site) -> None:
+    guide = (Path(__file__).parents[2] / "docs/assignments.md").read_text().replace("\\\n", " ")
+    asked = [shlex.split(line) for line in guide.splitlines() if line.startswith("curl ")]
+    assert len(asked) == 3
+    for words in asked:
+        headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
+        headers["Authorization"] = site.api.client.headers["Authorization"]
+        content = words[words.index("-d") + 1].encode()
+        form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl says when nothing else is said
+        answer = site.api.client.post(words[-1].removeprefix("$URL"), content=content, headers=form | headers)
+        errors = answer.json().get("errors", [])
+        assert [error["field"] for error in errors if error["field"] not in {"paths[0]", "gateway"}] == [], answer.text
 
 
 @pytest.mark.rows("PA-46", "W-PA-19")
@@ -284,6 +299,7 @@ def test_one_assignment_at_a_time_and_the_second_is_told_which(site: Site) -> No
         assert (problem(answer), answer.json()["operation_id"]) == ((409, "busy"), first["id"])
     drain = site.api.client.post("/v1/gateways/node-b/drain", json={"confirm": "node-b"})
     assert (problem(drain), drain.json()["operation_id"]) == ((409, "busy"), first["id"])
+    assert f"operation {first['id']} (paths.assign) on assignments has not ended" in drain.json()["detail"]
     assert site.post(PLAN, {"planner": "average"}, status=200)["plan_id"]
 
 
