@@ -69,6 +69,7 @@ class Lab:
     full: bool = False
     injected: list[Injected] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)  # by the scenario itself, in seconds
     disks: dict[str, dict[str, Any]] = field(default_factory=dict)
     loads: dict[str, Load] = field(default_factory=dict)
     accepted: list[tuple[str, str]] = field(default_factory=list)

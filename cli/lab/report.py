@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -95,11 +96,24 @@ def _markdown(results: Mapping[str, Result], failed: Sequence[str], about: Mappi
         "",
     ]
     lines += [f"- {name}: not applicable, {why}" for name, why in NOT_APPLICABLE.items()]
+    if measured := [each for result in results.values() for each in _measured(result)]:
+        lines += ["", "## What scenarios measured themselves", "", *measured]
     if failed:
         lines += ["", "## What failed", "", *(f"- {each}" for each in failed)]
     if errors := [f"- {name}: {each}" for name, result in results.items() for each in result.errors[:20]]:
         lines += ["", "## Errors at the initiator (20 at most of each scenario)", "", *errors]
     return "\n".join([*lines, ""])
+
+
+def _measured(result: Result) -> list[str]:
+    values = defaultdict(list)
+    for each in result.rounds:
+        for what, value_s in each.measured_s.items():
+            values[what].append(value_s)
+    return [
+        f"- {result.scenario}: {what} after {percentile(found, 0.5):.2f} s (median of {len(found)}), {max(found):.2f} s at most"
+        for what, found in values.items()
+    ]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ class Round:
     number: int
     injected: list[Injected] = field(default_factory=list)
     gaps_s: dict[str, float] = field(default_factory=dict)
+    measured_s: dict[str, float] = field(default_factory=dict)
     healed_after_s: float = 0.0
     took_s: float = 0.0
 

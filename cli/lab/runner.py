@@ -109,7 +109,7 @@ def _scenario(lab: Lab, scenario: Scenario, result: Result, out: Path, *, until:
 def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, result: Result) -> None:
     """One round; what it gave is in the result also when a checker ended it."""
     result.rounds.append(this)
-    lab.injected, lab.findings = this.injected, []
+    lab.injected, lab.measured, lab.findings = this.injected, this.measured_s, []
     lab.hold(STEADY_S + dice.random() * lab.span(*AGE_S))
     began, owners = CLOCK.monotonic(), lab.owners()
     lab.follow()

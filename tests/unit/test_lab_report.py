@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,7 +20,10 @@ from cli.lab.registers import NEVER_WRITTEN, UNREADABLE, Read, Write
 from cli.lab.results import Parameters, Result, Round
 from cli.lab.runner import Plan, begun, check_answers, waiting
 from cli.lab.scenarios import ALL, NOT_APPLICABLE, chosen
+from cli.lab.scenarios.moves import over_budget
+from conductor.balancer import BALANCER
 from sanderling.errors import NotFound
+from sanderling.settings import Conductor
 
 ROUND = Round(1, [Injected(1.0, "SIGKILL")], {"a": 0.5, "b": 1.5}, healed_after_s=0.7, took_s=3.0)
 
@@ -155,6 +159,37 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "foreign.json").write_text('{"hello": 1}')
     assert results.stored(tmp_path) == {"F4-export": result()}
     assert CliRunner().invoke(app, ["report", "--out", str(tmp_path)]).exit_code == 0
+
+
+def test_what_a_scenario_measured_is_said_over_its_rounds(tmp_path: Path) -> None:
+    two = replace(result(), rounds=[replace(ROUND, measured_s={"even": value_s}) for value_s in (6.0, 8.5)])
+    assert results.read(results.write(two, tmp_path)) == two
+    text = report.write(tmp_path, {"F4-export": two}, missing=[], about={}).read_text()
+    assert "- F4-export: even after 6.00 s (median of 2), 8.50 s at most" in text
+    assert "measured" not in report.write(tmp_path, {"F4-export": result()}, missing=[], about={}).read_text()
+
+
+def balanced(second: int, moves: int, *, by: str = BALANCER) -> dict[str, Any]:
+    at = f"2026-11-21T10:00:{second:02}Z"
+    return {"created_at": at, "requested_by": by, "counts": {"done": moves - 1, "failed": 1}}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "most"),
+    [
+        ([balanced(20, 2), balanced(9, 2), balanced(0, 2)], None),
+        ([balanced(30, 9, by="admin"), balanced(9, 2), balanced(0, 2)], None),
+        ([balanced(18, 3), balanced(9, 2), balanced(0, 2)], 5),
+        ([balanced(9, 3), balanced(0, 2)], 5),
+        ([balanced(0, 6)], 6),
+    ],
+    ids=["spread out", "asked for by people", "late", "early", "at once"],
+)
+def test_more_balancing_than_the_budget_allows_in_any_window_is_found(
+    assignments: list[dict[str, Any]], most: int | None
+) -> None:
+    said = over_budget(assignments, Conductor(balance_moves_max=4, balance_window_s=10.0))
+    assert said == (f"balancing asked for {most} moves within 10.0 s and may for 4" if most else None)
 
 
 def test_scenarios_are_chosen_by_name_and_by_fault() -> None:

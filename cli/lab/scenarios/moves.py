@@ -4,14 +4,17 @@ import contextlib
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 
-from cli.lab.lab import NODES, Lab, LabFailed
+from cli.lab.lab import CLOCK, NODES, Lab, LabFailed
 from cli.lab.scenarios.base import PATIENT_S, Scenario
+from conductor.balancer import BALANCER
+from sanderling.settings import Conductor
 
 MOVED_WITHIN_S = 60.0
 TAKEN_OVER_WITHIN_S = 30.0
@@ -88,11 +91,30 @@ def returned(lab: Lab, dice: random.Random) -> None:
         lab.signal(pid, signal.SIGKILL)
     lab.did(f"SIGKILL {node} and every target process on it")
     lab.until(lambda: _spread(lab)[node] == 0, within_s=TAKEN_OVER_WITHIN_S, what=f"all of {node} is taken over")
+    began = CLOCK.monotonic()
     lab.cluster[node].start()
     try:
         lab.until(lambda: _is_even(lab), within_s=COOL_DOWN_S + EVEN_WITHIN_S, what="the spread is even again")
+        lab.measured[f"even again, a cool-down of {COOL_DOWN_S:g} s included,"] = CLOCK.monotonic() - began
     except LabFailed as late:
         lab.found("G-2", f"{late.detail}: {dict(_spread(lab))}")
+    shown = lab.cluster.http.get("/v1/assignments", params={"limit": 1000}).json()["assignments"]
+    if over := over_budget(shown, lab.cluster["conductor-1"].settings.conductor):
+        lab.found("G-2", over)
+
+
+def over_budget(assignments: Sequence[Mapping[str, Any]], own: Conductor) -> str | None:
+    """In words, when balancing asked for more moves within some span of `balance_window_s` than it may."""
+    asked = [
+        (datetime.fromisoformat(each["created_at"]), sum(each["counts"].values()))
+        for each in assignments
+        if each["requested_by"] == BALANCER
+    ]
+    window = timedelta(seconds=own.balance_window_s)
+    most = max((sum(moves for at, moves in asked if begin <= at < begin + window) for begin, _ in asked), default=0)
+    if most <= own.balance_moves_max:
+        return None
+    return f"balancing asked for {most} moves within {own.balance_window_s} s and may for {own.balance_moves_max}"
 
 
 def _spread(lab: Lab) -> Counter[str]:
