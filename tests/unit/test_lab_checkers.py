@@ -2,13 +2,18 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.lab.intervals import FOREVER, intervals, most_at_once, overlaps
+from cli.lab.lab import Lab
 from cli.lab.orphans import Observed, left_open, orphans
+from cli.lab.processes import Process
 from cli.lab.registers import NEVER_WRITTEN, UNREADABLE, History, Read, Write, violations
+from cli.lab.scenarios.machines import CLAIM, must_notice
+from sanderling.settings import Settings
 
 HONEST = History(
     writes=[Write(7, 1, 1.0, 2.0), Write(7, 2, 3.0, 4.0), Write(7, 3, 9.0, None), Write(8, 4, 5.0, 6.0)],
@@ -140,6 +145,24 @@ def test_a_whole_installation_has_no_orphans() -> None:
 )
 def test_a_planted_orphan_is_found_alone(change: dict[str, Any], said: str) -> None:
     assert orphans(replace(WHOLE, **change)) == [said]
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ([], True),
+        (["10.0.0.100"], True),
+        (["10.0.0.100", "10.0.0.101"], True),
+        (["10.0.0.100", "10.0.0.100"], False),
+    ],
+    ids=["nothing", "an earlier one", "another address", "this one"],
+)
+def test_a_claim_that_the_worker_does_not_notice_is_found(tmp_path: Path, said: list[str], *, found: bool) -> None:
+    lab, worker = Lab(tmp_path), Process("n1", "sanderling-iscsi-worker", Settings(), tmp_path, netns="")
+    worker.log_file.write_text("".join(f'{{"event": "{CLAIM}", "address": "{address}"}}\n' for address in said))
+    must_notice(lab, worker, "10.0.0.100", before=1, within_s=0.01)
+    assert [each.checker for each in lab.findings] == (["F13"] if found else [])
+    assert bool(lab.measured) is not found
 
 
 def test_an_operation_left_open_is_found() -> None:

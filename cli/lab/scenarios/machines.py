@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli.lab.lab import NODES, Lab, LabFailed, inside
+from cli.lab.lab import CLOCK, NODES, Lab, LabFailed, inside
+from cli.lab.processes import Process
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 from cli.lab.scenarios.partitions import dropping, taken_over_s
 from iscsi_worker.addresses.netlink import Netlink
@@ -14,6 +15,7 @@ from iscsi_worker.addresses.netlink import Netlink
 HOUR_S = 3600
 ACCEPTED, NO_ROOM = 202, 507
 ASKED_MAX = 40
+CLAIM, NOTICED_WITHIN_S = "address claimed by another machine", 2.0
 FAKETIME = "libfaketimeMT.so.1"
 JUMPING = ("api", "conductor-1", *NODES)
 
@@ -78,14 +80,35 @@ def records_full(lab: Lab, _dice: random.Random) -> None:
 
 
 def claimed(lab: Lab, dice: random.Random) -> None:
-    """A stranger answers for a path's address, and says so to everybody."""
+    """A stranger answers for a path's address, and says so to everybody; whoever serves it must notice."""
     address = dice.choice(lab.connected())
+    owner = lab.owners()[address]
+    if owner is None:
+        raise LabFailed(f"{address} is not served")
+    worker = lab.cluster[owner]
+    before = claims_seen(worker, address)
     with lab.network.stranger(address) as namespace:
         with inside(namespace):
             for _ in range(3):
                 Netlink().announce(address, interface="eth0")
         lab.did(f"a stranger claims {address}")
+        must_notice(lab, worker, address, before=before)
         lab.hold(lab.span(4.0, 8.0))
+
+
+def claims_seen(worker: Process, address: str) -> int:
+    """How often the worker has said that another machine claims the address."""
+    return sum(entry.get("address") == address for entry in worker.log(event=CLAIM))
+
+
+def must_notice(lab: Lab, worker: Process, address: str, *, before: int, within_s: float = NOTICED_WITHIN_S) -> None:
+    """From now on, once more than the `before` times it had said so."""
+    began = CLOCK.monotonic()
+    try:
+        lab.until(lambda: claims_seen(worker, address) > before, within_s=within_s, what=f"{worker.name} notices the claim")
+        lab.measured["a claim was noticed"] = CLOCK.monotonic() - began
+    except LabFailed as unnoticed:
+        lab.found("F13", f"{address}: {unnoticed.detail}")
 
 
 def unannounced(lab: Lab, dice: random.Random) -> None:
