@@ -97,10 +97,6 @@ class Cluster:
         """One more conductor, not started yet."""
         return self._add(name, "sanderling-conductor", self.settings(name=name))
 
-    def add_candidate(self, name: str, *, node: str) -> Process:
-        """A `sanderling-leader` on a node, not started yet."""
-        return self._add(name, "sanderling-leader", self.settings(node=node))
-
     def discard(self, name: str) -> None:
         """End a process that a test added, for good."""
         self.processes.pop(name).terminate()
