@@ -148,7 +148,7 @@ class Side:
             images=ImagesSettings(backend="files"),
             bus=BusSettings(stop_timeout_s=0.1),
             iscsi_worker=WorkerSettings(
-                grace_s=3600, stand_back_s=3600, announce_interval_s=0, take_retry_s=0.01, move_intent_s=60
+                grace_s=3600, stand_back_s=3600, announce_interval_s=0, take_retry_s=0.01, move_intent_s=11.5
             ),
         )
         self.node = MemoryNode(name)
