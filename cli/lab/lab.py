@@ -1,8 +1,6 @@
 """The laboratory: an installation of three nodes on real parts, disks under load, and the verbs that scenarios break it with."""
 
 import contextlib
-import ipaddress
-import json
 import os
 import random
 import secrets
@@ -18,16 +16,13 @@ from typing import Any, Final
 import httpx
 from pyroute2 import netns as namespaces
 
-import sanderling.coordination
-import sanderling.images
 from cli.lab.cluster import Cluster
 from cli.lab.load import PATIENCE_S, Load
 from cli.lab.network import Network
-from cli.lab.orphans import Observed, left_open, orphans
 from cli.lab.parts.daemons import run, start_time, waited
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
-from sanderling.model.disks import PORTAL_PORT, image_of
+from sanderling.model.disks import PORTAL_PORT
 from sanderling.settings import Settings
 
 CLOCK: Final = SystemClock()
@@ -35,7 +30,6 @@ NODES: Final = ("node-1", "node-2", "node-3")
 DISKS: Final = ({"name": "a"}, {"name": "b"}, {"name": "c", "access": "shared", "paths": 3})
 RECORDS_BYTES: Final = 64 << 20
 SERVED_WITHIN_S: Final = 60.0
-SETTLED_WITHIN_S: Final = 60.0
 
 
 class LabFailed(Problem):
@@ -245,67 +239,6 @@ class Lab:
         for load in self.loads.values():
             load.wait_for_writes(5, within_s=SERVED_WITHIN_S)
         return CLOCK.monotonic() - healed
-
-    def settled(self, *, watchers: bool) -> tuple[list[str], list[str]]:
-        """Operations left open and orphans, once nothing changes for the better any more or there are none."""
-        seen = ([""], [""])
-
-        def none() -> bool:
-            nonlocal seen
-            now = self.observe(watchers=watchers)
-            seen = (left_open(now), orphans(now))
-            return not seen[0] and not seen[1]
-
-        with contextlib.suppress(AssertionError):
-            waited(none, within_s=SETTLED_WITHIN_S, what="nothing is left over", every_s=0.2)
-        return seen
-
-    def observe(self, *, watchers: bool) -> Observed:
-        """What there is now; who has the images open is asked of Ceph only on request."""
-        settings = self.cluster.settings()
-        shown = [self.cluster.http.get(f"/v1/disks/{name}").json() for name in self.disks]
-        operations = self.cluster.http.get("/v1/operations", params={"limit": 1000}).json()["operations"]
-        with contextlib.closing(sanderling.coordination.connect(settings, clock=CLOCK)) as coordination:
-            entries = coordination.list("").entries
-        held = {entry.key: json.loads(entry.value) for entry in entries if entry.key.startswith("exports/")}
-        return Observed(
-            addresses={node: self._addresses(node) for node in NODES},
-            processes={node: tuple(export for _, export in self.targets(node)) for node in NODES},
-            watchers=self._watchers(settings) if watchers else {},
-            keys=tuple(entry.key for entry in entries),
-            exports={key.removeprefix("exports/"): value for key, value in held.items()},
-            disks=tuple(shown),
-            open_operations=tuple(each["id"] for each in operations if not each["ended_at"]),
-        )
-
-    def read_directly(self, disk: str) -> Callable[[int], bytes]:
-        """Reads one sector of the disk's image at a time, past every target. Close it by closing the lab."""
-        import rados  # noqa: PLC0415  Debian's, which a machine without the lab's packages lacks
-        import rbd  # noqa: PLC0415
-
-        ceph = rados.Rados(conffile=self.cluster.ceph.conf, rados_id=self.cluster.ceph.user)
-        ceph.connect(timeout=10)
-        pool = ceph.open_ioctx(self.cluster.ceph.pool)
-        image = rbd.Image(pool, image_of(self.disks[disk]["id"]), read_only=True)
-        data: dict[int, bytes] = {}
-        try:
-            whole = image.read(0, 1 << 20)
-            data = {lba: whole[lba * 512 : (lba + 1) * 512] for lba in range(len(whole) // 512)}
-        finally:
-            image.close()
-            pool.close()
-            ceph.shutdown()
-        return lambda lba: data[lba]
-
-    def _watchers(self, settings: Settings) -> dict[str, frozenset[str]]:
-        with contextlib.closing(sanderling.images.connect(settings, clock=CLOCK)) as images:
-            return {disk["id"]: frozenset(images.clients(image_of(disk["id"]))) for disk in self.disks.values()}
-
-    def _addresses(self, node: str) -> frozenset[str]:
-        first, last = map(ipaddress.ip_address, self.network.front_pool)
-        said = json.loads(run(["ip", "-n", self.network.netns(node), "-j", "-4", "address", "show", "dev", "eth1"]))
-        found = [one["local"] for link in said for one in link.get("addr_info", ())]
-        return frozenset(each for each in found if int(first) <= int(ipaddress.ip_address(each)) <= int(last))
 
     @property
     def _unserved(self) -> str:

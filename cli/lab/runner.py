@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from cli.lab import observation
 from cli.lab.intervals import intervals, most_at_once, overlaps
 from cli.lab.lab import CLOCK, NODES, Finding, Lab
 from cli.lab.registers import violations
@@ -152,7 +153,7 @@ def _check_kept(lab: Lab, owners: Mapping[str, str | None], sessions: Mapping[st
 
 
 def _check_settled(lab: Lab, result: Result, *, watchers: bool) -> None:
-    left, orphans = lab.settled(watchers=watchers)
+    left, orphans = observation.settled(lab, watchers=watchers)
     result.left_open += len(left)
     result.orphans += len(orphans)
     for each in (*left, *orphans):
@@ -166,7 +167,7 @@ def _check_all(lab: Lab, result: Result) -> None:
     check_answers(lab, result)
     for name, load in lab.loads.items():
         history = load.everything()
-        history.reads += load.direct(lab.read_directly(name))
+        history.reads += load.direct(observation.read_directly(lab, name))
         result.writes += len(load.history.writes)
         result.reads += len(load.history.reads)
         result.sessions += load.sessions
