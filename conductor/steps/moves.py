@@ -79,18 +79,33 @@ def plan_drain(context: Context) -> None:
 
 
 def check_empty(context: Context) -> None:
-    """Return once the gateway serves nothing; what it serves still at the deadline is named."""
+    """Return once the gateway serves nothing. What no other one may take is named at once, what is left else at the deadline."""
     gateway, coordination = context.operation.params["gateway"], context.stores.coordination
     listing = coordination.list("exports/")
     while left := _held_by(gateway, listing):
+        if stuck := _stuck(context, gateway, left):
+            raise _not_empty(context, gateway, stuck, "may take", "add a gateway that may, then drain again")
         if context.left_s <= 0:
-            raise MoveFailed(
-                f"{gateway} still serves {len(left)} exports that no other gateway has taken: {_disks(context, left)}",
-                left=[str(export) for export in left[:_NAMED_MAX]],
-            )
+            raise _not_empty(context, gateway, left, "has taken", "drain again")
         context.check()
         listing = coordination.watch("exports/", index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
         context.pause(_LOOK_EVERY_S)
+
+
+def _stuck(context: Context, gateway: str, left: Iterable[ExportId]) -> list[ExportId]:
+    """Those of the exports that no other gateway may be given."""
+    with context.stores.records.read() as session:
+        layout = layouts.read(session, context.stores.coordination).layout
+    others = layout.usable - {gateway}
+    return [one for one in left if one in layout.owners and others <= layout.avoid.get(one.disk_id, frozenset())]
+
+
+def _not_empty(context: Context, gateway: str, left: Sequence[ExportId], whose: str, fix: str) -> MoveFailed:
+    return MoveFailed(
+        f"{gateway} still serves {len(left)} exports that no other gateway {whose}: {_disks(context, left)}; {fix}, or "
+        f"undrain {gateway}, which stays marked as drained until then",
+        left=[str(export) for export in left[:_NAMED_MAX]],
+    )
 
 
 def _seen(context: Context, listing: Listing, moves: Iterable[Move]) -> View:

@@ -1,5 +1,6 @@
 """Moving paths as an operation: records on a file, an embedded coordination store, and gateways that answer commands there."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 
 from cli.lab.parts.daemons import waited
 from conductor.publisher import Publisher
+from conductor.steps.base import Context
 from conductor.steps.marks import publish_marks
+from conductor.steps.moves import check_empty
 from rpc.messages import ExportCommand
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.errors import Busy, Unavailable
+from sanderling.errors import Busy, MoveFailed, Unavailable
 from sanderling.model.disks import Access, Disk, DiskEvent, DiskState
 from sanderling.model.marks import Marks
 from sanderling.model.moves import Move, MoveState
@@ -417,13 +420,48 @@ def test_a_gateway_that_serves_nothing_is_drained_at_once(house: House, fleet: F
     assert fleet.sent == []
 
 
-def test_what_no_other_gateway_can_take_is_named_when_a_drain_fails_and_the_mark_stays(house: House) -> None:
-    fleet, disk = house.fleet("g1"), started(house)
-    fleet.serve(disk, "g1")
-    ended = house.drive(drain(house))
+def drained_alone(house: House) -> Operation:
+    """A drain of the gateway that serves a disk and has no other beside it, about to check what is left."""
+    house.fleet("g1").serve(started(house), "g1")
+    operation = drain(house)
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint="gateway.drain.check_empty.begin:after")
+    return operation
+
+
+def left_at_once(house: House, operation: Operation) -> str:
+    """What its check says while there is any amount of time left; `Halted` when it waits."""
+    halted, going = threading.Event(), house.operation(operation)
+    step, stores = going.steps[-1], house.stores
+    context = Context(stores, SETTINGS, going, step, math.inf, halted, reach=lambda _: None, tell=lambda: None)
+    waiting = threading.Timer(5, halted.set)
+    waiting.start()
+    try:
+        with pytest.raises(MoveFailed) as failed:
+            check_empty(context)
+    finally:
+        waiting.cancel()
+    return failed.value.detail
+
+
+def test_a_drain_of_what_no_other_gateway_may_take_fails_at_once_with_the_fix_and_the_mark_stays(house: House) -> None:
+    operation = drained_alone(house)
+    detail = left_at_once(house, operation)
+    assert "g1 still serves 1 exports that no other gateway may take: vol/0" in detail
+    assert "add a gateway" in detail
+    assert "undrain g1" in detail
+    ended = house.drive(operation, conductor="c2", later=True)
+    assert (ended.state, problem(ended)) == (OperationState.FAILED, detail)
+    assert published(house).drained == {"g1"}
+
+
+def test_what_other_gateways_could_take_and_have_not_is_named_when_a_drain_fails(house: House) -> None:
+    operation = drained_alone(house)
+    house.fleet("g2")
+    ended = house.drive(operation, conductor="c2", later=True)
     assert ended.state is OperationState.FAILED
     assert "g1 still serves 1 exports that no other gateway has taken: vol/0" in problem(ended)
-    assert published(house).drained == {"g1"}
+    assert "undrain g1" in problem(ended)
 
 
 def test_a_drain_that_is_cancelled_while_it_waits_keeps_what_it_has_done(house: House) -> None:
