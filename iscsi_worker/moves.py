@@ -46,8 +46,8 @@ class Moves:
         connections = self._targets.connections(export)
         closed_at = self._clock.monotonic()
         if not self._service.drained(export, running, timeout_s=self._settings.move_drain_s):
-            self._service.serve_on(export, running)
-            raise MoveFailed(f"operations in flight did not end in {self._settings.move_drain_s:g} s", export=str(export))
+            why = f"operations in flight did not end in {self._settings.move_drain_s:g} s"
+            raise self._kept(export, held, running, why, to=to, closed_at=closed_at)
         value = held.export.model_copy(
             update={
                 "counter": held.export.counter + 1,
@@ -59,13 +59,19 @@ class Moves:
             }
         )
         if not self._passed_on(export, held, value, heir=heir, consul_session=consul_session):
-            self._service.serve_on(export, running)
-            raise MoveFailed(f"gateway {to} could not be given the lock", export=str(export))
+            why = f"gateway {to} could not be given the lock"
+            raise self._kept(export, held, running, why, to=to, closed_at=closed_at)
         serves = self._wait_until_served(export, value)
         gap_s = self._clock.monotonic() - closed_at if serves else None
         self._service.retire(export, [path.address for path in running.paths])
         log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
         self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s, client=running.client)
+
+    def _kept(self, export: ExportId, held: Held, running: Running, why: str, *, to: str, closed_at: float) -> MoveFailed:
+        """Serve on, and say for how long operations were held for nothing."""
+        self._service.serve_on(export, running)
+        self._reports.say(export, held.export.epoch, "kept", to=to, why=why, gap_s=self._clock.monotonic() - closed_at)
+        return MoveFailed(why, export=str(export))
 
     def activate(self, export: ExportId, held: Held, running: Running, *, consul_session: str) -> bool:
         """Serve with the process that stood ready, and say so; False when the store does not answer, and to be done again.

@@ -14,7 +14,7 @@ from sanderling.records import events, moves
 from sanderling.records.database import Records
 from sanderling.records.tables import EventRow
 
-SEEN: Final = ("served", "adopted", "left", "refused", "fenced", "lapsed", "handed_on")
+SEEN: Final = ("served", "adopted", "left", "refused", "fenced", "lapsed", "handed_on", "kept")
 """The words of a report; each is an event type of the bus and the kind of an event in the history."""
 
 GAP_ALERT: Final = "alert.gap"
@@ -50,7 +50,7 @@ def handlers(records: Records, *, gap_alert_s: float, tell: Callable[[], None]) 
 
 def _note_gap(session: Session, report: ExportReport) -> str | None:
     """The id of the operation whose move this gap belongs to, if it is one's."""
-    if report.seen != "handed_on" or not _gap_s(report):
+    if report.seen not in {"handed_on", "kept"} or not _gap_s(report):
         return None
     export, to = ExportId(report.disk_id, report.index), str(report.detail.get("to", ""))
     return moves.note_gap(session, export, source=report.node, destination=to, gap_s=_gap_s(report))

@@ -80,6 +80,15 @@ def test_the_gap_of_a_move_is_stored_with_it_whichever_comes_first(records: Reco
     assert alerts(records) == []
 
 
+def test_a_move_that_was_refused_at_the_end_has_its_gap_too(records: Records) -> None:
+    operation_id = moved(records)
+    told(records, "kept", to="g2", why="busy", gap_s=3.1)
+    with records.begin() as session:
+        moves.apply(session, operation_id, 0, MoveEvent.FAIL, now=records.now(), actor="c1")
+    with records.read() as session:
+        assert moves.of(session, operation_id)[0].gap_s == 3.1
+
+
 def test_a_gap_of_another_move_is_not_mixed_up_with_it(records: Records) -> None:
     operation_id = moved(records, source="g3")
     told(records, "handed_on", to="g2", served=True, gap_s=0.02)

@@ -290,6 +290,8 @@ def test_operations_that_do_not_end_keep_the_export_where_it_is_and_the_reason_i
     pair.until(lambda: bool(pair.gateways["a"].kept), "a says why")
     assert pair.gateways["a"].kept["1/0"].operation_id == "o"
     assert "did not end" in pair.gateways["a"].kept["1/0"].reason
+    (report,) = (one for one in pair.a.worker._reports._queue.queue if one is not None and one.seen == "kept")
+    assert (report.detail["to"], report.detail["gap_s"] > 0) == ("b", True)
     assert pair.a.serves()
     assert pair.value.node == "a"
 
