@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from sanderling.records.tables import EventRow
@@ -23,14 +23,14 @@ class Gaps:
 
 
 def recent(session: Session, *, limit: int) -> Gaps:
-    """Those in the newest `limit` reports of either kind."""
+    """Those in the newest `limit` moves and the newest `limit` failovers that were reported."""
 
-    def reports(kind: str) -> list[dict[str, object]]:
-        query = select(EventRow.data).where(EventRow.kind == kind).order_by(EventRow.id.desc()).limit(limit)
+    def reports(*these: ColumnElement[bool]) -> list[dict[str, object]]:
+        query = select(EventRow.data).where(*these).order_by(EventRow.id.desc()).limit(limit)
         return list(session.scalars(query))
 
-    failovers = [data for data in reports(SERVED) if data.get("kind") == FAILOVER]
-    return Gaps(_seconds(reports(MOVED)), _seconds(failovers))
+    failovers = reports(EventRow.kind == SERVED, EventRow.data["kind"].as_string() == FAILOVER)
+    return Gaps(_seconds(reports(EventRow.kind == MOVED)), _seconds(failovers))
 
 
 def quantile(gaps: Sequence[float], part: float) -> float | None:
