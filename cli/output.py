@@ -128,7 +128,7 @@ def moves(operation: Json, counts: Json, shown: Sequence[Json]) -> Text:
     for move in shown:
         gap = "" if move["gap_s"] is None else f"  gap {move['gap_s']:.3f} s"
         reason = f"  {move['problem']['detail']}" if move["problem"] else ""
-        lines.append(f"\n    {_MOVES.get(move['state'], '·')} {move['disk_name']} {', '.join(move['paths'])}: ")
+        lines.append(f"\n    {_MOVES.get(move['state'], '·')} {move['disk']} {', '.join(move['paths'])}: ")
         lines.append(f"{move['from'] or 'nobody'} → {move['to']}{gap}{reason}", style=_COLOURS.get(move["state"], "dim"))
     return lines
 

@@ -94,7 +94,7 @@ class TransitionRefused(Problem):
 
 
 class PlanOutdated(Problem):
-    """What the plan was made from has changed; `changes` says how. Plan again, and look at the new plan before it is applied."""
+    """What the plan was made from has changed, as `changes` says, or it is too old. Plan again, and look at that plan first."""
 
     code, status, title = "plan-outdated", 409, "The plan no longer fits what is there"
 

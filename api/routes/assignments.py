@@ -102,7 +102,8 @@ def create(body: NewAssignment, context: ContextOf, caller: Planning, change: Ch
         if not change.dry_run:
             assigning.refuse_while_running(session)
         if body.plan_id is not None:
-            planned = assigning.stored(seen, plans.get(session, body.plan_id))
+            kept = plans.get(session, body.plan_id, now=context.clock.wall(), keep_s=context.settings.api.plan_keep_s)
+            planned = assigning.stored(seen, kept)
         elif body.planner == MANUAL:
             assert body.paths is not None
             assert body.gateway is not None
@@ -196,8 +197,9 @@ def _show(operation: Operation, counts: Mapping[MoveState, int]) -> dict[str, An
 
 
 def _show_move(move: Move) -> dict[str, Any]:
-    shown = move.model_dump(mode="json", exclude={"addresses", "source", "destination"})
-    return shown | {"paths": list(move.addresses), "from": move.source or None, "to": move.destination}
+    shown = move.model_dump(mode="json", exclude={"disk_name", "addresses", "source", "destination"})
+    named = {"disk": move.disk_name, "paths": list(move.addresses), "from": move.source or None, "to": move.destination}
+    return shown | named
 
 
 def _position(marker: str | None) -> int | None:

@@ -72,7 +72,7 @@ def show(assignment_id: Id, json: AsJson = False) -> None:
     )
     table(
         {
-            "DISK": lambda move: move["disk_name"],
+            "DISK": lambda move: move["disk"],
             "PATHS": lambda move: move["paths"],
             "FROM": lambda move: move["from"],
             "TO": lambda move: move["to"],

@@ -10,7 +10,7 @@ from uuid import uuid4
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from sanderling.errors import NotFound
+from sanderling.errors import NotFound, PlanOutdated
 from sanderling.model.balance import Layout
 from sanderling.model.exports import ExportId
 from sanderling.model.moves import Move
@@ -55,11 +55,17 @@ def insert(
     return plan_id
 
 
-def get(session: Session, plan_id: str) -> StoredPlan:
-    """`NotFound` for a plan that was never made, or is so old that it has been dropped."""
+def get(session: Session, plan_id: str, *, now: datetime, keep_s: float) -> StoredPlan:
+    """`PlanOutdated` for one older than `keep_s`; `NotFound` for one that was never made, or has been dropped since."""
     row = session.get(PlanRow, plan_id)
     if row is None:
         raise NotFound(f"there is no plan {plan_id[:64]}, or it is too old; plan again", plan_id=plan_id[:64])
+    if row.created_at < now - timedelta(seconds=keep_s):
+        raise PlanOutdated(
+            f"plan {plan_id} is older than the {keep_s:g} s for which a plan can be applied; plan again",
+            plan_id=plan_id,
+            changes=[],
+        )
     return StoredPlan(
         id=row.id,
         request=row.request,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sanderling.records import events
+from sanderling.records import events, gaps
 from sanderling.records.tokens import Role
 from tests.unit.api_app import Api, running
 from tests.unit.api_site import Site
@@ -63,7 +63,7 @@ def test_a_plan_is_applied_by_its_id_and_moves_what_it_showed(site: Site) -> Non
     assert (operation["kind"], operation["resource"]) == ("paths.assign", f"/v1/assignments/{operation['id']}")
     shown = site.get(operation["resource"])
     assert shown["counts"] == {"pending": 1, "moving": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
-    assert [(m["disk"], m["to"]) for m in plan["moves"]] == [(m["disk_name"], m["to"]) for m in shown["moves"]]
+    assert [(m["disk"], m["to"]) for m in plan["moves"]] == [(m["disk"], m["to"]) for m in shown["moves"]]
 
 
 def test_paths_are_moved_without_a_plan_before_too(site: Site) -> None:
@@ -203,13 +203,16 @@ def test_a_plan_is_refused_with_the_difference_once_what_it_was_made_from_has_ch
     assert site.get("/v1/assignments") == before
 
 
-def test_a_plan_that_is_too_old_is_gone_when_the_next_is_made(tmp_path: Path) -> None:
+def test_a_plan_that_is_too_old_is_refused_and_gone_when_the_next_is_made(tmp_path: Path) -> None:
     with running(tmp_path, plan_keep_s=1.0) as api:
         site = Site(api, "node-a")
         plan = site.post(PLAN, {"planner": "average"}, status=200)
         site.post("/v1/assignments", {"plan_id": plan["plan_id"]}, status=200)
         with api.records.begin() as session:
             session.connection().exec_driver_sql("UPDATE plans SET created_at = '2000-01-01 00:00:00'")
+        aged = api.client.post("/v1/assignments", json={"plan_id": plan["plan_id"]})
+        assert (problem(aged), aged.json()["plan_id"]) == ((409, "plan-outdated"), plan["plan_id"])
+        assert "older than the 1 s" in aged.json()["detail"]
         kept = site.post(PLAN, {"planner": "average"}, status=200)
         assert problem(api.client.post("/v1/assignments", json={"plan_id": plan["plan_id"]})) == (404, "not-found")
         site.post("/v1/assignments", {"plan_id": kept["plan_id"]}, status=200)
@@ -434,6 +437,13 @@ def test_a_plan_tells_the_gap_to_expect_by_the_gaps_there_have_been(site: Site) 
         events.append(session, "export.served", at=site.api.clock.wall(), actor="node-a", data={"gap_s": 4.5, "kind": "failover"})
     plan = site.post(PLAN, {"planner": "average"}, status=200)
     assert plan["moves"][0]["expected_gap_s"] == {"p50": 0.02, "p99": 3.0, "measured": 100}
+
+
+def test_ordinary_reports_push_no_failover_out_of_what_is_measured(site: Site) -> None:
+    with site.api.records.begin() as session:
+        for data in ({"gap_s": 4.5, "kind": "failover"}, {"client": "a"}, {"gap_s": 0.1, "kind": "start"}, {}):
+            events.append(session, "export.served", at=site.api.clock.wall(), actor="node-a", data=data)
+        assert gaps.recent(session, limit=1).failovers == [4.5]
 
 
 @pytest.mark.rows("PA-3")

@@ -130,4 +130,4 @@ def test_a_layout_is_read_back_as_it_was_kept(site: Site, layout: Layout) -> Non
         plan_id = plans.insert(session, request={}, layout=layout, moves=(), requested_by="t", now=now, keep_s=60)
         session.flush()
         session.expire_all()
-        assert plans.get(session, plan_id).layout == layout
+        assert plans.get(session, plan_id, now=now, keep_s=60).layout == layout

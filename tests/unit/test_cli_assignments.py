@@ -16,7 +16,7 @@ from cli.output import OperationFailed
 from sanderling.errors import InvalidInput
 
 MOVE = {
-    "disk_name": "db",
+    "disk": "db",
     "paths": ["10.1.0.1", "10.2.0.1"],
     "from": "node-a",
     "to": "node-b",
