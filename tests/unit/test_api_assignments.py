@@ -140,7 +140,6 @@ def test_a_plan_that_cannot_help_says_so_and_not_that_all_is_well(site: Site) ->
     assert "no gateway is in use" in done["notes"][0]
 
 
-@pytest.mark.rows("W-PA-6")
 def test_a_plan_names_what_is_served_where_it_is_to_be_avoided_and_has_nowhere_to_go(site: Site) -> None:
     site.disk("extra", "node-b")
     site.disk("more", "node-b")
