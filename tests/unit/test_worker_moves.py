@@ -1,7 +1,7 @@
 """Handing an export on from one worker to another, on simulated targets and an embedded coordination store."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +154,7 @@ class Side:
         self.node = MemoryNode(name)
         self.targets = Moving(clock=CLOCK, node=self.node, store=memory)
         self.targets.fails = set()
+        self.workers: list[Worker] = []
         self.revive()
 
     def revive(self) -> None:
@@ -168,6 +169,7 @@ class Side:
             addresses=cast(Addresses, Killing(self.addresses, self)),
             clock=CLOCK,
         )
+        self.workers.append(self.worker)
 
     def turn(self) -> None:
         if self.is_dead:
@@ -230,8 +232,11 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Pair:
-    return Pair(tmp_path)
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    pair = Pair(tmp_path)
+    yield pair
+    for worker in (*pair.a.workers, *pair.b.workers):
+        worker._watch.stop()
 
 
 def test_an_export_is_handed_on_and_its_source_ends(pair: Pair) -> None:
