@@ -164,8 +164,12 @@ class Worker:
     def _watch_ends(self) -> None:
         """Turn the loop as soon as a process has ended."""
         while not self._stopping.is_set():
-            if self._targets.wait_for_end(timeout_s=self._own.renew_interval_s):
-                self.wake()
+            try:
+                if self._targets.wait_for_end(timeout_s=self._own.renew_interval_s):
+                    self.wake()
+            except Exception:
+                log.exception("the ends of processes cannot be waited for")
+                self._clock.wait(self._stopping, self._own.renew_interval_s)
 
     def _listen(self) -> None:
         while not self._stopping.is_set() and self._serving is None:
