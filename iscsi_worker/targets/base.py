@@ -92,5 +92,8 @@ class Targets(Protocol):
         ...
 
     def wait_for_end(self, *, timeout_s: float) -> bool:
-        """Wait until one of the processes that run now has ended, however it did; False when the time has passed first."""
+        """Wait until a process has ended, however it did; False when the time has passed first.
+
+        One that ended since the last call counts, so that of calls in a row none is missed.
+        """
         ...

@@ -82,6 +82,7 @@ class MemoryTargets:
         self._store = store or MemoryStore()
         self._lock = threading.RLock()
         self._never = threading.Event()
+        self._ran: frozenset[tuple[ExportId, str]] = frozenset()
 
     def start(self, spec: TargetSpec, *, epoch: tuple[int, int], revision: int, lease_s: float) -> Running:
         with self._lock:
@@ -165,12 +166,13 @@ class MemoryTargets:
 
     def wait_for_end(self, *, timeout_s: float) -> bool:
         deadline = self._clock.monotonic() + timeout_s
-        before = {(one.export, one.client) for one in self.actual()}
-        while before <= {(one.export, one.client) for one in self.actual()}:
+        while True:
+            before, self._ran = self._ran, frozenset((one.export, one.client) for one in self.actual())
+            if before - self._ran:
+                return True
             if self._clock.monotonic() >= deadline:
                 return False
             self._clock.wait(self._never, _POLL_S)
-        return True
 
     def login(self, address: str, initiator: str) -> "MemorySession":
         """A session of that initiator on the portal at this address; `TargetFailed` when there is none or it is not let in."""

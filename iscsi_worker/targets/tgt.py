@@ -47,6 +47,7 @@ class TgtTargets:
         self._library = GuardLibrary(self._settings.guard)
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._never = threading.Event()
+        self._ran: frozenset[int] = frozenset()
 
     def start(self, spec: TargetSpec, *, epoch: tuple[int, int], revision: int, lease_s: float) -> Running:
         """As promised; the lease begins with this call."""
@@ -191,15 +192,22 @@ class TgtTargets:
 
     def wait_for_end(self, *, timeout_s: float) -> bool:
         ends = select.poll()  # select() knows no descriptor beyond 1023
+        before, self._ran = self._ran, frozenset(self._pids())
+        if before - self._ran:
+            return True
+        processes: dict[int, int] = {}
         with contextlib.ExitStack() as opened:
-            for pid in self._pids():
+            for pid in self._ran:
                 try:
                     process = os.pidfd_open(pid)
                 except ProcessLookupError:
                     return True
                 opened.callback(os.close, process)
                 ends.register(process, select.POLLIN)
-            return bool(ends.poll(timeout_s * 1000))
+                processes[process] = pid
+            ended = {processes[process] for process, _ in ends.poll(timeout_s * 1000)}
+        self._ran -= ended
+        return bool(ended)
 
     def _pids(self) -> Iterator[int]:
         for folder in self._root.iterdir():

@@ -328,4 +328,12 @@ def test_the_end_of_a_process_is_waited_for_however_it_comes(bench: Bench, serve
         end = waiter.submit(bench.targets.wait_for_end, timeout_s=30.0)
         bench.kill(spec.export)
         assert end.result(10)
-    assert not bench.targets.wait_for_end(timeout_s=0.05), "what ended before the call is not waited for"
+    assert not bench.targets.wait_for_end(timeout_s=0.05), "each end counts once"
+
+
+def test_a_process_that_ended_between_two_waits_is_not_missed(bench: Bench, served: tuple[TargetSpec, str]) -> None:
+    spec, _ = served
+    assert not bench.targets.wait_for_end(timeout_s=0.05)
+    bench.kill(spec.export)
+    bench.until(lambda: running(bench, spec.export) is None, "it is gone")
+    assert bench.targets.wait_for_end(timeout_s=0.05)
