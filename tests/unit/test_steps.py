@@ -92,7 +92,7 @@ def opener(house: House) -> Iterator[Callable[[Disk], str]]:
 
     def open_image(disk: Disk) -> str:
         file = house.stores.images.backing_store(disk.image).location
-        process = subprocess.Popen([sys.executable, "-c", f"import time; f = open({file!r}, 'rb+'); time.sleep(60)"])
+        process = subprocess.Popen([sys.executable, "-c", f"import signal; f = open({file!r}, 'rb+'); signal.pause()"])
         started.append(process)
         waited(lambda: len(house.stores.images.clients(disk.image)) == 1, within_s=10, what="the image is open")
         return house.stores.images.clients(disk.image)[0]
