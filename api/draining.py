@@ -4,17 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 from api.assigning import Planned, document, in_moves
 from api.situations import NAMED_MAX, Seen, show_export
-from sanderling.errors import Busy, ConfirmationNeeded
+from sanderling.errors import ConfirmationNeeded
 from sanderling.model import balance
 from sanderling.model.balance import Layout, PlannedMove
 from sanderling.model.exports import ExportId
-from sanderling.model.operations import OperationKind
-from sanderling.model.plans import ASSIGNMENTS
-from sanderling.records import operations
 from sanderling.records.gaps import Gaps
 
 
@@ -57,18 +52,6 @@ def refuse_unless(confirmed: bool, seen: Seen, found: Effect) -> None:
         confirm=found.gateway,
         **_named(seen, found),
     )
-
-
-def refuse_while_draining(session: Session, gateway: str) -> None:
-    """`Busy`, naming it, while a drain of this gateway has not ended: it would mark the gateway, or go on emptying it."""
-    operation_id = operations.open_on(session, ASSIGNMENTS)
-    if operation_id is None:
-        return
-    operation = operations.get(session, operation_id)
-    if operation.kind is OperationKind.DRAIN_GATEWAY and operation.params["gateway"] == gateway:
-        raise Busy(
-            f"drain {operation_id} of {gateway} has not ended; wait for it or cancel it, then undrain", operation_id=operation_id
-        )
 
 
 def show(seen: Seen, found: Effect, measured: Gaps) -> dict[str, Any]:

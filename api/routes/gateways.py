@@ -19,7 +19,7 @@ from api.rules import Body
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.disks import Access
 from sanderling.model.exports import ExportId, Gateway
-from sanderling.records import assignments, gaps, marks
+from sanderling.records import assignments, gaps, marks, operations
 from sanderling.records.tables import DiskRow, PathRow
 
 router = APIRouter(tags=["gateways"])
@@ -50,7 +50,10 @@ def show(gateway: str, context: ContextOf, _caller: Annotated[Caller, Depends(Al
 
 @router.post("/v1/gateways/{gateway}/drain", status_code=202)
 def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, body: Drain | None = None) -> JSONResponse:
-    """Move everything off the gateway, and give it nothing until it is undrained. It may be offline."""
+    """Move everything off the gateway, and give it nothing until it is undrained. It may be offline.
+
+    409 while the gateway is being undrained, and while anything else moves paths.
+    """
     repeated = change.repeated(caller)
     if repeated is not None:
         return repeated
@@ -81,20 +84,22 @@ def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, 
 
 @router.post("/v1/gateways/{gateway}/undrain", status_code=202)
 def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf) -> JSONResponse:
-    """Let the gateway be given exports again. They come back by balancing, or by an assignment. 409 while it is being drained."""
+    """Let the gateway be given exports again. They come back by balancing, or by an assignment. 409 while it is being drained.
+
+    With ?dry_run=true show whether there is anything to do.
+    """
     repeated = change.repeated(caller)
     if repeated is not None:
         return repeated
     seen = _known(context, gateway)
     with context.records.read() as session:
-        draining.refuse_while_draining(session, gateway)
+        operations.refuse_second(session, gateway=gateway)
     is_drained = gateway in seen.drained
     if change.dry_run or not is_drained:
         notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
         return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)
 
     def write(session: Session, now: datetime) -> Accepted:
-        draining.refuse_while_draining(session, gateway)
         operation = assignments.submit_undrain(
             session,
             gateway,

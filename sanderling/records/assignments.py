@@ -56,7 +56,7 @@ def submit_drain(
     now: datetime,
     traceparent: str | None = None,
 ) -> Operation:
-    """An operation that marks the gateway and moves every path off it; `Busy` as with `submit`."""
+    """An operation that marks the gateway and moves every path off it; `Busy` as with `submit`, and while it is undrained."""
     paths = session.scalar(select(func.count()).select_from(PathRow)) or 0
     return operations.submit(
         session,
@@ -80,7 +80,7 @@ def submit_undrain(
     now: datetime,
     traceparent: str | None = None,
 ) -> Operation:
-    """An operation that lifts the mark; paths come back by balancing. `Busy` while another one does."""
+    """An operation that lifts the mark; paths come back by balancing. `Busy` while another does, or drains it."""
     return operations.submit(
         session,
         kind=OperationKind.UNDRAIN_GATEWAY,

@@ -55,13 +55,16 @@ def submit(
 ) -> Operation:
     """Write a new operation and its first event; `Busy`, naming the open one, when the resource has one that has not ended.
 
-    `params["was"]`, the state of the disk before this request, is what a cancel restores when nothing has begun.
+    `params["was"]`, the state of the disk before this request, is what a cancel restores when nothing has begun. Whatever the
+    resource, there is one open operation with the same `params["gateway"]` too: that is why no drain and undrain overlap.
     """
+    gateway = params.get("gateway")
     row = OperationRow(
         id=str(uuid4()),
         kind=kind,
         resource_id=resource_id,
         resource_name=resource_name,
+        gateway=gateway,
         state=OPERATIONS.start,
         params=dict(params),
         requested_by=requested_by,
@@ -74,15 +77,27 @@ def submit(
             for position, step in enumerate(steps)
         ],
     )
-    _refuse_second(session, resource_id)
+    refuse_second(session, resource_id, gateway=gateway)
     try:
         with session.begin_nested():
             session.add(row)
-    except IntegrityError:  # another API process was faster: the partial unique index decides
-        _refuse_second(session, resource_id)
+    except IntegrityError:  # another API process was faster: the partial unique indexes decide
+        refuse_second(session, resource_id, gateway=gateway)
         raise
     _tell(session, row, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
     return _model(row)
+
+
+def refuse_second(session: Session, resource_id: str | None = None, *, gateway: str | None = None) -> None:
+    """`Busy`, naming it, when an operation has not ended that is on this resource, or drains or undrains this gateway."""
+    asked = ((OperationRow.resource_id, resource_id), (OperationRow.gateway, gateway))
+    taken = or_(*(column == value for column, value in asked if value is not None))
+    other = session.scalar(select(OperationRow).where(taken, OperationRow.ended_at.is_(None)))
+    if other is not None:
+        raise Busy(
+            f"operation {other.id} ({other.kind}) on {other.resource_name} has not ended; wait for it or cancel it",
+            operation_id=other.id,
+        )
 
 
 def open_on(session: Session, resource_id: str) -> str | None:
@@ -334,16 +349,6 @@ def end(
     ended = _model(row)
     assert ended.ended, f"{event} does not end an operation"
     return ended
-
-
-def _refuse_second(session: Session, resource_id: str) -> None:
-    open_now = select(OperationRow).where(OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None))
-    other = session.scalar(open_now)
-    if other is not None:
-        raise Busy(
-            f"operation {other.id} ({other.kind}) on {other.resource_name} has not ended; wait for it or cancel it",
-            operation_id=other.id,
-        )
 
 
 def _row(session: Session, operation_id: str, *, for_update: bool = False) -> OperationRow:

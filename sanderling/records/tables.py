@@ -83,7 +83,8 @@ class SubnetRow(Base):
 class OperationRow(Base):
     """An operation. `cast_at` empty means that its wake-up is still in the outbox.
 
-    The partial unique index is what keeps two operations off one resource: the second insert fails.
+    The partial unique indexes are what keeps two operations off one resource, and a drain and an undrain off one gateway: the
+    second insert fails. `gateway` is empty for all other operations, and of those there may be any number.
     """
 
     __tablename__ = "operations"
@@ -91,6 +92,13 @@ class OperationRow(Base):
         Index(
             "uq_operations_open_resource",
             "resource_id",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index(
+            "uq_operations_open_gateway",
+            "gateway",
             unique=True,
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
@@ -110,6 +118,7 @@ class OperationRow(Base):
     kind: Mapped[str] = mapped_column(String(32))
     resource_id: Mapped[str] = mapped_column(String(36), index=True)
     resource_name: Mapped[str] = mapped_column(String(64))
+    gateway: Mapped[str | None] = mapped_column(String(255))
     state: Mapped[str] = mapped_column(String(16))
     params: Mapped[dict[str, Any]]
     requested_by: Mapped[str] = mapped_column(String(64))

@@ -118,10 +118,22 @@ def test_an_undrain_while_that_gateway_is_being_drained_is_told_of_the_drain(sit
     for link in ("/v1/gateways/node-a/undrain", "/v1/gateways/node-a/undrain?dry_run=true"):
         answer = site.api.client.post(link)
         assert (problem(answer), answer.json()["operation_id"]) == ((409, "busy"), operation["id"])
-        assert f"drain {operation['id']} of node-a has not ended" in answer.json()["detail"]
+        assert f"operation {operation['id']} (gateway.drain) on node-a has not ended" in answer.json()["detail"]
     assert "nothing to do" in site.post("/v1/gateways/node-b/undrain", status=200)["notes"][0]
     site.post(f"/v1/assignments/{operation['id']}/cancel")
     site.post("/v1/gateways/node-a/undrain", status=202 if is_marked else 200)
+
+
+def test_a_drain_while_that_gateway_is_being_undrained_is_told_of_the_undrain(site: Site) -> None:
+    site.drain("node-a")
+    operation = site.post("/v1/gateways/node-a/undrain")
+    answer = site.api.client.post("/v1/gateways/node-a/drain")
+    assert (problem(answer), answer.json()["operation_id"]) == ((409, "busy"), operation["id"])
+    assert f"operation {operation['id']} (gateway.undrain) on node-a has not ended" in answer.json()["detail"]
+    site.post("/v1/gateways/node-b/drain", {"confirm": "node-b"})
+    site.post(f"/v1/operations/{operation['id']}/cancel")
+    answer = site.api.client.post("/v1/gateways/node-a/drain")
+    assert "(gateway.drain) on node-b has not ended" in answer.json()["detail"]
 
 
 def test_a_repeated_drain_with_the_same_key_is_the_same_operation(site: Site) -> None:

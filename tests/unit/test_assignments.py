@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from cli.lab.parts.daemons import waited
 from conductor.publisher import Publisher
@@ -21,7 +22,7 @@ from sanderling.model.moves import Move, MoveState
 from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
 from sanderling.records import assignments, disks, marks, operations
 from sanderling.records import moves as recorded
-from sanderling.records.tables import EventRow
+from sanderling.records.tables import EventRow, OperationRow
 from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import Settings
 from tests.fleet import Fleet, Sent
@@ -397,6 +398,35 @@ def drain(house: House, gateway: str = "g1") -> Operation:
         return assignments.submit_drain(session, gateway, conductor=SETTINGS, requested_by="alice", now=house.records.now())
 
 
+def undrain(house: House, gateway: str = "g1") -> Operation:
+    with house.records.begin() as session:
+        return assignments.submit_undrain(session, gateway, conductor=SETTINGS, requested_by="alice", now=house.records.now())
+
+
+@pytest.mark.rows("W-PA-9")
+@pytest.mark.parametrize(("one", "opposite"), [(drain, undrain), (undrain, drain)])
+@pytest.mark.parametrize("gateway", ["g1", "g" * 255])
+def test_a_drain_and_an_undrain_of_one_gateway_are_never_open_at_once(
+    house: House, one: Callable[[House, str], Operation], opposite: Callable[[House, str], Operation], gateway: str
+) -> None:
+    first = one(house, gateway)
+    with pytest.raises(Busy) as refused:
+        opposite(house, gateway)
+    assert refused.value.context["operation_id"] == first.id
+    cancel(house, opposite(house, "another"))
+    cancel(house, first)
+    opposite(house, gateway)
+
+
+def test_not_even_who_did_not_see_the_drain_can_write_an_undrain_beside_it(house: House) -> None:
+    asked = drain(house).model_dump(exclude={"steps"})
+    blind = {"id": "blind", "kind": OperationKind.UNDRAIN_GATEWAY, "resource_id": "g1"}
+    with house.records.begin() as session, pytest.raises(IntegrityError, match=r"operations\.gateway"), session.begin_nested():
+        session.add(OperationRow(**asked | blind, gateway="g1"))
+    with house.records.begin() as session:
+        session.add(OperationRow(**asked | blind, gateway="g2"))
+
+
 def published(house: House) -> Marks:
     entry = house.coordination.get("marks")
     return Marks.model_validate_json(entry.value) if entry else Marks()
@@ -409,9 +439,7 @@ def test_a_gateway_that_is_drained_is_marked_and_serves_nothing_in_the_end(house
     assert ended.state is OperationState.SUCCEEDED, ended.problem
     assert published(house).drained == {"g1"}
     assert {fleet.owner(export) for export in exports} == {"g2", "g3"}
-    with house.records.begin() as session:
-        asked = assignments.submit_undrain(session, "g1", conductor=SETTINGS, requested_by="alice", now=house.records.now())
-    assert house.drive(asked).state is OperationState.SUCCEEDED
+    assert house.drive(undrain(house)).state is OperationState.SUCCEEDED
     assert published(house) == Marks()
 
 

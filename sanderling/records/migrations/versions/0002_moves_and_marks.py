@@ -1,4 +1,4 @@
-"""Assigning paths: moves of operations, plans that were shown, marks of operators."""
+"""Assigning paths: moves of operations, plans that were shown, marks of operators, the gateway that is drained or undrained."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -48,4 +48,13 @@ def upgrade() -> None:
         sa.Column("set_by", sa.String(length=64), nullable=False),
         sa.Column("set_at", Moment, nullable=False),
         sa.PrimaryKeyConstraint("kind", "gateway", "disk_id"),
+    )
+    op.add_column("operations", sa.Column("gateway", sa.String(length=255), nullable=True))
+    op.create_index(
+        "uq_operations_open_gateway",
+        "operations",
+        ["gateway"],
+        unique=True,
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
     )
