@@ -159,20 +159,19 @@ def _answer(context: Context, caller: Caller, change: Change, planned: Planned, 
 
         return change.submit(caller, write)
     if change.dry_run and plan_id is None:
-        plan_id = _keep(context, caller, planned)
+        plan_id = _keep(context, planned)
     with context.records.read() as session:
         measured = gaps.recent(session, limit=context.settings.api.gaps_max)
     return JSONResponse(assigning.document(planned, measured, plan_id=plan_id, dry_run=change.dry_run), 200)
 
 
-def _keep(context: Context, caller: Caller, planned: Planned) -> str:
+def _keep(context: Context, planned: Planned) -> str:
     with context.records.begin() as session:
         return plans.insert(
             session,
             request=planned.request,
             layout=planned.seen.layout,
             moves=planned.moves,
-            requested_by=caller.name,
             now=context.clock.wall(),
             keep_s=context.settings.api.plan_keep_s,
         )

@@ -25,8 +25,6 @@ class StoredPlan:
     request: Mapping[str, Any]
     layout: Layout
     moves: tuple[Move, ...]
-    requested_by: str
-    created_at: datetime
 
 
 def insert(
@@ -35,7 +33,6 @@ def insert(
     request: Mapping[str, Any],
     layout: Layout,
     moves: Sequence[Move],
-    requested_by: str,
     now: datetime,
     keep_s: float,
 ) -> str:
@@ -48,7 +45,6 @@ def insert(
             request=dict(request),
             layout=_layout_out(layout),
             moves={"moves": [move.model_dump(mode="json") for move in moves]},
-            requested_by=requested_by,
             created_at=now,
         )
     )
@@ -71,8 +67,6 @@ def get(session: Session, plan_id: str, *, now: datetime, keep_s: float) -> Stor
         request=row.request,
         layout=_layout_in(row.layout),
         moves=tuple(Move.model_validate(move) for move in row.moves["moves"]),
-        requested_by=row.requested_by,
-        created_at=row.created_at,
     )
 
 

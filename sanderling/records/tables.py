@@ -177,7 +177,6 @@ class PlanRow(Base):
     request: Mapped[dict[str, Any]]
     layout: Mapped[dict[str, Any]]
     moves: Mapped[dict[str, Any]]
-    requested_by: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(index=True)
 
 

@@ -458,17 +458,20 @@ def test_who_may_plan_and_who_may_only_look(site: Site, role: Role, planned: int
 
 
 @pytest.mark.rows("PA-3")
-def test_a_site_may_let_people_plan_who_may_not_apply(tmp_path: Path) -> None:
+def test_a_site_may_let_people_plan_who_may_not_apply_and_others_apply_their_plans(tmp_path: Path) -> None:
     file = tmp_path / "policy.yaml"
     file.write_text('"assignment:plan": "rule:reader"\n')
     with running(tmp_path, policy_file=str(file)) as api:
-        Site(api, "node-a", "node-b").disk("db", "node-a")
+        site = Site(api, "node-a", "node-b")
+        site.disk("db", "node-a")
+        site.disk("log", "node-a")
         headers = {"Authorization": f"Bearer {api.secrets[Role.READER]}"}
         plan = api.client.post(PLAN, json={"planner": "average"}, headers=headers)
         assert plan.status_code == 200
         for link, body in (("/v1/assignments", {"plan_id": plan.json()["plan_id"]}), ("/v1/assignments/x/undo", None)):
             refused = api.client.post(link, json=body, headers=headers)
             assert (problem(refused), refused.json()["rule"]) == ((403, "forbidden"), "assignment:apply")
+        assert len(site.moves(site.post("/v1/assignments", {"plan_id": plan.json()["plan_id"]})["id"])) == 1
 
 
 def test_without_coordination_nothing_is_planned(site: Site) -> None:

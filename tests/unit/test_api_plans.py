@@ -127,7 +127,7 @@ def test_two_layouts_have_no_difference_just_when_they_are_the_same(was: Layout,
 def test_a_layout_is_read_back_as_it_was_kept(site: Site, layout: Layout) -> None:
     now = site.api.clock.wall()
     with site.api.records.begin() as session:
-        plan_id = plans.insert(session, request={}, layout=layout, moves=(), requested_by="t", now=now, keep_s=60)
+        plan_id = plans.insert(session, request={}, layout=layout, moves=(), now=now, keep_s=60)
         session.flush()
         session.expire_all()
         assert plans.get(session, plan_id, now=now, keep_s=60).layout == layout

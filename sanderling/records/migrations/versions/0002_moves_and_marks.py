@@ -35,7 +35,6 @@ def upgrade() -> None:
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("layout", sa.JSON(), nullable=False),
         sa.Column("moves", sa.JSON(), nullable=False),
-        sa.Column("requested_by", sa.String(length=64), nullable=False),
         sa.Column("created_at", Moment, nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
