@@ -17,9 +17,11 @@ from api.metrics import TRACEPARENT
 from api.problems import document
 from sanderling.errors import PreconditionFailed, Problem
 from sanderling.model.disks import DiskEvent, DiskState
+from sanderling.model.moves import Move
 from sanderling.model.operations import Operation, OperationKind
 from sanderling.model.plans import Plan
-from sanderling.records import disks, idempotency, marks, operations
+from sanderling.records import assignments, disks, idempotency, marks, operations
+from sanderling.records.assignments import MOVES, Subject
 from sanderling.records.tables import DiskRow
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
@@ -56,7 +58,7 @@ class Change:
         if_match: Annotated[str | None, Header(alias="If-Match", max_length=1024)] = None,
     ) -> None:
         self._context, self.dry_run, self._key, self._if_match = context, dry_run, idempotency_key, if_match
-        self.trace: str = request.scope[TRACEPARENT]
+        self._trace: str = request.scope[TRACEPARENT]
         parts = (request.method, request.url.path, request.url.query, request.scope[BODY_DIGEST])
         self._digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -78,7 +80,7 @@ class Change:
     def carry_out(self, caller: Caller, prepare: Callable[[Session, datetime], Intent]) -> JSONResponse:
         """Run `prepare` and submit what it comes to; with ?dry_run=true take it back and return the plan."""
         if not self.dry_run:
-            return self.submit(caller, lambda session, now: self._intended(session, prepare(session, now), caller, now))
+            return self._submit(caller, lambda session, now: self._intended(session, prepare(session, now), caller, now))
         with self._context.records.begin() as session:
             now = self._context.clock.wall()
             intent = prepare(session, now)
@@ -87,7 +89,7 @@ class Change:
             session.rollback()
             return plan
 
-    def submit(self, caller: Caller, write: Callable[[Session, datetime], Accepted]) -> JSONResponse:
+    def _submit(self, caller: Caller, write: Callable[[Session, datetime], Accepted]) -> JSONResponse:
         """Run `write`, which submits an operation, in one transaction with the Idempotency-Key; never for a dry run.
 
         Once this returns 202 the operation is durable. Nothing here waits for the broker.
@@ -106,6 +108,32 @@ class Change:
         self._context.changed()
         return _accepted(accepted.operation, accepted.notes)
 
+    def assign(
+        self,
+        caller: Caller,
+        subject: Subject = MOVES,
+        *,
+        moves: Sequence[Move] = (),
+        notes: Sequence[str] = (),
+        check: Callable[[Session], None] = lambda _session: None,
+    ) -> JSONResponse:
+        """Submit the operation that does this; `check` may refuse it within the transaction. Never for a dry run."""
+
+        def write(session: Session, now: datetime) -> Accepted:
+            check(session)
+            operation = assignments.submit(
+                session,
+                subject,
+                moves=moves,
+                conductor=self._context.settings.conductor,
+                requested_by=caller.name,
+                now=now,
+                traceparent=self._trace,
+            )
+            return Accepted(operation, notes)
+
+        return self._submit(caller, write)
+
     def _known(self, session: Session, caller: Caller) -> str | None:
         if self._key is None:
             return None
@@ -121,7 +149,7 @@ class Change:
             steps=intent.plan.steps,
             requested_by=caller.name,
             now=now,
-            traceparent=self.trace,
+            traceparent=self._trace,
         )
         if intent.begins is not None:
             disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)

@@ -1,7 +1,6 @@
 """/v1/assignments: which paths go to which gateway: planned, applied, cancelled, undone, and the history of it all."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Depends
@@ -12,7 +11,7 @@ from sqlalchemy.orm import Session
 from api import assigning, rules, situations, undoing
 from api.assigning import MANUAL, Planned
 from api.auth import Allowed, Caller
-from api.changes import Accepted, Change, ChangeOf, show_operation
+from api.changes import Change, ChangeOf, show_operation
 from api.context import Context, ContextOf
 from api.pages import PageOf
 from api.rules import Address, Body
@@ -20,7 +19,7 @@ from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.moves import Move, MoveState
 from sanderling.model.operations import Operation, OperationState
 from sanderling.model.plans import ASSIGNMENTS
-from sanderling.records import assignments, gaps, moves, operations, plans
+from sanderling.records import gaps, moves, operations, plans
 
 router = APIRouter(tags=["assignments"])
 
@@ -145,19 +144,7 @@ def undo(assignment: str, context: ContextOf, caller: Planning, change: ChangeOf
 def _answer(context: Context, caller: Caller, change: Change, planned: Planned, *, plan_id: str | None) -> JSONResponse:
     """The plan, kept to be applied later, for a dry run or when there is nothing to do; else the operation that does it."""
     if not change.dry_run and planned.moves:
-
-        def write(session: Session, now: datetime) -> Accepted:
-            operation = assignments.submit(
-                session,
-                moves=planned.moves,
-                conductor=context.settings.conductor,
-                requested_by=caller.name,
-                now=now,
-                traceparent=change.trace,
-            )
-            return Accepted(operation, planned.notes)
-
-        return change.submit(caller, write)
+        return change.assign(caller, moves=planned.moves, notes=planned.notes)
     if change.dry_run and plan_id is None:
         plan_id = _keep(context, planned)
     with context.records.read() as session:

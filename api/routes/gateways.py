@@ -1,7 +1,6 @@
 """/v1/gateways: the live workers as coordination has them (else 503), and taking one out of use for a while."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -12,14 +11,15 @@ from sqlalchemy.orm import Session
 
 from api import draining, serving, situations
 from api.auth import Allowed, Caller
-from api.changes import Accepted, ChangeOf
+from api.changes import ChangeOf
 from api.context import Context, ContextOf
 from api.pages import PageOf
 from api.rules import Body
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.disks import Access
 from sanderling.model.exports import ExportId, Gateway
-from sanderling.records import assignments, gaps, marks, operations
+from sanderling.records import gaps, marks, operations
+from sanderling.records.assignments import drain_of, undrain_of
 from sanderling.records.tables import DiskRow, PathRow
 
 router = APIRouter(tags=["gateways"])
@@ -67,19 +67,7 @@ def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, 
             measured = gaps.recent(session, limit=context.settings.api.gaps_max)
         return JSONResponse(draining.show(seen, effect, measured), 200)
     draining.refuse_unless(confirm is not None, seen, effect)
-
-    def write(session: Session, now: datetime) -> Accepted:
-        operation = assignments.submit_drain(
-            session,
-            gateway,
-            conductor=context.settings.conductor,
-            requested_by=caller.name,
-            now=now,
-            traceparent=change.trace,
-        )
-        return Accepted(operation)
-
-    return change.submit(caller, write)
+    return change.assign(caller, drain_of(gateway))
 
 
 @router.post("/v1/gateways/{gateway}/undrain", status_code=202)
@@ -98,19 +86,7 @@ def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf
     if change.dry_run or not is_drained:
         notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
         return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)
-
-    def write(session: Session, now: datetime) -> Accepted:
-        operation = assignments.submit_undrain(
-            session,
-            gateway,
-            conductor=context.settings.conductor,
-            requested_by=caller.name,
-            now=now,
-            traceparent=change.trace,
-        )
-        return Accepted(operation)
-
-    return change.submit(caller, write)
+    return change.assign(caller, undrain_of(gateway))
 
 
 def _known(context: Context, gateway: str) -> situations.Seen:

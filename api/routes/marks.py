@@ -1,6 +1,5 @@
 """/v1/disks/{disk}/marks: where operators want a disk to be, and where it must not be."""
 
-from datetime import datetime
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Depends
@@ -10,12 +9,13 @@ from sqlalchemy.orm import Session
 
 from api import rules, situations
 from api.auth import Allowed, Caller
-from api.changes import Accepted, ChangeOf
+from api.changes import ChangeOf
 from api.context import ContextOf
 from api.rules import Body
 from api.situations import Seen
 from sanderling.errors import InvalidInput
-from sanderling.records import assignments, disks, marks
+from sanderling.records import disks, marks
+from sanderling.records.assignments import marks_of
 
 router = APIRouter(tags=["disks"])
 
@@ -55,30 +55,19 @@ def put(
     with context.records.read() as session:
         row = disks.find(session, disk)
         change.check_match(session, row)
-        was = marks.of(session, row.id)
+        was, seen_disk = marks.of(session, row.id), disks.describe(row)
     wanted = {"pin": body.pin, "avoid": sorted(body.avoid)}
     notes = _notes(seen, body)
     if was == wanted:
         notes.append("nothing to do: the disk is marked so already")
     if change.dry_run or was == wanted:
-        return JSONResponse({"dry_run": change.dry_run, "disk": row.name, "was": was, "marks": wanted, "notes": notes}, 200)
+        return JSONResponse({"dry_run": change.dry_run, "disk": seen_disk.name, "was": was, "marks": wanted, "notes": notes}, 200)
 
-    def write(session: Session, now: datetime) -> Accepted:
-        found = disks.get(session, row.id)
-        change.check_match(session, found)
-        operation = assignments.submit_marks(
-            session,
-            disks.describe(found),
-            pin=body.pin,
-            avoid=frozenset(body.avoid),
-            conductor=context.settings.conductor,
-            requested_by=caller.name,
-            now=now,
-            traceparent=change.trace,
-        )
-        return Accepted(operation, notes)
+    def still_matches(session: Session) -> None:
+        change.check_match(session, disks.get(session, seen_disk.id))
 
-    return change.submit(caller, write)
+    subject = marks_of(seen_disk, pin=body.pin, avoid=frozenset(body.avoid))
+    return change.assign(caller, subject, notes=notes, check=still_matches)
 
 
 def _refuse_unknown(seen: Seen, body: NewMarks) -> None:

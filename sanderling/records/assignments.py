@@ -1,6 +1,7 @@
 """Submitting what assigns paths: moves, drains and marks. Every function works in the caller's transaction."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
@@ -21,24 +22,55 @@ _ID_MAX: Final = 36
 _NAME_MAX: Final = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an operation that assigns paths is about. There is one open operation of a resource."""
+
+    kind: OperationKind
+    resource_id: str
+    resource_name: str
+    params: Mapping[str, Any]
+
+
+MOVES: Final = Subject(OperationKind.ASSIGN_PATHS, plans.ASSIGNMENTS, plans.ASSIGNMENTS, {})
+
+
+def drain_of(gateway: str) -> Subject:
+    """Marking the gateway and moving every path off it. Like all that moves paths it is one at a time."""
+    return Subject(OperationKind.DRAIN_GATEWAY, plans.ASSIGNMENTS, gateway[:_NAME_MAX], {"gateway": gateway})
+
+
+def undrain_of(gateway: str) -> Subject:
+    """Lifting the mark; paths come back by balancing."""
+    resource_id = gateway if len(gateway) <= _ID_MAX else str(uuid5(NAMESPACE_URL, gateway))
+    return Subject(OperationKind.UNDRAIN_GATEWAY, resource_id, gateway[:_NAME_MAX], {"gateway": gateway})
+
+
+def marks_of(disk: Disk, *, pin: str | None, avoid: frozenset[str]) -> Subject:
+    """Replacing the disk's marks by these."""
+    return Subject(OperationKind.MARK_DISK, disk.id, disk.name, {"pin": pin, "avoid": sorted(avoid)})
+
+
 def submit(
     session: Session,
+    subject: Subject = MOVES,
     *,
-    moves: Sequence[Move],
+    moves: Sequence[Move] = (),
     conductor: settings.Conductor,
     requested_by: str,
     now: datetime,
     traceparent: str | None = None,
-    params: Mapping[str, Any] | None = None,
 ) -> Operation:
-    """An operation that makes these moves. `Busy`, naming the open one, while another operation moves paths."""
+    """An operation about the subject that begins with these moves. `Busy`, naming the open one, as in `operations.submit`."""
+    is_drain = subject.kind is OperationKind.DRAIN_GATEWAY  # it plans its moves when it begins: at the most one for each path
+    moves_max = _count_paths(session) if is_drain else len(moves)
     operation = operations.submit(
         session,
-        kind=OperationKind.ASSIGN_PATHS,
-        resource_id=plans.ASSIGNMENTS,
-        resource_name=plans.ASSIGNMENTS,
-        params=params or {},
-        steps=plans.steps_of(OperationKind.ASSIGN_PATHS, conductor, moves=len(moves)),
+        kind=subject.kind,
+        resource_id=subject.resource_id,
+        resource_name=subject.resource_name,
+        params=subject.params,
+        steps=plans.steps_of(subject.kind, conductor, moves=moves_max),
         requested_by=requested_by,
         now=now,
         traceparent=traceparent,
@@ -47,73 +79,5 @@ def submit(
     return operation
 
 
-def submit_drain(
-    session: Session,
-    gateway: str,
-    *,
-    conductor: settings.Conductor,
-    requested_by: str,
-    now: datetime,
-    traceparent: str | None = None,
-) -> Operation:
-    """An operation that marks the gateway and moves every path off it; `Busy` as with `submit`, and while it is undrained."""
-    paths = session.scalar(select(func.count()).select_from(PathRow)) or 0
-    return operations.submit(
-        session,
-        kind=OperationKind.DRAIN_GATEWAY,
-        resource_id=plans.ASSIGNMENTS,
-        resource_name=gateway[:_NAME_MAX],
-        params={"gateway": gateway},
-        steps=plans.steps_of(OperationKind.DRAIN_GATEWAY, conductor, moves=paths),
-        requested_by=requested_by,
-        now=now,
-        traceparent=traceparent,
-    )
-
-
-def submit_undrain(
-    session: Session,
-    gateway: str,
-    *,
-    conductor: settings.Conductor,
-    requested_by: str,
-    now: datetime,
-    traceparent: str | None = None,
-) -> Operation:
-    """An operation that lifts the mark; paths come back by balancing. `Busy` while another does, or drains it."""
-    return operations.submit(
-        session,
-        kind=OperationKind.UNDRAIN_GATEWAY,
-        resource_id=gateway if len(gateway) <= _ID_MAX else str(uuid5(NAMESPACE_URL, gateway)),
-        resource_name=gateway[:_NAME_MAX],
-        params={"gateway": gateway},
-        steps=plans.steps_of(OperationKind.UNDRAIN_GATEWAY, conductor),
-        requested_by=requested_by,
-        now=now,
-        traceparent=traceparent,
-    )
-
-
-def submit_marks(
-    session: Session,
-    disk: Disk,
-    *,
-    pin: str | None,
-    avoid: frozenset[str],
-    conductor: settings.Conductor,
-    requested_by: str,
-    now: datetime,
-    traceparent: str | None = None,
-) -> Operation:
-    """An operation that replaces the disk's marks by these; `Busy` while the disk has an operation that has not ended."""
-    return operations.submit(
-        session,
-        kind=OperationKind.MARK_DISK,
-        resource_id=disk.id,
-        resource_name=disk.name,
-        params={"pin": pin, "avoid": sorted(avoid)},
-        steps=plans.steps_of(OperationKind.MARK_DISK, conductor),
-        requested_by=requested_by,
-        now=now,
-        traceparent=traceparent,
-    )
+def _count_paths(session: Session) -> int:
+    return session.scalar(select(func.count()).select_from(PathRow)) or 0

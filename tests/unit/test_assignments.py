@@ -16,6 +16,7 @@ from conductor.steps.moves import check_empty
 from rpc.messages import ExportCommand
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import Busy, MoveFailed, Unavailable
+from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskEvent, DiskState
 from sanderling.model.marks import Marks
 from sanderling.model.moves import Move, MoveState
@@ -395,12 +396,22 @@ def test_an_assignment_whose_step_keeps_failing_ends_and_so_do_its_moves(house: 
 
 def drain(house: House, gateway: str = "g1") -> Operation:
     with house.records.begin() as session:
-        return assignments.submit_drain(session, gateway, conductor=SETTINGS, requested_by="alice", now=house.records.now())
+        subject = assignments.drain_of(gateway)
+        return assignments.submit(session, subject, conductor=SETTINGS, requested_by="alice", now=house.records.now())
 
 
 def undrain(house: House, gateway: str = "g1") -> Operation:
     with house.records.begin() as session:
-        return assignments.submit_undrain(session, gateway, conductor=SETTINGS, requested_by="alice", now=house.records.now())
+        subject = assignments.undrain_of(gateway)
+        return assignments.submit(session, subject, conductor=SETTINGS, requested_by="alice", now=house.records.now())
+
+
+def test_a_drain_may_take_as_long_as_moving_every_path_there_is(house: House) -> None:
+    for number in range(4):
+        started(house, f"vol-{number}", access=Access.SHARED)
+    wanted = plans.steps_of(OperationKind.DRAIN_GATEWAY, SETTINGS, moves=8)
+    assert drain(house).steps == wanted
+    assert wanted != plans.steps_of(OperationKind.DRAIN_GATEWAY, SETTINGS)
 
 
 @pytest.mark.rows("W-PA-9")
@@ -508,9 +519,8 @@ def test_a_drain_that_is_cancelled_while_it_waits_keeps_what_it_has_done(house: 
 
 def marked(house: House, disk: Disk, *, pin: str | None, avoid: frozenset[str] = frozenset()) -> Operation:
     with house.records.begin() as session:
-        asked = assignments.submit_marks(
-            session, disk, pin=pin, avoid=avoid, conductor=SETTINGS, requested_by="alice", now=house.records.now()
-        )
+        subject = assignments.marks_of(disk, pin=pin, avoid=avoid)
+        asked = assignments.submit(session, subject, conductor=SETTINGS, requested_by="alice", now=house.records.now())
     return house.drive(asked)
 
 

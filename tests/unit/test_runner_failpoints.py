@@ -1,7 +1,6 @@
 """A conductor that dies at any point of an operation: another one ends it, and nothing is left over."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import update
@@ -107,19 +106,21 @@ def kind_of(failpoint: str) -> OperationKind:
 
 def keeping(house: House, kind: OperationKind, disk: Disk) -> Operation:
     """What the API does with a request to move the disk's exports, or to mark it or gateway g1."""
-    asked: Mapping[str, Any] = {"conductor": SETTINGS, "requested_by": "alice", "now": house.records.now()}
     moves = [
         Move(position=n, disk_id=disk.id, disk_name="vol", index=n + 1, addresses=(), source="g1", destination=destination)
         for n, destination in enumerate(("g2", "g3"))
     ]
+    subjects = {
+        OperationKind.ASSIGN_PATHS: assignments.MOVES,
+        OperationKind.DRAIN_GATEWAY: assignments.drain_of("g1"),
+        OperationKind.UNDRAIN_GATEWAY: assignments.undrain_of("g1"),
+        OperationKind.MARK_DISK: assignments.marks_of(disk, pin="g2", avoid=frozenset()),
+    }
+    asked = moves if kind is OperationKind.ASSIGN_PATHS else ()
     with house.records.begin() as session:
-        submitted: Mapping[OperationKind, Callable[[], Operation]] = {
-            OperationKind.ASSIGN_PATHS: lambda: assignments.submit(session, moves=moves, **asked),
-            OperationKind.DRAIN_GATEWAY: lambda: assignments.submit_drain(session, "g1", **asked),
-            OperationKind.UNDRAIN_GATEWAY: lambda: assignments.submit_undrain(session, "g1", **asked),
-            OperationKind.MARK_DISK: lambda: assignments.submit_marks(session, disk, pin="g2", avoid=frozenset(), **asked),
-        }
-        return submitted[kind]()
+        return assignments.submit(
+            session, subjects[kind], moves=asked, conductor=SETTINGS, requested_by="alice", now=house.records.now()
+        )
 
 
 KEEPS = [kind for kind in OperationKind if not kind.changes_disk]
