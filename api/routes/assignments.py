@@ -8,18 +8,20 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
-from api import assigning, rules, situations, undoing
-from api.assigning import MANUAL, Planned
+from api import assignments, plans, rules, situations
+from api.assignments import MANUAL
 from api.auth import Allowed, Caller
 from api.changes import Change, ChangeOf, show_operation
 from api.context import Context, ContextOf
 from api.pages import PageOf
+from api.plans import Planned
 from api.rules import Address, Body
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.moves import Move, MoveState
 from sanderling.model.operations import Operation, OperationState
 from sanderling.model.plans import ASSIGNMENTS
-from sanderling.records import gaps, moves, operations, plans
+from sanderling.records import gaps, moves, operations
+from sanderling.records import plans as recorded
 
 router = APIRouter(tags=["assignments"])
 
@@ -99,17 +101,17 @@ def create(body: NewAssignment, context: ContextOf, caller: Planning, change: Ch
     seen = situations.look(context)
     with context.records.read() as session:
         if not change.dry_run:
-            assigning.refuse_while_running(session)
+            assignments.refuse_while_running(session)
         if body.plan_id is not None:
-            kept = plans.get(session, body.plan_id, now=context.clock.wall(), keep_s=context.settings.api.plan_keep_s)
-            planned = assigning.stored(seen, kept)
+            kept = recorded.get(session, body.plan_id, now=context.clock.wall(), keep_s=context.settings.api.plan_keep_s)
+            planned = plans.stored(seen, kept)
         elif body.planner == MANUAL:
             assert body.paths is not None
             assert body.gateway is not None
-            planned = assigning.manual(session, seen, body.paths, body.gateway)
+            planned = assignments.manual(session, seen, body.paths, body.gateway)
         else:
             assert body.planner is not None
-            planned = assigning.automatic(session, seen, body.planner, body.paths)
+            planned = assignments.automatic(session, seen, body.planner, body.paths)
     return _answer(context, caller, change, planned, plan_id=body.plan_id)
 
 
@@ -136,8 +138,8 @@ def undo(assignment: str, context: ContextOf, caller: Planning, change: ChangeOf
     seen = situations.look(context)
     with context.records.read() as session:
         if not change.dry_run:
-            assigning.refuse_while_running(session)
-        planned = undoing.reverse(session, seen, _get(session, assignment))
+            assignments.refuse_while_running(session)
+        planned = assignments.reverse(session, seen, _get(session, assignment))
     return _answer(context, caller, change, planned, plan_id=None)
 
 
@@ -149,12 +151,12 @@ def _answer(context: Context, caller: Caller, change: Change, planned: Planned, 
         plan_id = _keep(context, planned)
     with context.records.read() as session:
         measured = gaps.recent(session, limit=context.settings.api.gaps_max)
-    return JSONResponse(assigning.document(planned, measured, plan_id=plan_id, dry_run=change.dry_run), 200)
+    return JSONResponse(plans.document(planned, measured, plan_id=plan_id, dry_run=change.dry_run), 200)
 
 
 def _keep(context: Context, planned: Planned) -> str:
     with context.records.begin() as session:
-        return plans.insert(
+        return recorded.insert(
             session,
             request=planned.request,
             layout=planned.seen.layout,

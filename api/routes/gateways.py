@@ -9,7 +9,7 @@ from pydantic import Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api import draining, serving, situations
+from api import drains, serving, situations
 from api.auth import Allowed, Caller
 from api.changes import ChangeOf
 from api.context import Context, ContextOf
@@ -61,12 +61,12 @@ def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, 
     if confirm is not None and confirm != gateway:
         raise InvalidInput.of("confirm", "is not the name of the gateway", f"send {gateway[:64]}, if you mean it")
     seen = _known(context, gateway)
-    effect = draining.effect(seen.layout, gateway)
+    effect = drains.effect(seen.layout, gateway)
     if change.dry_run:
         with context.records.read() as session:
             measured = gaps.recent(session, limit=context.settings.api.gaps_max)
-        return JSONResponse(draining.show(seen, effect, measured), 200)
-    draining.refuse_unless(confirm is not None, seen, effect)
+        return JSONResponse(drains.show(seen, effect, measured), 200)
+    drains.refuse_unless(confirm is not None, seen, effect)
     return change.assign(caller, drain_of(gateway))
 
 

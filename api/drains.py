@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from api.assigning import Planned, document, in_moves
+from api.plans import Planned, document, in_moves
 from api.situations import NAMED_MAX, Seen, show_export
 from sanderling.errors import ConfirmationNeeded
 from sanderling.model import balance

@@ -1,42 +1,31 @@
-"""Plans of moves: what was asked for is checked against what is there, and shown with what each move risks and comes to."""
+"""What is asked to be moved, or moved back: checked against what is there, and made a plan."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from api.situations import NAMED_MAX, Seen, changes, show_distribution, show_score
-from sanderling.errors import Busy, InvalidInput, PlanOutdated
+from api.plans import Planned, in_moves
+from api.situations import NAMED_MAX, Seen, show_export
+from sanderling.errors import Busy, InvalidInput, TransitionRefused
 from sanderling.model import balance
 from sanderling.model.balance import PlannedMove
 from sanderling.model.exports import ExportId
-from sanderling.model.moves import Move
+from sanderling.model.moves import Move, MoveState
+from sanderling.model.operations import Operation
 from sanderling.model.planners import planner as planner_named
 from sanderling.model.plans import ASSIGNMENTS
-from sanderling.records import disks, gaps, operations
-from sanderling.records.gaps import Gaps
-from sanderling.records.plans import StoredPlan
+from sanderling.records import disks, moves, operations
 
 MANUAL: Final = "manual"
 NOTHING: Final = "nothing to do: every path is where it is to be"
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A plan and what it was made from. `request` is what was asked for."""
-
-    request: Mapping[str, Any]
-    seen: Seen
-    moves: tuple[Move, ...]
-    notes: Sequence[str] = field(default=())
 
 
 def automatic(session: Session, seen: Seen, planner: str, addresses: Sequence[str] | None) -> Planned:
     """What the planner makes of everything, or, with addresses, of the exports that serve these."""
     request = {"planner": planner, "paths": list(addresses) if addresses is not None else None}
     plan = planner_named(planner)
-    chosen = None if addresses is None else exports_at(session, seen, addresses)
+    chosen = None if addresses is None else _exports_at(session, seen, addresses)
     moves = plan(seen.layout, chosen)
     left = _left(seen, moves, seen.layout.owners if chosen is None else chosen)
     return _planned(request, seen, moves, _together(seen, chosen or (), addresses or ()), left=left)
@@ -44,7 +33,7 @@ def automatic(session: Session, seen: Seen, planner: str, addresses: Sequence[st
 
 def manual(session: Session, seen: Seen, addresses: Sequence[str], gateway: str) -> Planned:
     """Just these paths, and those that move together with them, to that gateway. What is there already stays."""
-    chosen = exports_at(session, seen, addresses)
+    chosen = _exports_at(session, seen, addresses)
     _refuse_gateway(seen, gateway, chosen, addresses)
     there = [export for export in chosen if seen.layout.owners[export] == gateway]
     notes = [f"disk {seen.disk_name(export.disk_id)}: {_paths(seen, export)} is on {gateway} already" for export in there]
@@ -55,22 +44,35 @@ def manual(session: Session, seen: Seen, addresses: Sequence[str], gateway: str)
     return _planned(request, seen, moves, [*notes, *_together(seen, chosen, addresses)])
 
 
-def stored(seen: Seen, plan: StoredPlan) -> Planned:
-    """The plan again, for what it was made from still holds; `PlanOutdated` names what does not."""
-    found = changes(plan.layout, seen.layout)
-    if found:
-        first = {name: value for name, value in found[0].items() if name not in {"what", "was", "is"}}
-        raise PlanOutdated(
-            f"{len(found)} of the facts that plan {plan.id} was made from have changed, the first: "
-            f"{found[0]['what']} {next(iter(first.values()))} was {found[0]['was']}, is {found[0]['is']}; plan again",
-            plan_id=plan.id,
-            changes=found[:NAMED_MAX],
-            more=max(0, len(found) - NAMED_MAX),
+def reverse(session: Session, seen: Seen, assignment: Operation) -> Planned:
+    """The plan that brings back what the assignment has moved; `TransitionRefused` says why that cannot be.
+
+    It can be for the newest one that moved something, once it has ended, while each path is still where it was moved to.
+    """
+    if not assignment.ended:
+        raise TransitionRefused(
+            f"assignment {assignment.id} has not ended; cancel it, or wait for its end", operation_id=assignment.id
         )
-    return Planned(plan.request, seen, plan.moves, () if plan.moves else ("nothing to do: the plan moves nothing",))
+    newest = moves.newest_that_moved(session)
+    done = [move for move in moves.of(session, assignment.id) if move.state is MoveState.SUCCEEDED and move.source]
+    if not done:
+        raise TransitionRefused(f"assignment {assignment.id} moved nothing away from a gateway", operation_id=assignment.id)
+    if newest != assignment.id:
+        raise TransitionRefused(f"assignment {newest} came after it; only the last one can be undone", newest=newest)
+    obstacles = [show_export(seen, move.export) | {"reason": reason} for move in done for reason in _obstacles(seen, move)]
+    if obstacles:
+        first = obstacles[0]
+        raise TransitionRefused(
+            f"{len(obstacles)} of {len(done)} moves cannot be undone, the first of disk {first['disk']}: {first['reason']}; "
+            "move what you want to move by a new assignment",
+            moves=obstacles[:NAMED_MAX],
+        )
+    back = [PlannedMove(move.export, move.destination, move.source) for move in reversed(done)]
+    request = {"planner": "undo", "assignment": assignment.id}
+    return Planned(request, seen, in_moves(seen, back))
 
 
-def exports_at(session: Session, seen: Seen, addresses: Sequence[str]) -> list[ExportId]:
+def _exports_at(session: Session, seen: Seen, addresses: Sequence[str]) -> list[ExportId]:
     """The exports that serve these addresses; `InvalidInput` names each that is no path of a started disk."""
     started = {
         path.address: ExportId(disk.id, index)
@@ -92,58 +94,11 @@ def exports_at(session: Session, seen: Seen, addresses: Sequence[str]) -> list[E
     return list(found)
 
 
-def document(
-    planned: Planned, measured: Gaps, *, plan_id: str | None, dry_run: bool, drained: frozenset[str] = frozenset()
-) -> dict[str, Any]:
-    """The plan as HTTP shows it: moves in order, each with its risk, and what comes of them, with these gateways drained too."""
-    seen, gap = planned.seen, expected_gap(measured)
-    moves = [PlannedMove(move.export, move.source or None, move.destination) for move in planned.moves]
-    after = balance.after(replace(seen.layout, drained=seen.layout.drained | drained), moves)
-    return {
-        "dry_run": dry_run,
-        "plan_id": plan_id,
-        "request": planned.request,
-        "moves": [show_move(seen, move, gap) for move in planned.moves],
-        "before": show_distribution(balance.distribution(seen.layout)),
-        "after": show_distribution(balance.distribution(after)),
-        "score": show_score(seen, balance.score(after)),
-        "notes": list(planned.notes),
-    }
-
-
-def show_move(seen: Seen, move: Move, gap: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`together` is whether several paths move as one, because one process serves them."""
-    return {
-        "position": move.position,
-        "disk": move.disk_name,
-        "disk_id": move.disk_id,
-        "index": move.index,
-        "paths": list(move.addresses),
-        "together": len(move.addresses) > 1,
-        "from": move.source or None,
-        "to": move.destination,
-        "risk": _risk(seen, move),
-        "expected_gap_s": gap if move.source else None,
-    }
-
-
-def expected_gap(measured: Gaps) -> dict[str, Any] | None:
-    """How long the operations of a path are held, by the moves there have been; None before the first."""
-    found = measured.moves
-    if not found:
-        return None
-    return {"p50": gaps.quantile(found, 0.5), "p99": gaps.quantile(found, 0.99), "measured": len(found)}
-
-
 def refuse_while_running(session: Session) -> None:
     """`Busy`, naming it, while another assignment has not ended. Only the insert decides; this is the better answer before it."""
     other = operations.open_on(session, ASSIGNMENTS)
     if other is not None:
         raise Busy(f"assignment {other} has not ended; wait for it or cancel it", operation_id=other)
-
-
-def in_moves(seen: Seen, planned: Sequence[PlannedMove]) -> tuple[Move, ...]:
-    return tuple(seen.situation.move(position, move) for position, move in enumerate(planned))
 
 
 def _planned(
@@ -165,7 +120,7 @@ def _no_path(session: Session, address: str) -> dict[str, str]:
 
 def _refuse_gateway(seen: Seen, gateway: str, chosen: Sequence[ExportId], addresses: Sequence[str]) -> None:
     """`InvalidInput` unless the gateway may be given all of the exports."""
-    rule = gateway_rule(seen, gateway)
+    rule = _gateway_rule(seen, gateway)
     if rule is not None:
         raise InvalidInput.of_all([{"field": "gateway", **rule}])
     errors = [error for export in chosen for error in _unfit(seen, gateway, export, addresses)]
@@ -173,7 +128,7 @@ def _refuse_gateway(seen: Seen, gateway: str, chosen: Sequence[ExportId], addres
         raise InvalidInput.of_all(errors)
 
 
-def gateway_rule(seen: Seen, gateway: str) -> dict[str, str] | None:
+def _gateway_rule(seen: Seen, gateway: str) -> dict[str, str] | None:
     """Why nothing may be sent to this gateway, with what to do about it; None when it may be given exports."""
     layout = seen.layout
     others = f"choose one of: {', '.join(sorted(layout.usable)) or 'none is online'}"
@@ -211,6 +166,20 @@ def _unfit(seen: Seen, gateway: str, export: ExportId, addresses: Sequence[str])
             }
 
 
+def _obstacles(seen: Seen, move: Move) -> Iterator[str]:
+    if move.export not in seen.layout.owners:
+        yield "it is not started any more"
+        return
+    owner = seen.layout.owners[move.export]
+    if owner != move.destination:
+        yield f"it is on {owner or 'no gateway'} now, not on {move.destination}"
+    rule = _gateway_rule(seen, move.source)
+    if rule is not None:
+        yield rule["rule"]
+    if move.source in seen.layout.avoid.get(move.disk_id, ()):
+        yield f"it avoids {move.source} now"
+
+
 def _together(seen: Seen, chosen: Collection[ExportId], addresses: Sequence[str]) -> list[str]:
     """A note for each disk of which more moves than was named."""
     notes = []
@@ -240,13 +209,3 @@ def _left(seen: Seen, moves: Sequence[PlannedMove], chosen: Collection[ExportId]
 
 def _paths(seen: Seen, export: ExportId) -> str:
     return ", ".join(path.address for path in seen.situation.disks[export.disk_id].export_paths(export.index))
-
-
-def _risk(seen: Seen, move: Move) -> str:
-    disk = seen.situation.disks[move.disk_id]
-    others = len(disk.export_indexes) - 1
-    if not move.source:
-        return f"none: nobody serves it now, and initiators of disk {disk.name} are waiting"
-    if others:
-        return f"operations on this path wait meanwhile; disk {disk.name} has {others} other path{'s' * (others > 1)}"
-    return f"all operations on disk {disk.name} wait meanwhile; if it fails {move.source} goes on serving"
