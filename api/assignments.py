@@ -7,15 +7,14 @@ from sqlalchemy.orm import Session
 
 from api.plans import Planned, in_moves
 from api.situations import NAMED_MAX, Seen, show_export
-from sanderling.errors import Busy, InvalidInput, TransitionRefused
+from sanderling.errors import InvalidInput, TransitionRefused
 from sanderling.model import balance
 from sanderling.model.balance import PlannedMove
 from sanderling.model.exports import ExportId
 from sanderling.model.moves import Move, MoveState
 from sanderling.model.operations import Operation
 from sanderling.model.planners import planner as planner_named
-from sanderling.model.plans import ASSIGNMENTS
-from sanderling.records import disks, moves, operations
+from sanderling.records import disks, moves
 
 MANUAL: Final = "manual"
 NOTHING: Final = "nothing to do: every path is where it is to be"
@@ -92,13 +91,6 @@ def _exports_at(session: Session, seen: Seen, addresses: Sequence[str]) -> list[
     if errors:
         raise InvalidInput.of_all(errors)
     return list(found)
-
-
-def refuse_while_running(session: Session) -> None:
-    """`Busy`, naming it, while another assignment has not ended. Only the insert decides; this is the better answer before it."""
-    other = operations.open_on(session, ASSIGNMENTS)
-    if other is not None:
-        raise Busy(f"assignment {other} has not ended; wait for it or cancel it", operation_id=other)
 
 
 def _planned(

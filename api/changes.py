@@ -10,11 +10,13 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
+from api import situations
 from api.auth import Caller
 from api.context import ContextOf
 from api.limits import BODY_DIGEST
 from api.metrics import TRACEPARENT
 from api.problems import document
+from api.situations import Seen
 from sanderling.errors import PreconditionFailed, Problem
 from sanderling.model.disks import DiskEvent, DiskState
 from sanderling.model.moves import Move
@@ -69,6 +71,10 @@ class Change:
         with self._context.records.read() as session:
             known = self._known(session, caller)
             return _accepted(operations.get(session, known), ()) if known else None
+
+    def decided(self, caller: Caller, decide: Callable[[Seen], JSONResponse]) -> JSONResponse:
+        """What `decide` makes of what is there now; a repeat gets its answer again, and nothing is looked at."""
+        return self.repeated(caller) or decide(situations.look(self._context))
 
     def check_match(self, session: Session, row: DiskRow) -> None:
         """`PreconditionFailed` when If-Match names another version of the disk than this."""

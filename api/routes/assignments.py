@@ -1,6 +1,6 @@
 """/v1/assignments: which paths go to which gateway: planned, applied, cancelled, undone, and the history of it all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Depends
@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
-from api import assignments, plans, rules, situations
+from api import assignments, plans, rules
 from api.assignments import MANUAL
 from api.auth import Allowed, Caller
 from api.changes import Change, ChangeOf, show_operation
@@ -16,6 +16,7 @@ from api.context import Context, ContextOf
 from api.pages import PageOf
 from api.plans import Planned
 from api.rules import Address, Body
+from api.situations import Seen
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.moves import Move, MoveState
 from sanderling.model.operations import Operation, OperationState
@@ -94,25 +95,19 @@ def create(body: NewAssignment, context: ContextOf, caller: Planning, change: Ch
 
     When there is nothing to do the answer is 200 with an empty plan, and no operation.
     """
-    _check_right(context, caller, change)
-    repeated = change.repeated(caller)
-    if repeated is not None:
-        return repeated
-    seen = situations.look(context)
-    with context.records.read() as session:
-        if not change.dry_run:
-            assignments.refuse_while_running(session)
+
+    def plan(session: Session, seen: Seen) -> Planned:
         if body.plan_id is not None:
             kept = recorded.get(session, body.plan_id, now=context.clock.wall(), keep_s=context.settings.api.plan_keep_s)
-            planned = plans.stored(seen, kept)
-        elif body.planner == MANUAL:
+            return plans.stored(seen, kept)
+        if body.planner == MANUAL:
             assert body.paths is not None
             assert body.gateway is not None
-            planned = assignments.manual(session, seen, body.paths, body.gateway)
-        else:
-            assert body.planner is not None
-            planned = assignments.automatic(session, seen, body.planner, body.paths)
-    return _answer(context, caller, change, planned, plan_id=body.plan_id)
+            return assignments.manual(session, seen, body.paths, body.gateway)
+        assert body.planner is not None
+        return assignments.automatic(session, seen, body.planner, body.paths)
+
+    return _move(context, caller, change, plan, plan_id=body.plan_id)
 
 
 @router.post("/v1/assignments/{assignment}/cancel", status_code=202)
@@ -131,27 +126,29 @@ def cancel(
 @router.post("/v1/assignments/{assignment}/undo", status_code=202)
 def undo(assignment: str, context: ContextOf, caller: Planning, change: ChangeOf) -> JSONResponse:
     """Move back what the newest assignment that moved something has moved; ?dry_run=true shows it as a plan."""
-    _check_right(context, caller, change)
-    repeated = change.repeated(caller)
-    if repeated is not None:
-        return repeated
-    seen = situations.look(context)
-    with context.records.read() as session:
-        if not change.dry_run:
-            assignments.refuse_while_running(session)
-        planned = assignments.reverse(session, seen, _get(session, assignment))
-    return _answer(context, caller, change, planned, plan_id=None)
+    return _move(context, caller, change, lambda session, seen: assignments.reverse(session, seen, _get(session, assignment)))
 
 
-def _answer(context: Context, caller: Caller, change: Change, planned: Planned, *, plan_id: str | None) -> JSONResponse:
-    """The plan, kept to be applied later, for a dry run or when there is nothing to do; else the operation that does it."""
-    if not change.dry_run and planned.moves:
-        return change.assign(caller, moves=planned.moves, notes=planned.notes)
-    if change.dry_run and plan_id is None:
-        plan_id = _keep(context, planned)
-    with context.records.read() as session:
-        measured = gaps.recent(session, limit=context.settings.api.gaps_max)
-    return JSONResponse(plans.document(planned, measured, plan_id=plan_id, dry_run=change.dry_run), 200)
+def _move(
+    context: Context, caller: Caller, change: Change, plan: Callable[[Session, Seen], Planned], *, plan_id: str | None = None
+) -> JSONResponse:
+    """The operation that makes the moves; for a dry run, or when there are none, the plan, which a dry run keeps under an id."""
+    if not change.dry_run:
+        context.policy.check("assignment:apply", caller.role)
+
+    def decide(seen: Seen) -> JSONResponse:
+        with context.records.read() as session:
+            if not change.dry_run:
+                operations.refuse_second(session, ASSIGNMENTS)  # only the insert decides; this is the better answer before it
+            planned = plan(session, seen)
+        if planned.moves and not change.dry_run:
+            return change.assign(caller, moves=planned.moves, notes=planned.notes)
+        kept_as = plan_id or (_keep(context, planned) if change.dry_run else None)
+        with context.records.read() as session:
+            measured = gaps.recent(session, limit=context.settings.api.gaps_max)
+        return JSONResponse(plans.document(planned, measured, plan_id=kept_as, dry_run=change.dry_run), 200)
+
+    return change.decided(caller, decide)
 
 
 def _keep(context: Context, planned: Planned) -> str:
@@ -164,11 +161,6 @@ def _keep(context: Context, planned: Planned) -> str:
             now=context.clock.wall(),
             keep_s=context.settings.api.plan_keep_s,
         )
-
-
-def _check_right(context: Context, caller: Caller, change: Change) -> None:
-    if not change.dry_run:
-        context.policy.check("assignment:apply", caller.role)
 
 
 def _get(session: Session, assignment: str) -> Operation:

@@ -9,12 +9,13 @@ from pydantic import Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from api import drains, serving, situations
+from api import drains, serving
 from api.auth import Allowed, Caller
 from api.changes import ChangeOf
 from api.context import Context, ContextOf
 from api.pages import PageOf
 from api.rules import Body
+from api.situations import Seen
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.disks import Access
 from sanderling.model.exports import ExportId, Gateway
@@ -54,20 +55,21 @@ def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, 
 
     409 while the gateway is being undrained, and while anything else moves paths.
     """
-    repeated = change.repeated(caller)
-    if repeated is not None:
-        return repeated
     confirm = body.confirm if body else None
     if confirm is not None and confirm != gateway:
         raise InvalidInput.of("confirm", "is not the name of the gateway", f"send {gateway[:64]}, if you mean it")
-    seen = _known(context, gateway)
-    effect = drains.effect(seen.layout, gateway)
-    if change.dry_run:
-        with context.records.read() as session:
-            measured = gaps.recent(session, limit=context.settings.api.gaps_max)
-        return JSONResponse(drains.show(seen, effect, measured), 200)
-    drains.refuse_unless(confirm is not None, seen, effect)
-    return change.assign(caller, drain_of(gateway))
+
+    def decide(seen: Seen) -> JSONResponse:
+        _refuse_unknown(seen, gateway)
+        effect = drains.effect(seen.layout, gateway)
+        if change.dry_run:
+            with context.records.read() as session:
+                measured = gaps.recent(session, limit=context.settings.api.gaps_max)
+            return JSONResponse(drains.show(seen, effect, measured), 200)
+        drains.refuse_unless(confirm is not None, seen, effect)
+        return change.assign(caller, drain_of(gateway))
+
+    return change.decided(caller, decide)
 
 
 @router.post("/v1/gateways/{gateway}/undrain", status_code=202)
@@ -76,24 +78,23 @@ def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf
 
     With ?dry_run=true show whether there is anything to do.
     """
-    repeated = change.repeated(caller)
-    if repeated is not None:
-        return repeated
-    seen = _known(context, gateway)
-    with context.records.read() as session:
-        operations.refuse_second(session, gateway=gateway)
-    is_drained = gateway in seen.drained
-    if change.dry_run or not is_drained:
-        notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
-        return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)
-    return change.assign(caller, undrain_of(gateway))
+
+    def decide(seen: Seen) -> JSONResponse:
+        _refuse_unknown(seen, gateway)
+        with context.records.read() as session:
+            operations.refuse_second(session, gateway=gateway)
+        is_drained = gateway in seen.drained
+        if change.dry_run or not is_drained:
+            notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
+            return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)
+        return change.assign(caller, undrain_of(gateway))
+
+    return change.decided(caller, decide)
 
 
-def _known(context: Context, gateway: str) -> situations.Seen:
-    seen = situations.look(context)
+def _refuse_unknown(seen: Seen, gateway: str) -> None:
     if gateway not in seen.known:
         raise NotFound(f"no gateway is called {gateway[:64]}; GET /v1/gateways lists those that live", gateway=gateway[:64])
-    return seen
 
 
 class _Shown:

@@ -5,9 +5,8 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 from pydantic import Field, model_validator
-from sqlalchemy.orm import Session
 
-from api import rules, situations
+from api import rules
 from api.auth import Allowed, Caller
 from api.changes import ChangeOf
 from api.context import ContextOf
@@ -47,27 +46,27 @@ def put(
     change: ChangeOf,
 ) -> JSONResponse:
     """Say where the disk is to be (`pin`) and where it must not be (`avoid`); balancing, or an assignment, then moves it."""
-    repeated = change.repeated(caller)
-    if repeated is not None:
-        return repeated
-    seen = situations.look(context)
-    _refuse_unknown(seen, body)
-    with context.records.read() as session:
-        row = disks.find(session, disk)
-        change.check_match(session, row)
-        was, seen_disk = marks.of(session, row.id), disks.describe(row)
-    wanted = {"pin": body.pin, "avoid": sorted(body.avoid)}
-    notes = _notes(seen, body)
-    if was == wanted:
-        notes.append("nothing to do: the disk is marked so already")
-    if change.dry_run or was == wanted:
-        return JSONResponse({"dry_run": change.dry_run, "disk": seen_disk.name, "was": was, "marks": wanted, "notes": notes}, 200)
 
-    def still_matches(session: Session) -> None:
-        change.check_match(session, disks.get(session, seen_disk.id))
+    def decide(seen: Seen) -> JSONResponse:
+        _refuse_unknown(seen, body)
+        with context.records.read() as session:
+            row = disks.find(session, disk)
+            change.check_match(session, row)
+            was, found = marks.of(session, row.id), disks.describe(row)
+        wanted = {"pin": body.pin, "avoid": sorted(body.avoid)}
+        notes = _notes(seen, body)
+        if was == wanted:
+            notes.append("nothing to do: the disk is marked so already")
+        if change.dry_run or was == wanted:
+            return JSONResponse({"dry_run": change.dry_run, "disk": found.name, "was": was, "marks": wanted, "notes": notes}, 200)
+        return change.assign(
+            caller,
+            marks_of(found, pin=body.pin, avoid=frozenset(body.avoid)),
+            notes=notes,
+            check=lambda session: change.check_match(session, disks.get(session, found.id)),
+        )
 
-    subject = marks_of(seen_disk, pin=body.pin, avoid=frozenset(body.avoid))
-    return change.assign(caller, subject, notes=notes, check=still_matches)
+    return change.decided(caller, decide)
 
 
 def _refuse_unknown(seen: Seen, body: NewMarks) -> None:
