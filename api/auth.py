@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
+from api import rules
 from api.context import Context, context_of
 from api.policy import RULES
 from sanderling.errors import InvalidInput, SettingsRefused, Unauthenticated, Unavailable
@@ -36,13 +37,13 @@ class Allowed:
         context = context_of(request)
         caller = _caller(context, request)
         context.policy.check(self.rule, caller.role)
-        _refuse_unknown_parameters(request)
+        _check_parameters(request)
         return caller
 
 
 def everybody(request: Request) -> None:
     """The dependency of a route that is open to all, with or without a token."""
-    _refuse_unknown_parameters(request)
+    _check_parameters(request)
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:
@@ -109,8 +110,8 @@ def _secret(request: Request) -> str:
     return secret.strip()
 
 
-def _refuse_unknown_parameters(request: Request) -> None:
-    """A misspelt ?dry_run must not turn into the real thing."""
+def _check_parameters(request: Request) -> None:
+    """A misspelt ?dry_run must not turn into the real thing, and what is looked for must mean the same in every store."""
     known = _parameters(request.scope["route"].dependant)
     for name in request.query_params:
         if name not in known:
@@ -121,6 +122,10 @@ def _refuse_unknown_parameters(request: Request) -> None:
             )
         if len(request.query_params.getlist(name)) > 1 and not known[name]:
             raise InvalidInput.of(name, "is given more than once", "give it once")
+    for name, value in (*request.query_params.multi_items(), *request.path_params.items()):
+        rule = rules.control_character(value)
+        if rule is not None:
+            raise InvalidInput.of(name, rule, rules.NO_CONTROL)
 
 
 def _parameters(dependant: Any) -> dict[str, bool]:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from sanderling.model.disks import SECTOR_BYTES, SIZE_MAX_BYTES
 
 INITIATORS_MAX: Final = 64
+NO_CONTROL: Final = "leave it out: no name, id or note has one"
 IQN_MAX: Final = 223  # RFC 3720, section 3.2.6.1: bytes of an iSCSI name
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -17,6 +18,7 @@ _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _IQN = re.compile(rf"iqn\.[0-9]{{4}}-(0[1-9]|1[0-2])\.{_LABEL}(\.{_LABEL})*(:[a-z0-9.:-]+)?")
 _EUI = re.compile(r"eui\.[0-9A-Fa-f]{16}")
 _NAA = re.compile(r"naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 
 
@@ -30,6 +32,20 @@ def refused(rule: str, fix: str, *, field: str | None = None) -> PydanticCustomE
     """To be raised by a validator. `field` is needed only where the rule is about several."""
     context = {"rule": rule, "fix": fix} | ({"field": field} if field else {})
     return PydanticCustomError("rule", "{rule}", context)
+
+
+def control_character(value: str) -> str | None:
+    """What is wrong with text that holds one, as a rule; None for text that does not. Nothing that is kept may: what a database,
+    a log or a terminal makes of it differs."""
+    found = _CONTROL.search(value)
+    return f"holds the control character U+{ord(found[0]):04X}" if found else None
+
+
+def _text(value: str) -> str:
+    rule = control_character(value)
+    if rule is not None:
+        raise refused(rule, NO_CONTROL)
+    return value
 
 
 def _name(value: str) -> str:
@@ -100,6 +116,7 @@ def _interface(value: str) -> str:
     return value
 
 
+Text = Annotated[str, AfterValidator(_text)]
 Name = Annotated[str, AfterValidator(_name)]
 SizeBytes = Annotated[int, Strict(), AfterValidator(_size)]
 InitiatorName = Annotated[str, AfterValidator(_initiator)]

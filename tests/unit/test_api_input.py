@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -184,6 +185,55 @@ def test_a_body_is_bounded_by_what_arrives_not_by_what_is_promised(api: Api) -> 
 )
 def test_whatever_is_asked_wrongly_is_answered_with_a_problem(api: Api, method: str, path: str, status: int, code: str) -> None:
     assert_problem(api.client.request(method, path), status, code)
+
+
+CONTROL = ["\0", "\n", "\x1b", "\x7f", "\x85"]
+
+
+@pytest.mark.rows("W-PA-19")
+@pytest.mark.parametrize("character", CONTROL, ids=ascii)
+def test_a_control_character_in_any_parameter_of_any_request_is_refused_by_its_name(api: Api, character: str) -> None:
+    asked, text = set[str](), f"a{character}b"
+    for path, methods in api.client.get("/openapi.json").json()["paths"].items():
+        for method, operation in methods.items():
+            for parameter in operation.get("parameters", []):
+                name, where = parameter["name"], parameter["in"]
+                if where == "header":
+                    continue
+                url = path.replace(f"{{{name}}}", quote(text)) if where == "path" else path
+                answer = api.client.request(method, url, params={name: text} if where == "query" else None)
+                errors = assert_problem(answer, 422, "invalid-input")["errors"]
+                assert [(error["field"], error["rule"]) for error in errors] == [
+                    (name, f"holds the control character U+{ord(character):04X}")
+                ], f"{method} {path}"
+                assert errors[0]["fix"]
+                asked.add(f"{path}?{name}" if where == "query" else url)
+    assert {"/v1/paths?disk_contains", "/v1/disks?name", "/v1/operations?resource_id", "/v1/whatif?lose"} <= asked
+
+
+@pytest.mark.parametrize("character", CONTROL, ids=ascii)
+@pytest.mark.parametrize(
+    ("link", "body", "field"),
+    [
+        ("/v1/assignments", {"plan_id": "a{}"}, "plan_id"),
+        ("/v1/tokens", {"name": "t", "role": "reader", "note": "a{}"}, "note"),
+    ],
+)
+def test_a_control_character_in_text_that_is_kept_or_looked_for_is_refused(
+    api: Api, link: str, body: dict[str, str], field: str, character: str
+) -> None:
+    answer = api.client.post(link, json={name: value.format(character) for name, value in body.items()})
+    errors = assert_problem(answer, 422, "invalid-input")["errors"]
+    assert [error["field"] for error in errors] == [field]
+    assert "control character" in errors[0]["rule"]
+    assert errors[0]["fix"]
+
+
+def test_a_filter_takes_every_other_character_as_it_is(api: Api) -> None:
+    for text in ("%", "_", "\\", "'", "é", "\u202e", "\N{GRINNING FACE}"):
+        for link in ("/v1/paths?disk_contains", "/v1/disks?name"):
+            answer = api.client.get(f"{link}={quote(text)}")
+            assert (answer.status_code, *answer.json().values()) == (200, [], None), text
 
 
 def test_a_method_that_is_not_there_is_answered_with_those_that_are(api: Api) -> None:
