@@ -85,8 +85,9 @@ def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf
             operations.refuse_second(session, gateway=gateway)
         is_drained = gateway in seen.drained
         if change.dry_run or not is_drained:
-            notes = [] if is_drained else [f"nothing to do: {gateway} is not drained"]
-            return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": notes}, 200)
+            comes = "would be given exports again, by balancing or by an assignment"
+            note = f"{gateway} {comes}" if is_drained else f"nothing to do: {gateway} is not drained"
+            return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": [note]}, 200)
         return change.assign(caller, undrain_of(gateway))
 
     return change.decided(caller, decide)

@@ -85,10 +85,10 @@ def drain(
 
 
 @app.command(epilog="Example: sanderling gateway undrain node-1 --wait")
-def undrain(name: Name, wait: Wait = False, json: AsJson = False) -> None:
+def undrain(name: Name, dry_run: DryRun = False, wait: Wait = False, json: AsJson = False) -> None:
     """Let a gateway be given exports again."""
-    client = Client(find())
-    answer = client.post(f"/v1/gateways/{name}/undrain", key=str(uuid.uuid4()))
+    client, link = Client(find()), f"/v1/gateways/{name}/undrain"
+    answer = client.post(link, dry_run=True) if dry_run else client.post(link, key=str(uuid.uuid4()))
     accepted(client, answer, wait=wait, json=json)
 
 

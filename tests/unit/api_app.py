@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from api.app import create_app
+from cli import access
+from cli.lab.parts.daemons import waited
 from rpc.bus import Bus
 from rpc.messages import Message, Wake
 from rpc.news import News
@@ -174,3 +177,20 @@ def running(folder: Path, **options: Any) -> Iterator[Api]:
     finally:
         coordination.answers.set()
         records.close()
+
+
+@contextlib.contextmanager
+def listening(api: Api, file: Path, *, role: Role = Role.ADMIN) -> Iterator[Path]:
+    """The app on a loopback port of its own, and the client file with which commands find it."""
+    server = uvicorn.Server(uvicorn.Config(api.app, host="127.0.0.1", port=0, lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run, name="listening", daemon=True)
+    thread.start()
+    try:
+        waited(lambda: server.started, within_s=30, what="the app listens")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        access.write(file, access.Access(f"http://127.0.0.1:{port}", api.secrets[role]))
+        yield file
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()

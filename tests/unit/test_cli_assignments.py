@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cli import access
 from cli.client import Client
@@ -14,6 +14,8 @@ from cli.commands.assignments import accepted, show_plan
 from cli.main import app
 from cli.output import OperationFailed
 from sanderling.errors import InvalidInput
+from tests.unit.api_app import listening, running
+from tests.unit.api_site import Site
 
 MOVE = {
     "disk": "db",
@@ -134,3 +136,30 @@ def test_options_that_contradict_each_other_are_refused_before_anybody_is_asked(
     fault = CliRunner().invoke(app, line.split()).exception
     assert isinstance(fault, InvalidInput)
     assert fault.context["errors"][0]["field"] == option
+
+
+def typed(line: str) -> Result:
+    """What the command prints; it succeeds."""
+    done = CliRunner().invoke(app, line.split())
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_an_undrain_that_is_only_shown_leaves_the_gateway_drained_and_the_real_one_is_an_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as api, listening(api, tmp_path / "client.json") as file:
+        monkeypatch.setenv("SANDERLING_CLIENT", str(file))
+        site = Site(api, "node-a", "node-b")
+        shown = json.loads(typed("gateway undrain node-a --dry-run --json").stdout)
+        assert (shown["drained"], shown["notes"]) == (False, ["nothing to do: node-a is not drained"])
+        site.drain("node-a")
+        before = api.tables()
+        shown = json.loads(typed("gateway undrain node-a --dry-run --json").stdout)
+        assert (shown["dry_run"], shown["drained"]) == (True, True)
+        assert shown["notes"] == ["node-a would be given exports again, by balancing or by an assignment"]
+        said = typed("gateway undrain node-a --dry-run --wait")
+        assert (said.stdout, said.stderr.strip()) == ("", f"Note: {shown['notes'][0]}")
+        assert api.tables() == before
+        operation = json.loads(typed("gateway undrain node-a --json").stdout)
+        assert (operation["kind"], operation["state"], operation["ended_at"]) == ("gateway.undrain", "pending", None)
