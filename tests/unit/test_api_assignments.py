@@ -83,6 +83,34 @@ def test_chosen_paths_go_to_the_chosen_gateway_and_what_moves_together_is_one_en
     assert (both["moves"], both["notes"]) == (plan["moves"], [])
 
 
+@pytest.mark.rows("PA-4", "PA-5")
+def test_each_chosen_path_is_on_record_from_the_start_as_the_list_of_paths_has_it(site: Site) -> None:
+    listed = {path["address"]: path for path in site.get("/v1/paths")["paths"]}
+    chosen = [site.address("web"), site.address("log")]
+    operation = site.post("/v1/assignments", {"planner": "manual", "paths": chosen, "gateway": "node-b"})
+    shown = site.get(operation["resource"])
+    assert (shown["requested_by"], shown["started_at"]) == ("a-admin", None)
+    entries = {move["paths"][0]: (move["from"], move["disk"], move["disk_id"], move["to"]) for move in shown["moves"]}
+    assert entries == {
+        address: (listed[address]["gateway"], listed[address]["disk"], listed[address]["disk_id"], "node-b") for address in chosen
+    }
+
+
+@pytest.mark.rows("PA-17")
+def test_what_is_under_way_or_not_started_cannot_be_assigned(site: Site) -> None:
+    site.disk("cold", started=False)
+    first = site.post("/v1/assignments", {"planner": "average"})
+    name = site.moves(first["id"])[0].disk_name
+    site.begin(first["id"], 0)
+    elsewhere = site.post(PLAN, {"planner": "manual", "paths": [site.address(name)], "gateway": "node-b"}, status=200)
+    assert problem(site.api.client.post("/v1/assignments", json={"plan_id": elsewhere["plan_id"]})) == (409, "busy")
+    site.finish(first["id"])
+    assert problem(site.api.client.post("/v1/assignments", json={"plan_id": elsewhere["plan_id"]})) == (409, "plan-outdated")
+    site.drain("node-a")
+    candidates = {move["disk"] for move in site.post(PLAN, {"planner": "average"}, status=200)["moves"]}
+    assert candidates == {"db", "log", "web"} - {name}
+
+
 @pytest.mark.rows("PA-24")
 def test_chosen_paths_without_a_gateway_are_placed_as_well_as_possible(site: Site) -> None:
     plan = site.post(PLAN, {"planner": "average", "paths": [site.address("web")]}, status=200)

@@ -3,17 +3,20 @@
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
 from cli.lab.parts.daemons import waited
+from conductor.endpoints.operations import endpoint
 from conductor.publisher import Publisher
+from conductor.runner import Runner
 from conductor.steps.base import Context
 from conductor.steps.marks import publish_marks
 from conductor.steps.moves import check_empty
-from rpc.messages import ExportCommand
+from rpc.messages import ExportCommand, Wake
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import Busy, MoveFailed, Unavailable
 from sanderling.model import plans
@@ -25,7 +28,7 @@ from sanderling.records import assignments, disks, marks, operations
 from sanderling.records import moves as recorded
 from sanderling.records.tables import EventRow, OperationRow
 from sanderling.settings import Coordination as CoordinationSettings
-from sanderling.settings import Settings
+from sanderling.settings import General, Settings
 from tests.fleet import Fleet, Sent
 from tests.house import SETTINGS, Crash, House
 from tests.unit.test_worker_moves import Pair
@@ -99,6 +102,45 @@ def test_every_move_leaves_its_history_and_the_next_assignment_may_begin(house: 
         kinds = [row.kind for row in session.query(EventRow).filter_by(operation_id=ended.id).order_by(EventRow.id)]
     assert [kind for kind in kinds if kind.startswith("move.")] == ["move.moving", "move.succeeded"]
     assert house.drive(ask(house, move(disk, "g2", "g1"))).state is OperationState.SUCCEEDED
+
+
+@pytest.mark.rows("PA-16")
+def test_what_an_assignment_left_behind_is_gone_before_the_next_one_begins(house: House, fleet: Fleet) -> None:
+    disk = started(house)
+    (export,) = fleet.serve(disk, "g1")
+    first = ask(house, move(disk, "g1", "g2"))
+    fleet.before = lambda _: False
+    with pytest.raises(Crash):
+        house.drive(first, failpoint="paths.assign.move_paths.command:after")
+    with pytest.raises(Busy):
+        ask(house, move(disk, "g1", "g3"))
+    left = house.drive(first, conductor="c2", later=True)
+    assert (left.state, states(house, left)) == (OperationState.FAILED, [MoveState.FAILED])
+    late, fleet.before = list(fleet.sent), lambda _: True
+    assert house.drive(ask(house, move(disk, "g1", "g3"))).state is OperationState.SUCCEEDED
+    for sent in late:
+        fleet.cast("iscsi_worker", sent.method, sent.command, server=sent.server)
+    assert fleet.owner(export) == "g3"
+    with house.records.read() as session:
+        assert operations.open_resources(session) == frozenset()
+
+
+@pytest.mark.rows("PA-27")
+def test_a_conductor_that_is_woken_carries_an_assignment_out(house: House, fleet: Fleet) -> None:
+    disk = started(house)
+    (export,) = fleet.serve(disk, "g1")
+    own = replace(SETTINGS, sweep_interval_s=600, move_settle_s=15)
+    runner = Runner(Settings(sanderling=General(node="c1"), conductor=own), house.stores, tell=lambda: None)
+    _, woken = endpoint(runner.wake).methods["wake"]
+    runner.start()
+    try:
+        operation = ask(house, move(disk, "g1", "g2"))
+        woken(Wake(operation_id=operation.id))
+        waited(lambda: house.operation(operation).ended, within_s=20, what="the assignment ends")
+    finally:
+        runner.stop()
+    ended = house.operation(operation)
+    assert (ended.state, ended.claimed_by, fleet.owner(export)) == (OperationState.SUCCEEDED, "c1", "g2")
 
 
 @pytest.mark.rows("W-PA-14")

@@ -163,3 +163,22 @@ def test_an_undrain_that_is_only_shown_leaves_the_gateway_drained_and_the_real_o
         assert api.tables() == before
         operation = json.loads(typed("gateway undrain node-a --json").stdout)
         assert (operation["kind"], operation["state"], operation["ended_at"]) == ("gateway.undrain", "pending", None)
+
+
+@pytest.mark.rows("PA-7")
+def test_who_has_paths_assigned_is_told_that_it_was_accepted_and_how_to_follow_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as api, listening(api, tmp_path / "client.json") as file:
+        monkeypatch.setenv("SANDERLING_CLIENT", str(file))
+        site = Site(api, "node-a", "node-b")
+        site.disk("db", "node-a")
+        site.disk("log", "node-a")
+        nothing = typed(f"assignment apply --path {site.address('db')} --to node-a")
+        assert (nothing.stdout, "nothing to do" in nothing.stderr) == ("", True)
+        said = typed(f"assignment apply --path {site.address('db')} --to node-b").stdout.split()
+        (assignment,) = site.get("/v1/assignments")["assignments"]
+        assert said == f"Operation {assignment['id']} accepted: sanderling assignment show {assignment['id']}".split()
+        site.finish(assignment["id"])
+        said = typed("assignment apply --average").stdout.split()
+        assert said == []

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import product
 from random import Random
 
 import pytest
@@ -91,6 +92,22 @@ def test_a_cancel_ends_what_has_not_begun_and_nothing_else() -> None:
 def test_a_move_is_over_when_its_destination_serves() -> None:
     assert watched(view(held("b", counter=2, phase=TAKING))) is None
     assert watched(view(held("b", counter=2))) == End(MOVING, MoveEvent.SUCCEED)
+
+
+ANSWERS = [None, *(held(o, counter=n, phase=p) for o, n, p in product(("", "a", "b", "c"), (1, 2), ExportPhase))]
+
+
+@pytest.mark.rows("PA-31")
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_nothing_but_a_destination_that_serves_is_a_success_and_everything_else_fails_in_time(answer: Held | None) -> None:
+    under_way, ends = {0: BEGUN}, list[Decision]()
+    for settles in range(3):
+        now = OWN.move_deadline_s + settles * OWN.move_settle_s
+        decisions = decided(view(answer), MOVING, under_way=under_way, now=now)
+        ends += [decision for decision in decisions if isinstance(decision, End)]
+        under_way = moving.after(under_way, decisions, now=now)
+    is_done = answer is not None and answer.served_by == "b"
+    assert next(end.event for end in ends if isinstance(end, End)) is (MoveEvent.SUCCEED if is_done else MoveEvent.FAIL)
 
 
 def test_a_command_is_repeated_while_the_export_has_not_gone_on() -> None:
