@@ -24,6 +24,7 @@ from cli.lab.parts.rabbitmq import RabbitMQ
 from conductor.runner import Runner
 from conductor.steps.base import Stores
 from sanderling import layouts
+from sanderling.coordination.changes import Journal
 from sanderling.coordination.consul import ConsulCoordination
 from sanderling.images.base import Images
 from sanderling.model.balance import Layout, average, distribution
@@ -163,7 +164,7 @@ def _ours(site: Site, gateways: int, exports: int, fleet: list[Gateways]) -> tup
     site.wait_for_gateways(gateways)
     before = site.layout
     bus = rpc.oslo.connect(site.settings)
-    stores = Stores(site.records, site.coordination, cast(Images, NoImages()), bus, CLOCK)
+    stores = Stores(site.records, site.coordination, cast(Images, NoImages()), bus, CLOCK, Journal("conductor", "bench"))
     runner = Runner(site.settings, stores, tell=lambda: None)
     runner.start()
     try:

@@ -19,6 +19,7 @@ import structlog
 import rpc.oslo
 from cli.lab.parts.daemons import Daemon, spawn
 from iscsi_worker.addresses.memory import Memory
+from iscsi_worker.server import collect_rarely
 from iscsi_worker.targets.base import Running, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryTargets
 from iscsi_worker.worker import Worker
@@ -45,7 +46,10 @@ def _silent(_: ExportId) -> None: ...
 
 
 def quiet() -> None:
-    """Log nothing but what must not happen: thousands of lines would be what is measured."""
+    """Log nothing but what must not happen: thousands of lines would be what is measured. Memory is kept as a worker's process
+    keeps it.
+    """
+    collect_rarely()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 
 

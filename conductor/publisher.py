@@ -15,13 +15,14 @@ from sqlalchemy.orm import Session
 
 from conductor.steps.base import Stores
 from conductor.steps.descriptions import METADATA_KEY, read
-from conductor.steps.keys import age, delete_keys, disk_key, exports_prefix, keys_of, publish_disk, publish_exports
+from conductor.steps.keys import age, delete_keys, disk_key, exports_prefix, keys_for, keys_of, publish_disk, publish_exports
 from conductor.steps.marks import publish_marks
 from conductor.steps.reading import disk_of, export_of, exports_in, is_usable, live_gateways
 from conductor.steps.serving import fence_left, mark_left
 from sanderling.errors import Problem
 from sanderling.model.disks import Disk, DiskState, image_of
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
+from sanderling.model.marks import MARKS_KEY
 from sanderling.records import disks, events, operations
 from sanderling.records.tables import DiskRow
 from sanderling.settings import Settings
@@ -85,7 +86,9 @@ class Publisher:
     def turn(self) -> None:
         """Compare once, and mend what differs. Coordination is read first: what the records do not know then is old."""
         view = self._seen()
-        if publish_marks(self._stores):
+        again = publish_marks(self._stores)
+        self._stores.tell_workers([MARKS_KEY] if again else ())
+        if again:
             log.warning("published the marks again")
         with self._records.read() as session:
             rows = {row.id: row for row in _all(session)}
@@ -128,6 +131,7 @@ class Publisher:
         stored, disk = found
         if not disk.started:
             publish_disk(self._coordination, disk)
+            self._stores.tell_workers([disk_key(disk.id)])
             return
         entries = exports_in(self._coordination.list(exports_prefix(disk.id)).entries)
         missing = _exports(disk) - {export for export, entry in entries.items() if is_usable(entry)}
@@ -141,6 +145,7 @@ class Publisher:
             self._note(disk)
         publish_disk(self._coordination, disk)
         publish_exports(self._coordination, disk, client_of=lambda export: clients.get(export, UNKNOWN_CLIENT))
+        self._stores.tell_workers(keys_for(disk))
         log.warning("published again", disk=disk.id, generation=disk.generation, clients={str(e): c for e, c in clients.items()})
 
     def _client(self, export: ExportId, view: _View) -> str:
@@ -180,6 +185,7 @@ class Publisher:
                 fence_left(self._images, image, client)
                 mark_left(self._coordination, entry)  # changes the key: the next turn removes it
         if delete_keys(self._coordination, entries):
+            self._stores.tell_workers(entry.key for entry in entries)
             log.warning("cleared away", disk=disk_id)
 
     def _tell_to_stop(self, disk_id: str, published: Disk | None, described: Disk | None) -> None:
@@ -190,6 +196,7 @@ class Publisher:
             log.error("a gateway holds an export of which nothing is known", disk=disk_id)
             return
         publish_disk(self._coordination, described)
+        self._stores.tell_workers([disk_key(disk_id)])
         log.warning("told to stop once more", disk=disk_id, revision=described.revision)
 
     def _end(self, disk_id: str, clients: Collection[str]) -> None:

@@ -23,6 +23,7 @@ from rpc.news import News
 from sanderling import logs, settings
 from sanderling.clock import Clock, SystemClock
 from sanderling.coordination.base import Coordination
+from sanderling.coordination.changes import Journal
 from sanderling.errors import Problem, Unavailable
 from sanderling.images.base import Images
 from sanderling.records.database import Records
@@ -45,7 +46,7 @@ class Conductor:
         news: News,
         clock: Clock,
     ) -> None:
-        stores = Stores(records, coordination, images, bus, clock)
+        stores = Stores(records, coordination, images, bus, clock, Journal("conductor", settings.sanderling.node))
         self._settings, self._records, self._bus, self._news, self._clock = settings, records, bus, news, clock
         self._runner = Runner(settings, stores, tell=news.tell, failpoints=failpoints.Failpoints.from_environment())
         self._publisher = Publisher(settings, stores, tell=news.tell)

@@ -165,9 +165,10 @@ def connect(addresses: str) -> Asking:
 def served_here(view: View, node: str) -> Mapping[str, Mapping[str, Epoch]]:
     """The IPv4 addresses that this node serves, by interface, each with its export's epoch."""
     found: dict[str, dict[str, Epoch]] = {}
-    for export, held in view.exports.items():
-        disk = view.disks.get(export.disk_id)
-        if disk and held.consul_session and held.export.node == node and held.export.phase is ExportPhase.SERVING:
+    session = view.sessions.get(node)
+    for export in view.held_by(session) if session else ():
+        disk, held = view.disks.get(export.disk_id), view.exports[export]
+        if disk and held.export.phase is ExportPhase.SERVING:
             for path in disk.export_paths(export.index):
                 if isinstance(ip_address(path.address), IPv4Address):
                     found.setdefault(path.interface, {})[path.address] = held.export.epoch

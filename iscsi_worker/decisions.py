@@ -131,10 +131,18 @@ def decide(view: View, local: Local, placed: Mapping[ExportId, str]) -> list[Act
 
 def free_placed(view: View, passed_over: Mapping[ExportId, Collection[str]]) -> dict[ExportId, str]:
     """Where each free export that should be served belongs, as every node computes it from this view."""
-    free = [export for export, held in view.exports.items() if held.consul_session is None and _started(view, export)]
-    preferred = {export: view.exports[export].export.next for export in free}
-    gateways = standing_back(view.gateways, view.disks, free)
-    return place(free, gateways, view.owners, passed_over=passed_over, preferred=preferred, marks=view.marks)
+    free = [export for export in view.held_by(None) if _started(view, export)]
+    if not free:
+        return {}
+    return place(
+        free,
+        standing_back(view.gateways, view.disks, free),
+        {other: held.export.node for export in free for other, held in view.siblings(export).items()},
+        load=view.loads,
+        passed_over=passed_over,
+        preferred={export: view.exports[export].export.next for export in free},
+        marks=view.marks,
+    )
 
 
 def prepared_here(view: View, local: Local) -> dict[ExportId, Prepared]:
@@ -152,14 +160,12 @@ def prepared_here(view: View, local: Local) -> dict[ExportId, Prepared]:
 def unserved(view: View, consul_session: str, running: Mapping[ExportId, Running]) -> list[ExportId]:
     """Exports that were served before and should be now, but are free, or this node's without a process that serves."""
 
-    def is_down(export: ExportId, held: Held) -> bool:
-        if held.consul_session is None:
-            return True
+    def serves(export: ExportId) -> bool:
         here = running.get(export)
-        return held.consul_session == consul_session and not (here and here.gate_open)
+        return here is not None and here.gate_open
 
-    was_served = {export: held for export, held in view.exports.items() if held.export.phase is not ExportPhase.FREE}
-    return [export for export, held in was_served.items() if is_down(export, held) and _started(view, export)]
+    down = [*view.held_by(None), *(export for export in view.held_by(consul_session) if not serves(export))]
+    return [one for one in down if view.exports[one].export.phase is not ExportPhase.FREE and _started(view, one)]
 
 
 def _started(view: View, export: ExportId) -> bool:
@@ -168,7 +174,8 @@ def _started(view: View, export: ExportId) -> bool:
 
 
 def _decided(view: View, local: Local, placed: Mapping[ExportId, str]) -> Iterator[Action]:
-    for export in sorted(view.exports.keys() | local.running.keys()):
+    concerned = {*view.held_by(local.consul_session), *view.held_by(None), *local.running, *local.wanted}
+    for export in sorted(concerned):
         held = view.exports.get(export)
         if export in local.busy or held is None:
             continue  # a key that is gone does not end service: the store may have been lost
@@ -207,7 +214,7 @@ def _is_ready(view: View, local: Local, held: Held, running: Running) -> bool:
 
 def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | None:
     disk, running = view.disks.get(export.disk_id), local.running.get(export)
-    if local.withdrawing or (disk and not disk.started) or local.unwanted.get(export) == held.export.epoch:
+    if local.withdrawing or (disk and not disk.started) or _is_meant(local.unwanted.get(export), held):
         return GiveUp(export, held)
     if disk is None:
         return None if running and running.gate_open else GiveUp(export, held)
@@ -223,7 +230,7 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
     )
     if serves:
         handing = local.handing.get(export)
-        if handing is not None and handing.epoch == held.export.epoch:
+        if handing is not None and _is_meant(handing.epoch, held):
             gateway = view.gateways.get(handing.destination)
             prepared = gateway.prepared.get(str(export)) if gateway else None
             if prepared is not None and prepared.epoch == held.export.epoch:
@@ -233,6 +240,10 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
     if running is not None and _was_handed(held, running, disk):
         return Activate(export, held, running)
     return GiveUp(export, held) if export in local.refused else Take(export, disk, held)
+
+
+def _is_meant(epoch: Epoch | None, held: Held) -> bool:
+    return epoch is not None and epoch == held.export.epoch
 
 
 def _was_handed(held: Held, running: Running, disk: Disk) -> bool:
@@ -274,10 +285,8 @@ def _may_take(view: View, local: Local, export: ExportId, disk: Disk) -> bool:
 
 def _waits_for_sibling(view: View, export: ExportId) -> bool:
     """Exports of one disk whose clients are unknown are taken in turn: who fences the rest must know its siblings by name."""
-    return any(
-        other.disk_id == export.disk_id and other.index < export.index and held.export.client == UNKNOWN_CLIENT
-        for other, held in view.exports.items()
-    )
+    before = (ExportId(export.disk_id, index) for index in view.disks[export.disk_id].export_indexes if index < export.index)
+    return any(view.exports[one].export.client == UNKNOWN_CLIENT for one in before if one in view.exports)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import structlog
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Holding, Seams, Service, to_json
 from iscsi_worker.targets.base import Running
-from iscsi_worker.view import Held, View
+from iscsi_worker.view import Held
 from sanderling.clock import Clock
 from sanderling.errors import Fenced, Problem, TargetFailed
 from sanderling.model.disks import Disk
@@ -35,11 +35,19 @@ class Exports:
         self._clock = clock
 
     def take(
-        self, export: ExportId, disk: Disk, held: Held, *, unserved_since: float | None, consul_session: str, view: View
+        self,
+        export: ExportId,
+        disk: Disk,
+        held: Held,
+        *,
+        unserved_since: float | None,
+        consul_session: str,
+        siblings: frozenset[str],
     ) -> bool:
         """Own and serve the export; False when another was faster or the dead owner's lock-delay is not over.
 
         `unserved_since` is when this node first saw that nobody serves what was served before; the report tells the gap.
+        `siblings` are the clients that have the image open by right.
         On any other failure the export is unlocked again, nothing of it runs here, and its value names what to fence.
         """
         value = held.export.model_copy(
@@ -58,7 +66,7 @@ class Exports:
         addresses = [path.address for path in paths]
         try:
             self._service.retire(export, addresses)
-            self._fence_previous(export, disk, holding, view)
+            self._fence_previous(export, disk, holding, siblings)
             holding.write(client=UNKNOWN_CLIENT)
             running = self._service.start(export, disk, holding.value.epoch, lent_s=self._settings.lease_s)
             holding.write(client=running.client)
@@ -76,7 +84,14 @@ class Exports:
         return True
 
     def adopt(
-        self, export: ExportId, held: Held, running: Running, disk: Disk | None, *, consul_session: str, view: View
+        self,
+        export: ExportId,
+        held: Held,
+        running: Running,
+        disk: Disk | None,
+        *,
+        consul_session: str,
+        siblings: frozenset[str],
     ) -> bool:
         """Lock an export whose process already runs here; False when another was faster.
 
@@ -88,7 +103,7 @@ class Exports:
         holding = Holding(self._coordination, export, value, consul_session)
         if value.client == UNKNOWN_CLIENT:
             assert disk is not None, "decided without a description"
-            self._fence_all(export, disk, holding, spared=view.siblings_clients(export) | {running.client})
+            self._fence_all(export, disk, holding, spared=siblings | {running.client})
         if self._images.is_fenced(running.client):
             self._targets.stop(export)
             raise Fenced(f"the client of export {export} was fenced while its lock was free", client=running.client)
@@ -131,10 +146,10 @@ class Exports:
             self._fenced(export, running.client)
         self._service.retire(export, addresses)
 
-    def _fence_previous(self, export: ExportId, disk: Disk, holding: Holding, view: View) -> None:
+    def _fence_previous(self, export: ExportId, disk: Disk, holding: Holding, siblings: frozenset[str]) -> None:
         client = holding.value.client
         if client == UNKNOWN_CLIENT:
-            self._fence_all(export, disk, holding, spared=view.siblings_clients(export))
+            self._fence_all(export, disk, holding, spared=siblings)
         elif client:
             self._fence(export, (client,))
 

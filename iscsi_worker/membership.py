@@ -1,12 +1,16 @@
-"""This node's place among the gateways: its consul session, the proof that it still lives, and the gateway key."""
+"""This node's place among the gateways: its consul session, the proof that it still lives, and what it says to the others:
+the gateway key, and the journal of the keys it has changed.
+"""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
 
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
+from sanderling.coordination.changes import Journal
 from sanderling.errors import SessionLost, Unavailable
 from sanderling.model.exports import Gateway
 from sanderling.settings import Settings
@@ -30,6 +34,7 @@ class Membership:
         self._lost: str | None = None
         self._proof: tuple[str | None, float] = (None, 0.0)
         self._gateway: Gateway | None = None
+        self._journal = Journal("iscsi_worker", settings.sanderling.node)
         self._turned_at = clock.monotonic()
 
     @property
@@ -98,34 +103,55 @@ class Membership:
         else:
             self._lose(session)
 
+    @property
+    def journal_key(self) -> str:
+        """Where the others find out what to look at."""
+        return self._journal.key
+
+    def note(self, keys: Iterable[str]) -> None:
+        """Let everybody look at these, with the next `announce`."""
+        self._journal.note(keys)
+
     def announce(self, gateway: Gateway, *, seen: bool) -> None:
-        """Publish this gateway if it differs from what was published, or if its key is not `seen` any more.
+        """Publish this gateway if it differs from what was published, or if its keys are not `seen` any more; then the journal.
 
         A key that cannot be had is tried for again next time.
         """
         assert self._session is not None, "announced before there was a session"
-        if seen and gateway == self._gateway:
-            return
         try:
-            held = self._coordination.acquire(gateway.key, gateway.model_dump_json().encode(), consul_session=self._session)
+            if not (seen and gateway == self._gateway) and not self._say(gateway):
+                log.warning("the gateway key is held by another session; waiting for it to end", gateway=gateway.name)
+            if not self._journal.write(self._acquire, again=not seen):
+                log.warning("the journal is held by another session; waiting for it to end", key=self._journal.key)
         except SessionLost:
             self._lost = self._session
-            return
-        if held:
-            self._gateway = gateway
-        else:
+
+    def _say(self, gateway: Gateway) -> bool:
+        if not self._acquire(gateway.key, gateway.model_dump_json().encode()):
             self._gateway = None
-            log.warning("the gateway key is held by another session; waiting for it to end", gateway=gateway.name)
+            return False
+        before, self._gateway = self._gateway, gateway
+        if before is None or _matters_to_all(before) != _matters_to_all(gateway) or not self._journal.is_written:
+            self._journal.note([gateway.key])
+        return True
+
+    def _acquire(self, key: str, value: bytes) -> bool:
+        assert self._session is not None, "written before there was a session"
+        return self._coordination.acquire(key, value, consul_session=self._session)
 
     def leave(self) -> None:
-        """Give the gateway key back, so that no lock-delay holds up the next worker here, and end the session."""
+        """Give the keys back, so that no lock-delay holds up the next worker here, and end the session."""
         if self._session is not None:
             if self._gateway is not None:
-                value = self._gateway.model_dump_json().encode()
-                self._coordination.release(self._gateway.key, value, consul_session=self._session)
+                self._release(self._gateway.key, self._gateway.model_dump_json().encode())
+                self._journal.write(self._release, again=True)
             self._coordination.close_session(self._session)
         self._file.unlink(missing_ok=True)
         self._session = self._gateway = None
+
+    def _release(self, key: str, value: bytes) -> bool:
+        assert self._session is not None, "released without a session"
+        return self._coordination.release(key, value, consul_session=self._session)
 
     def _lose(self, session: str) -> None:
         log.error("consul session lost", consul_session=session)
@@ -143,3 +169,8 @@ class Membership:
         fresh = self._file.with_suffix(".new")
         fresh.write_text(session)
         os.replace(fresh, self._file)
+
+
+def _matters_to_all(gateway: Gateway) -> Gateway:
+    """Without what concerns only those who take part in a move, or who look for the owner of what is free."""
+    return gateway.model_copy(update={"running": {}, "prepared": {}, "kept": {}})

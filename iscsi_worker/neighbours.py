@@ -5,10 +5,10 @@ two peers that reach somebody else do not reach it, and nobody does; or where it
 gateways only the link tells: each would be the only witness against the other, and both could give up at once.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -17,6 +17,7 @@ from iscsi_worker.claims import Claims
 from iscsi_worker.reach import Probe, Reach
 from iscsi_worker.view import View
 from sanderling.clock import Clock
+from sanderling.model.disks import Disk
 from sanderling.model.exports import ExportPhase, Front
 from sanderling.settings import Worker
 
@@ -26,7 +27,6 @@ WITNESSES_LEAST: Final = 2
 PORTALS_MOST: Final = 2  # of one peer on one interface: two exports of one node seldom fail together
 VERDICTS_LEAST: Final = 2  # in a row: what peers say of this node may be as old as their last turn
 
-Portals = Mapping[str, Mapping[str, Sequence[str]]]
 _Pair = tuple[str, str]  # an interface and a peer
 
 
@@ -58,38 +58,38 @@ def _is_unreached(view: View, node: str, interface: str) -> bool:
     return len(witnesses) >= WITNESSES_LEAST
 
 
-def portals(view: View) -> Portals:
-    """By interface of the paths and gateway: where to ask for it. Its portals, or its own addresses while it has none there."""
-    serving: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    used = {path.interface for disk in view.disks.values() for path in disk.paths}
-    for export, held in view.exports.items():
-        disk = view.disks.get(export.disk_id)
-        if disk is None or held.consul_session is None or held.export.phase is not ExportPhase.SERVING:
-            continue
-        for path in disk.export_paths(export.index):
-            at = serving[path.interface][held.export.node]
-            if len(at) < PORTALS_MOST:
-                at.append(path.address)
-    return {
-        interface: {
-            name: serving[interface].get(name) or [own.partition("/")[0] for own in gateway.front.own.get(interface, ())]
-            for name, gateway in view.gateways.items()
-        }
-        for interface in sorted(used)
-    }
+def interfaces(disks: Mapping[str, Disk]) -> tuple[str, ...]:
+    """The interfaces of the paths."""
+    return tuple(sorted({path.interface for disk in disks.values() for path in disk.paths}))
 
 
-def probes(asked: Portals, node: str, own: Mapping[str, Sequence[str]], *, peers_max: int) -> list[Probe]:
-    """What this node asks: of each interface the next `peers_max` gateways after it by name, in a ring.
+def portals(view: View, interface: str, gateway: str) -> list[str]:
+    """Where to ask for a live gateway: some of its portals on this interface, or its own addresses while it has none there."""
+    held = ((export, view.exports[export]) for export in view.held_by(view.sessions[gateway]))
+    serving = (
+        path.address
+        for export, one in held
+        if one.export.phase is ExportPhase.SERVING and export.disk_id in view.disks
+        for path in view.disks[export.disk_id].export_paths(export.index)
+        if path.interface == interface
+    )
+    own = view.gateways[gateway].front.own.get(interface, ())
+    return list(islice(serving, PORTALS_MOST)) or [address.partition("/")[0] for address in own]
+
+
+def probes(view: View, asked: Sequence[str], node: str, own: Mapping[str, Sequence[str]], *, peers_max: int) -> list[Probe]:
+    """What this node asks: on each of the interfaces the next `peers_max` gateways after it by name that are to be found there,
+    in a ring.
 
     It asks from an address of its own in the same subnet; where it has none it says nothing.
     """
+    names = sorted(name for name in view.gateways if name != node)
+    ring = [name for name in names if name > node] + [name for name in names if name < node]
     found = []
-    for interface, by_gateway in asked.items():
-        names = sorted(name for name in by_gateway if name != node and by_gateway[name])
-        ring = [name for name in names if name > node] + [name for name in names if name < node]
-        for peer in ring[:peers_max]:
-            for address in by_gateway[peer]:
+    for interface in asked:
+        there = ((peer, at) for peer in ring if (at := portals(view, interface, peer)))
+        for peer, addresses in islice(there, peers_max):
+            for address in addresses:
                 source = _source(own.get(interface, ()), address)
                 if source:
                     found.append(Probe(peer, interface, source, address))
@@ -147,7 +147,8 @@ class Neighbours:
         self._reached: set[_Pair] = set()
         self._unreached: set[_Pair] = set()
         self._standing: dict[str, Standing] = {}
-        self._mapped: tuple[View | None, Portals] = (None, {})
+        self._known: Mapping[str, Disk] = {}
+        self._interfaces: tuple[str, ...] = ()  # of the paths of those
 
     @property
     def front(self) -> Front:
@@ -159,11 +160,10 @@ class Neighbours:
         view = self._view()
         if view is None:
             return
-        if view is not self._mapped[0]:
-            self._mapped = (view, portals(view))
-        asked = self._mapped[1]
-        own = self._reach.own()
-        self._ask(probes(asked, self._node, own, peers_max=self._settings.front_probe_peers))
+        if view.disks is not self._known:
+            self._known, self._interfaces = view.disks, interfaces(view.disks)
+        asked, own = self._interfaces, self._reach.own()
+        self._ask(probes(view, asked, self._node, own, peers_max=self._settings.front_probe_peers))
         self._conclude(cut_off(view, self._node))
         self._claims.turn()
         front = Front(

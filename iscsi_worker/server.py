@@ -1,9 +1,11 @@
 """The process of one storage node: `sanderling-iscsi-worker`."""
 
+import gc
 import os
 import signal
 import sys
 import threading
+from typing import Final
 
 import structlog
 
@@ -19,6 +21,8 @@ from sanderling.errors import Problem
 
 log = structlog.get_logger(__name__)
 
+GARBAGE_AFTER: Final = 50_000  # more objects than a turn of the loop makes: its own die by their reference counts
+
 
 def main() -> None:
     """Serve until told to stop.
@@ -32,7 +36,13 @@ def main() -> None:
         sys.exit(f"sanderling-iscsi-worker: {problem.detail}")
 
 
+def collect_rarely() -> None:
+    """Look for garbage in cycles seldom: with Python's threshold each turn pays for a walk over every key that is known."""
+    gc.set_threshold(GARBAGE_AFTER)
+
+
 def _serve() -> None:
+    collect_rarely()
     configured = settings.load(sys.argv[1:])
     logs.configure(configured.sanderling, process="iscsi_worker")
     clock = SystemClock()

@@ -1,23 +1,33 @@
-"""What one read of the coordination store says: disks that should be served, exports with their owners, live gateways."""
+"""What the coordination store says: disks that should be served, exports with their owners, live gateways.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+A view never changes. One that differs by a key costs about that key to make, however many there are.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 import structlog
+from immutables import Map
 from pydantic import BaseModel, ValidationError
 
 from sanderling.coordination.base import Entry, Listing
+from sanderling.coordination.changes import Changes
 from sanderling.model.disks import Disk
 from sanderling.model.exports import Export, ExportId, Gateway
 from sanderling.model.marks import MARKS_KEY, Marks
 
 Value = TypeVar("Value", bound=BaseModel)
-Key = TypeVar("Key")
-Fact = TypeVar("Fact")
+Ids = Map[ExportId, None]
 log = structlog.get_logger(__name__)
 
-_KINDS: Final[Mapping[str, type[BaseModel]]] = {"disks": Disk, "exports": Export, "nodes": Gateway, MARKS_KEY: Marks}
+_KINDS: Final[Mapping[str, type[BaseModel]]] = {
+    "disks": Disk,
+    "exports": Export,
+    "nodes": Gateway,
+    "changes": Changes,
+    MARKS_KEY: Marks,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +43,40 @@ class Held:
 class View:
     """`gateways` holds live ones only: those whose key is locked by their consul session, which `sessions` names.
 
-    `read` keeps what each entry was understood as, so that the next view need only look at those that differ.
+    `journals` are the journals of changes by key, each with the session that locks it. `read` keeps what each entry was
+    understood as, so that the next view need only look at those that differ.
     """
 
     index: int = 0
-    disks: Mapping[str, Disk] = field(default_factory=dict)
-    exports: Mapping[ExportId, Held] = field(default_factory=dict)
-    gateways: Mapping[str, Gateway] = field(default_factory=dict)
-    sessions: Mapping[str, str] = field(default_factory=dict)
+    disks: Mapping[str, Disk] = field(default_factory=Map)
+    exports: Mapping[ExportId, Held] = field(default_factory=Map)
+    gateways: Mapping[str, Gateway] = field(default_factory=Map)
+    sessions: Mapping[str, str] = field(default_factory=Map)
+    journals: Mapping[str, tuple[Changes, str | None]] = field(default_factory=Map)
     marks: Marks = field(default_factory=Marks)
-    read: Mapping[str, tuple[Entry, BaseModel | None]] = field(default_factory=dict, repr=False, compare=False)
+    read: Mapping[str, tuple[Entry, BaseModel | None]] = field(default_factory=Map, repr=False, compare=False)
+    by_session: Mapping[str | None, Ids] = field(default_factory=Map, repr=False, compare=False)
+
+    def held_by(self, consul_session: str | None) -> Collection[ExportId]:
+        """The exports that this session locks; those that are free for None."""
+        return self.by_session.get(consul_session, ())
 
     @property
-    def owners(self) -> dict[ExportId, str]:
-        """The gateway of every export that is held."""
-        return {export: held.export.node for export, held in self.exports.items() if held.consul_session}
+    def loads(self) -> dict[str, int]:
+        """How many exports each live gateway holds."""
+        return {name: len(self.held_by(self.sessions[name])) for name in self.gateways}
+
+    def siblings(self, export: ExportId) -> dict[ExportId, Held]:
+        """The other exports of its disk that are held."""
+        disk = self.disks.get(export.disk_id)
+        known = {ExportId(export.disk_id, index) for index in disk.export_indexes} if disk else self.exports
+        others = {other: self.exports[other] for other in known if other.disk_id == export.disk_id and other in self.exports}
+        return {other: held for other, held in others.items() if other != export and held.consul_session}
 
     def siblings_clients(self, export: ExportId) -> frozenset[str]:
         """The clients of the disk's other exports that are held, and those that stand ready to be: they share its image by
         intent and must not be fenced."""
-        serving = {
-            held.export.client
-            for other, held in self.exports.items()
-            if other.disk_id == export.disk_id and other != export and held.consul_session
-        }
+        serving = {held.export.client for held in self.siblings(export).values()}
         return frozenset(serving) | frozenset(
             prepared.client
             for gateway in self.gateways.values()
@@ -66,30 +86,11 @@ class View:
 
     def changed(self, key: str, entry: Entry | None) -> "View":
         """This view with one key as it was read since; None for a key that is gone."""
-        listed = parse(Listing((entry,) if entry else (), self.index))
-        read = {**_without(self.read, key), **listed.read}
-        noun, _, rest = key.partition("/")
-        match noun:
-            case "disks":
-                return replace(self, disks={**_without(self.disks, rest), **listed.disks}, read=read)
-            case "exports":
-                disk_id, _, number = rest.rpartition("/")
-                export = ExportId(disk_id, int(number) if number.isdecimal() else -1)
-                return replace(self, exports={**_without(self.exports, export), **listed.exports}, read=read)
-            case "nodes":
-                gateways = {**_without(self.gateways, rest), **listed.gateways}
-                sessions = {**_without(self.sessions, rest), **listed.sessions}
-                return replace(self, gateways=gateways, sessions=sessions, read=read)
-            case _ if key == MARKS_KEY:
-                return replace(self, marks=listed.marks, read=read)
-            case _:
-                return self
-
-
-def _without(known: Mapping[Key, Fact], key: Key) -> dict[Key, Fact]:
-    rest = dict(known)
-    rest.pop(key, None)
-    return rest
+        change = _Change(self)
+        change.forget(key)
+        if entry is not None:
+            change.put(entry)
+        return change.view(self.index)
 
 
 def parse(listing: Listing, before: View | None = None) -> View:
@@ -97,29 +98,101 @@ def parse(listing: Listing, before: View | None = None) -> View:
 
     What is as it was in the view `before` is taken from there.
     """
-    known = before.read if before else {}
-    disks, exports, gateways = dict[str, Disk](), dict[ExportId, Held](), dict[str, Gateway]()
-    sessions, marks = dict[str, str](), Marks()
-    read: dict[str, tuple[Entry, BaseModel | None]] = {}
+    change = _Change(before or View())
+    known, present = change.before.read, set()
     for entry in listing.entries:
-        noun, _, rest = entry.key.partition("/")
-        if noun not in _KINDS:
-            continue
+        present.add(entry.key)
         seen = known.get(entry.key)
-        value = seen[1] if seen is not None and seen[0] == entry else _read(entry, _KINDS[noun])
-        read[entry.key] = (entry, value)
+        if seen is None or seen[0] != entry:
+            change.forget(entry.key)
+            change.put(entry)
+    for key in known:
+        if key not in present:
+            change.forget(key)
+    return change.view(listing.index)
+
+
+class _Change:
+    """A view in the making."""
+
+    def __init__(self, before: View) -> None:
+        self.before = before
+        self._marks = before.marks
+        exports: Map[ExportId, Held] = Map(before.exports)
+        self._disks, self._exports = Map(before.disks).mutate(), exports.mutate()
+        self._gateways, self._sessions = Map(before.gateways).mutate(), Map(before.sessions).mutate()
+        self._journals, self._read = Map(before.journals).mutate(), Map(before.read).mutate()
+        self._by_session: dict[str | None, Any] = {}  # only what is touched, as mutations
+
+    def view(self, index: int) -> View:
+        by_session = Map(self.before.by_session).mutate()
+        for session, ids in self._by_session.items():
+            by_session[session] = ids.finish()
+        return View(
+            index=index,
+            disks=self._disks.finish(),
+            exports=self._exports.finish(),
+            gateways=self._gateways.finish(),
+            sessions=self._sessions.finish(),
+            journals=self._journals.finish(),
+            marks=self._marks,
+            read=self._read.finish(),
+            by_session=by_session.finish(),
+        )
+
+    def put(self, entry: Entry) -> None:
+        """Take the entry in; its key must not be there."""
+        noun, _, rest = entry.key.partition("/")
+        kind = _KINDS.get(noun)
+        if kind is None:
+            return
+        value = _read(entry, kind)
+        self._read[entry.key] = (entry, value)
         match value:
             case Disk():
-                disks[rest] = value
+                self._disks[rest] = value
             case Export():
-                disk_id, _, number = rest.rpartition("/")
-                if number.isdecimal():
-                    exports[ExportId(disk_id, int(number))] = Held(value, entry.consul_session, entry.modify_index)
+                export = _export_of(rest)
+                if export is not None:
+                    self._exports[export] = Held(value, entry.consul_session, entry.modify_index)
+                    self._ids(entry.consul_session)[export] = None
             case Gateway() if entry.consul_session:
-                gateways[value.name], sessions[value.name] = value, entry.consul_session
+                self._gateways[rest], self._sessions[rest] = value, entry.consul_session
+            case Changes():
+                self._journals[entry.key] = (value, entry.consul_session)
             case Marks():
-                marks = value
-    return View(listing.index, disks, exports, gateways, sessions, marks, read)
+                self._marks = value
+
+    def forget(self, key: str) -> None:
+        """Take out whatever was known of this key."""
+        if self._read.pop(key, None) is None:
+            return
+        noun, _, rest = key.partition("/")
+        match noun:
+            case "disks":
+                self._disks.pop(rest, None)
+            case "exports":
+                export = _export_of(rest)
+                held = self._exports.pop(export, None) if export is not None else None
+                if held is not None:
+                    del self._ids(held.consul_session)[export]
+            case "nodes":
+                self._gateways.pop(rest, None)
+                self._sessions.pop(rest, None)
+            case "changes":
+                self._journals.pop(key, None)
+            case _:
+                self._marks = Marks()
+
+    def _ids(self, consul_session: str | None) -> Any:
+        if consul_session not in self._by_session:
+            self._by_session[consul_session] = self.before.by_session.get(consul_session, Map()).mutate()
+        return self._by_session[consul_session]
+
+
+def _export_of(rest: str) -> ExportId | None:
+    disk_id, _, number = rest.rpartition("/")
+    return ExportId(disk_id, int(number)) if number.isdecimal() else None
 
 
 def _read(entry: Entry, kind: type[Value]) -> Value | None:

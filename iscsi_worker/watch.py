@@ -1,14 +1,20 @@
-"""The latest view of the coordination store: one blocking query for the whole process, and single keys at once when asked."""
+"""The latest view of the coordination store: what the journals of changes name is looked at, everything now and then.
+
+Everything is read at the start, when a journal's session has ended or part of one was missed, and at intervals that grow with the
+number of keys: moves of other gateways, which concern nobody else, are found out then.
+"""
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from iscsi_worker.view import View, parse
 from sanderling.clock import Clock
-from sanderling.coordination.base import Coordination, Entry
+from sanderling.coordination.base import Coordination, Entry, Listing
+from sanderling.coordination.changes import PREFIX, Changes
 from sanderling.errors import Unavailable
 from sanderling.settings import Settings
 
@@ -16,10 +22,11 @@ log = structlog.get_logger(__name__)
 
 ATTENDED_MAX: Final = 32
 ATTENTION_TURN_S: Final = 1.0
+LOOKED_AT_MOST: Final = 16  # single keys; reading all of them at once is less work than more of these
 
 
 class Watch:
-    """Keeps the newest view there has been; calls `on_change` after each one that differs."""
+    """Keeps the newest view there has been; calls `on_change` when there is something to see."""
 
     def __init__(self, settings: Settings, coordination: Coordination, *, on_change: Callable[[], None], clock: Clock) -> None:
         self._settings = settings
@@ -29,6 +36,8 @@ class Watch:
         self._lock = threading.Lock()
         self._view: View | None = None
         self._accepted_at = 0.0
+        self._index = 0  # of the journals
+        self._all_read_at = 0.0
         self._looked: dict[str, tuple[Entry, float]] = {}  # single keys, and when they were asked for
         self._attended: dict[str, float] = {}
         self._stopped = threading.Event()
@@ -41,15 +50,21 @@ class Watch:
     def fresh(self) -> View:
         """A view that holds everything that was written before this call; `Unavailable` when the store does not answer."""
         began = self._clock.monotonic()
-        return self._accept(parse(self._coordination.list(""), self._view), began)
+        view = self._accept(parse(self._coordination.list(""), self._view), began)
+        self._all_read_at = began
+        return view
 
-    def look(self, key: str) -> View:
-        """A view that holds what was written to this key before this call; `Unavailable` when the store does not answer."""
-        known = self._view
-        if known is None:
+    def look(self, *keys: str) -> View:
+        """A view that holds what was written to these keys before this call; `Unavailable` when the store does not answer."""
+        view = self._view
+        if view is None or len(keys) > LOOKED_AT_MOST:
             return self.fresh()
-        began = self._clock.monotonic()
-        entry = self._coordination.get(key)
+        for key in keys:
+            began = self._clock.monotonic()
+            view = self._seen(key, self._coordination.get(key), began)
+        return view
+
+    def _seen(self, key: str, entry: Entry | None, began: float) -> View:
         with self._lock:
             assert self._view is not None, "a view is never forgotten"
             if entry is not None:
@@ -86,7 +101,7 @@ class Watch:
             try:
                 listing = self._coordination.watch(key, index=index, timeout_s=min(left_s, ATTENTION_TURN_S))
                 if listing.index != index:
-                    self.look(key)
+                    self._attended_to(key, listing)
                     self._on_change()
                 index = listing.index
             except Unavailable as problem:
@@ -96,6 +111,13 @@ class Watch:
                 log.exception("following failed", key=key)
                 self._clock.wait(self._stopped, self._settings.iscsi_worker.take_retry_s)
 
+    def _attended_to(self, key: str, listing: Listing) -> None:
+        entry = next((entry for entry in listing.entries if entry.key == key), None)
+        if entry is None or self._view is None:
+            self.look(key)
+        else:
+            self._seen(key, entry, self._clock.monotonic())
+
     def _attention_left(self, key: str) -> float:
         with self._lock:
             left_s = self._attended[key] - self._clock.monotonic()
@@ -104,33 +126,63 @@ class Watch:
             return left_s
 
     def follow(self, stopping: threading.Event) -> None:
-        """Watch everything until told to stop; an unreachable store is asked again after a pause.
+        """Follow the journals until told to stop; an unreachable store is asked again after a pause.
 
-        Each change means reading all keys: after it the watch rests for as long as there are many of them.
+        After a change it rests for as long as what was read is much.
         """
+        own = self._settings.iscsi_worker
         while not stopping.is_set():
-            known = self._view
-            began = self._clock.monotonic()
             try:
-                listing = (
-                    self._coordination.watch("", index=known.index, timeout_s=self._settings.coordination.watch_timeout_s)
-                    if known
-                    else self._coordination.list("")
-                )
+                read = self.turn()
             except Unavailable as problem:
                 log.warning("cannot watch", problem=problem.detail)
-                self._clock.wait(stopping, self._settings.iscsi_worker.renew_interval_s)
+                self._clock.wait(stopping, own.renew_interval_s)
                 continue
             except Exception:
                 log.exception("watching failed")
-                self._clock.wait(stopping, self._settings.iscsi_worker.renew_interval_s)
+                self._clock.wait(stopping, own.renew_interval_s)
                 continue
-            after = self._accept(parse(listing, known), began)
-            if known is None or after.index != known.index:
-                self._on_change()
-                own = self._settings.iscsi_worker
-                rest_s = min(own.watch_rest_most_s, len(listing.entries) * own.watch_rest_per_key_s)
-                self._clock.wait(stopping, rest_s)
+            if read:
+                self._clock.wait(stopping, min(own.watch_rest_most_s, read * own.watch_rest_per_key_s))
+
+    def turn(self) -> int:
+        """Wait for a change, for as long as is set, and look at it; how many keys were read for it.
+
+        0 when nothing is new: then `on_change` was not called either.
+        """
+        known = self._view
+        if known is None:
+            return self._all_anew(known)
+        listing = self._coordination.watch(PREFIX, index=self._index, timeout_s=self._settings.coordination.watch_timeout_s)
+        self._index = listing.index
+        known = self._view or known
+        journals = parse(listing).journals
+        if journals == known.journals:
+            return 0
+        keys = _missed(known, journals)
+        if keys is None or len(keys) > LOOKED_AT_MOST:
+            return self._all_anew(known)
+        self.look(*keys)
+        with self._lock:
+            self._view = replace(self._view or known, journals=journals)
+        self._on_change()
+        return len(listing.entries) + len(keys)
+
+    def sweep(self) -> None:
+        """Read everything again if it is time for that: what nobody told of is found so. To be called at every renewal."""
+        known, own = self._view, self._settings.iscsi_worker
+        if known is None:
+            return  # whoever needs the first view reads it
+        every_s = min(own.read_all_most_s, len(known.read) * own.read_all_per_key_s)
+        if self._clock.monotonic() - self._all_read_at >= every_s:
+            self._all_anew(known)
+
+    def _all_anew(self, known: View | None) -> int:
+        view = self.fresh()
+        if known is not None and view.index == known.index:
+            return 0
+        self._on_change()
+        return len(view.read)
 
     def _accept(self, view: View, began: float) -> View:
         """Take it unless it may be older than the one we have: its call began earlier and its index is lower.
@@ -151,3 +203,17 @@ def _with(view: View, key: str, entry: Entry | None) -> View:
     known = view.read.get(key)
     is_older = known is not None and entry is not None and known[0].modify_index > entry.modify_index
     return view if is_older else view.changed(key, entry)
+
+
+def _missed(known: View, journals: Mapping[str, tuple[Changes, str | None]]) -> list[str] | None:
+    """The keys that journals name since then; None when that is not all: one has ended, or named more than it keeps."""
+    keys: dict[str, None] = {}
+    for key, (_, session) in known.journals.items():
+        if key not in journals or (session is not None and journals[key][1] != session):
+            return None
+    for key, (changes, _) in journals.items():
+        since = changes.after(known.journals[key][0] if key in known.journals else None)
+        if since is None:
+            return None
+        keys |= dict.fromkeys(since)
+    return list(keys)

@@ -5,7 +5,6 @@ Lanes do what may take long, one action at a time for each export; the loop itse
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
 
 import structlog
 
@@ -41,7 +40,7 @@ from iscsi_worker.neighbours import Neighbours
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Seams, Service
 from iscsi_worker.targets.base import Running, Targets
-from iscsi_worker.view import View
+from iscsi_worker.view import Held, View
 from iscsi_worker.watch import Watch
 from rpc import topics
 from rpc.bus import Bus, Serving
@@ -49,12 +48,10 @@ from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem, SessionLost, Unavailable
 from sanderling.images.base import Images
-from sanderling.model.exports import ExportId, Gateway
+from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-_LOOKED_AT_MOST: Final = 16  # single keys; reading all of them at once is less work than more of these
 
 
 class Worker:
@@ -122,6 +119,7 @@ class Worker:
         interval = self._own.renew_interval_s
         turns = {
             "watch": lambda: self._watch.follow(self._stopping),
+            "sweep": lambda: every(interval, self._watch.sweep, self._stopping, self._clock),
             "feed": lambda: every(interval, self._membership.feed, self._stopping, self._clock),
             "prove": lambda: every(interval, self._membership.prove, self._stopping, self._clock),
             "renew": lambda: every(interval, self._leases.extend, self._stopping, self._clock),
@@ -215,19 +213,15 @@ class Worker:
         for action in actions.values():
             self._hand_out(action, view, session, running.get(action.export))
         self._cover(running)
-        self._membership.announce(self._gateway(view, local, told), seen=self._node in view.gateways)
+        seen = view.sessions.get(self._node) == session and self._membership.journal_key in view.journals
+        self._membership.announce(self._gateway(view, local, told), seen=seen)
         self._settle(view, session, running)
 
     def _seen(self) -> View:
         """The latest view, holding what this node's own lanes have written."""
         with self._lock:
             touched = sorted(self._touched)
-        if len(touched) > _LOOKED_AT_MOST:
-            view = self._watch.fresh()
-        else:
-            view = self._watch.latest or self._watch.fresh()
-            for export in touched:
-                view = self._watch.look(export.key)
+        view = self._watch.look(*(export.key for export in touched))
         with self._lock:
             self._touched.difference_update(touched)
         return view
@@ -254,7 +248,7 @@ class Worker:
 
     def _cover(self, running: dict[ExportId, Running]) -> None:
         view, session = self._watch.latest, self._membership.consul_session
-        owned = {export for export, held in view.exports.items() if held.consul_session == session} if view and session else ()
+        owned = view.held_by(session) if view and session else ()
         self._leases.cover(
             [Lease(export, one.client, one.paths, export in owned, one.gate_open) for export, one in running.items()]
         )
@@ -275,8 +269,7 @@ class Worker:
     def _settle(self, view: View, session: str, running: dict[ExportId, Running]) -> None:
         with self._lock:
             busy = bool(self._busy or self._touched)
-        held = any(held.consul_session == session for held in view.exports.values())
-        if self._withdrawing and not busy and not held and not running:
+        if self._withdrawing and not busy and not view.held_by(session) and not running:
             self._withdrawn.set()
 
     def _hand_out(self, action: Action, view: View, session: str, running: Running | None) -> None:
@@ -285,10 +278,11 @@ class Worker:
         self._lanes.submit(self._carry_out, action, view, session, running)
 
     def _carry_out(self, action: Action, view: View, session: str, running: Running | None) -> None:
-        export, later = action.export, None
+        export, later, concerns_all = action.export, None, not isinstance(action, Publish | Drop)
         try:
-            if not self._act(action, view, session, running):
-                later = self._own.take_retry_s
+            done = self._act(action, view, session, running)
+            later = None if done else self._own.take_retry_s
+            concerns_all = done and isinstance(action, Take | Adopt | GiveUp)
         except SessionLost as problem:
             log.warning("session lost in the middle", export=str(export), problem=problem.detail)
         except Problem as problem:
@@ -300,6 +294,8 @@ class Worker:
             self._refuse(action, repr(error))
             later = self._own.renew_interval_s
         finally:
+            if concerns_all:
+                self._membership.note([export.key])
             with self._lock:
                 if later is not None:
                     self._pending[export] = self._clock.monotonic() + later
@@ -311,10 +307,11 @@ class Worker:
         addresses = [path.address for path in running.paths] if running else []
         match action:
             case Take(export, disk, held):
-                since = self._unserved.get(export)
-                return self._exports.take(export, disk, held, unserved_since=since, consul_session=session, view=view)
+                since, siblings = self._unserved.get(export), self._siblings_clients(held, view, export)
+                return self._exports.take(export, disk, held, unserved_since=since, consul_session=session, siblings=siblings)
             case Adopt(export, held, adopted, disk):
-                return self._exports.adopt(export, held, adopted, disk, consul_session=session, view=view)
+                siblings = self._siblings_clients(held, view, export)
+                return self._exports.adopt(export, held, adopted, disk, consul_session=session, siblings=siblings)
             case GiveUp(export, held):
                 self._exports.give_up(export, held, addresses, running, consul_session=session)
             case Drop(export):
@@ -330,6 +327,10 @@ class Worker:
             case Publish(export, held, connections):
                 return self._exports.publish(export, held, connections, consul_session=session)
         return True
+
+    def _siblings_clients(self, held: Held, view: View, export: ExportId) -> frozenset[str]:
+        """Who must not be fenced with everybody else. It counts only where all are to be, and then as it is now."""
+        return (self._watch.fresh() if held.export.client == UNKNOWN_CLIENT else view).siblings_clients(export)
 
     def _refuse(self, action: Action, reason: str) -> None:
         if isinstance(action, Take | Prepare | Activate):

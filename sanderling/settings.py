@@ -176,11 +176,15 @@ class Worker:
     )
     stand_back_s: float = _of(15.0, "How long a worker leaves an export alone that it failed to take", least=0.1)
     watch_rest_per_key_s: float = _of(
-        0.0005,
-        "How long the watch rests after a change, for each key there is: it reads all of them",
-        least=0,
+        0.002, "How long a worker rests after it has seen a change, for each key that it read", least=0
     )
     watch_rest_most_s: float = _of(0.5, "The longest such rest: so much later the death of a gateway may be seen", least=0)
+    read_all_per_key_s: float = _of(
+        0.005,
+        "All keys are read again every renew_interval_s, or, where that is more, in so much time for each key there is",
+        least=0,
+    )
+    read_all_most_s: float = _of(300.0, "Longest time between two readings of all keys", least=1)
     move_intent_s: float = _of(10.0, "How long a command to take or to hand on an export holds when it is not repeated", least=1)
     move_drain_s: float = _of(
         3.0, "How long handing an export on waits for operations in flight before it goes on serving", least=0.1

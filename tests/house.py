@@ -15,6 +15,7 @@ from conductor.steps.base import Stores
 from rpc.bus import Bus
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination, Entry
+from sanderling.coordination.changes import Journal
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.images.base import Images
 from sanderling.images.files import FileImages
@@ -85,7 +86,8 @@ class House:
         self.records = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=clock)
         self.coordination: Coordination = EmbeddedCoordination(CoordinationSettings(lock_delay_s=0), clock=clock)
         self.images: Images = images or FileImages(ImagesSettings(backend="files", folder=str(folder / "images")), clock=clock)
-        self.stores = Stores(self.records, self.coordination, self.images, cast(Bus, Fleet(self.coordination)), clock)
+        bus, journal = cast(Bus, Fleet(self.coordination)), Journal("conductor", "test")
+        self.stores = Stores(self.records, self.coordination, self.images, bus, clock, journal)
         self._disks = 0
         self._later = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=LaterClock())
 

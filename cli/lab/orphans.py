@@ -8,7 +8,7 @@ from typing import Any
 from sanderling.model.leaders import PREFIX
 from sanderling.model.marks import MARKS_KEY
 
-KNOWN_KEYS = ("disks/", "exports/", "nodes/", PREFIX, MARKS_KEY)
+KNOWN_KEYS = ("disks/", "exports/", "nodes/", "changes/", PREFIX, MARKS_KEY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ that the attempt still counts, and is itself a compare-and-set or harmless when 
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rpc.bus import Bus
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
+from sanderling.coordination.changes import Journal
 from sanderling.errors import StepTimedOut
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk
@@ -35,6 +36,12 @@ class Stores:
     images: Images
     bus: Bus
     clock: Clock
+    journal: Journal
+
+    def tell_workers(self, keys: Iterable[str] = ()) -> None:
+        """Have them look at these keys of coordination, and at those that they could not be told of before."""
+        self.journal.note(keys)
+        self.journal.write(self.coordination.put)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,11 @@ def disk_key(disk_id: str) -> str:
     return f"disks/{disk_id}"
 
 
+def keys_for(disk: Disk) -> tuple[str, ...]:
+    """All keys that a disk has while it is started."""
+    return (disk_key(disk.id), *(ExportId(disk.id, index).key for index in disk.export_indexes))
+
+
 def exports_prefix(disk_id: str) -> str:
     return f"exports/{disk_id}/"
 

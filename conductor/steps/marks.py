@@ -73,6 +73,7 @@ def _drain(context: Context, *, is_drained: bool) -> None:
 def _publish(context: Context) -> None:
     with context.effect("publish"):
         publish_marks(context.stores)
+    context.stores.tell_workers([MARKS_KEY])
 
 
 def _read(entry: Entry) -> Marks | None:

@@ -2,7 +2,7 @@
 
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import described, stopped_again, undescribed
-from conductor.steps.keys import delete_keys, keys_of, publish_disk, publish_exports
+from conductor.steps.keys import delete_keys, keys_for, keys_of, publish_disk, publish_exports
 from conductor.steps.serving import await_released
 from sanderling.model.exports import UNKNOWN_CLIENT
 from sanderling.model.operations import OperationKind
@@ -22,6 +22,7 @@ def publish(context: Context) -> None:
     with context.effect("exports"):
         client = "" if _is_new(context) else UNKNOWN_CLIENT
         publish_exports(coordination, disk, client_of=lambda _: client)
+    context.stores.tell_workers(keys_for(disk))
 
 
 def unpublish(context: Context) -> None:
@@ -31,6 +32,7 @@ def unpublish(context: Context) -> None:
         publish_disk(coordination, stopped_again(disk, context))
     with context.effect("exports"):
         publish_exports(coordination, disk, client_of=lambda _: UNKNOWN_CLIENT)
+    context.stores.tell_workers(keys_for(disk))
     await_released(context)
     retract(context)
 
@@ -38,8 +40,10 @@ def unpublish(context: Context) -> None:
 def retract(context: Context) -> None:
     coordination = context.stores.coordination
     while True:
+        entries = keys_of(coordination, context.disk_id)
         with context.effect("delete"):
-            if delete_keys(coordination, keys_of(coordination, context.disk_id)):
+            if delete_keys(coordination, entries):
+                context.stores.tell_workers(entry.key for entry in entries)
                 return
         context.check("its exports to stay free")
         await_released(context)

@@ -11,7 +11,7 @@ import structlog
 
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import METADATA_KEY, described, read
-from conductor.steps.keys import exports_prefix, publish_disk, publish_exports
+from conductor.steps.keys import exports_prefix, keys_for, publish_disk, publish_exports
 from conductor.steps.reading import export_of, exports_in, is_usable, live_gateways
 from sanderling.coordination.base import Coordination, Entry, Listing
 from sanderling.errors import NotFound, StepTimedOut
@@ -56,6 +56,7 @@ def _publish_again(context: Context) -> None:
     with context.effect("publish"):
         publish_disk(context.stores.coordination, raised)
         publish_exports(context.stores.coordination, raised, client_of=lambda _: UNKNOWN_CLIENT)
+    context.stores.tell_workers(keys_for(raised))
     log.warning("published again", disk=disk.id, generation=raised.generation)
 
 

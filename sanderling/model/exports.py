@@ -1,6 +1,5 @@
 """An export: what one node does for one disk. The unit of ownership, fencing and moving."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -9,12 +8,11 @@ from pydantic import BaseModel, ConfigDict
 UNKNOWN_CLIENT = "unknown"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ExportId:
+class ExportId(NamedTuple):
     """`index` is 0 for an exclusive disk and the path's index for a shared one."""
 
     disk_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # nobody asks this tuple for the place of a value
 
     @property
     def key(self) -> str:

@@ -17,6 +17,8 @@ def stands_back(gateways: Mapping[str, Gateway], node: str, disk: Disk, export: 
     Only when some live gateway is cut off on none of the interfaces that the export needs: where all are cut off none stands
     back, so that the first whose network is mended already serves.
     """
+    if not cut_off:
+        return False
     needed = {path.interface for path in disk.export_paths(export.index)}
     if needed.isdisjoint(cut_off):
         return False

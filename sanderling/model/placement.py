@@ -13,6 +13,7 @@ def place(
     gateways: Mapping[str, Gateway],
     owners: Mapping[ExportId, str],
     *,
+    load: Mapping[str, int] | None = None,
     passed_over: Mapping[ExportId, Collection[str]] | None = None,
     preferred: Mapping[ExportId, str] | None = None,
     marks: Marks | None = None,
@@ -20,12 +21,13 @@ def place(
     """A gateway for each free export that any may take: where a move or a mark wants it, where it still runs, siblings apart,
     then evenest, then a stable hash.
 
-    `owners` names the gateway of every export that is held, `preferred` the one that a move had in mind for a free one. A gateway
-    that is withdrawing or that refused an export gets none of it; one that was passed over for it, or that a mark speaks
-    against, only when nobody else is left.
+    `owners` names the gateway of every export that is held, or, when `load` says how many each gateway has, at least of the free
+    ones' siblings. `preferred` is the gateway that a move had in mind for a free one. A gateway that is withdrawing or that
+    refused an export gets none of it; one that was passed over for it, or that a mark speaks against, only when nobody else is
+    left.
     """
     marks = marks or Marks()
-    load = Counter(owners.values())
+    load = Counter(owners.values() if load is None else load)
     siblings = Counter((export.disk_id, node) for export, node in owners.items())
     placed: dict[ExportId, str] = {}
     for export in sorted(free):

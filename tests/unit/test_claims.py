@@ -10,7 +10,8 @@ from iscsi_worker.claims import ASKED_MOST, Claims
 from iscsi_worker.view import Held, View
 from sanderling.clock import ManualClock
 from sanderling.model.disks import Disk, Path
-from sanderling.model.exports import Export, ExportId, ExportPhase
+from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
+from tests.unit.views import view_of
 
 MAC = "02:00:00:00:00:99"
 ADDRESS = "10.0.0.1"
@@ -64,7 +65,7 @@ def view(
     )
     disk = Disk(id="d1", name="one", iqn="iqn.x:one", size_bytes=512, started=True, paths=paths)
     held = Held(Export(generation=1, counter=counter, node=node, phase=phase), "session" if locked else None, 1)
-    return View(1, {"d1": disk}, {ExportId("d1", 0): held})
+    return view_of({"d1": disk}, {ExportId("d1", 0): held}, {"here": Gateway(name="here")})
 
 
 def test_a_claim_is_known_and_answered_at_once_and_forgotten_when_it_ends() -> None:

@@ -10,6 +10,7 @@ from iscsi_worker.view import Held, View, parse
 from sanderling.coordination.base import Entry, Listing
 from sanderling.model.disks import Access, Disk, Path
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Front, Gateway, Prepared
+from tests.unit.views import view_of
 
 MINE, OTHER = "session-a", "session-b"
 DISK = Disk(
@@ -28,7 +29,7 @@ LOCAL = Local(node="a", consul_session=MINE)
 
 
 def view(value: Export = SERVING, *, session: str | None = MINE, disk: Disk | None = DISK, gateways: str = "ab") -> View:
-    return View(1, {"d1": disk} if disk else {}, {E: Held(value, session, 7)}, {name: Gateway(name=name) for name in gateways})
+    return view_of({"d1": disk} if disk else {}, {E: Held(value, session, 7)}, {name: Gateway(name=name) for name in gateways})
 
 
 def decided(seen: View, local: Local) -> list[object]:
@@ -91,7 +92,7 @@ def test_a_command_to_give_up_counts_for_its_epoch_only() -> None:
 def test_a_description_or_a_key_that_is_gone_does_not_end_service() -> None:
     running = replace(LOCAL, running={E: RUNS})
     assert decided(view(disk=None), running) == []
-    assert decided(View(1, {}, {}, {}), running) == []
+    assert decided(View(), running) == []
 
 
 @pytest.mark.rows("IS-3", "IS-7")
@@ -152,11 +153,10 @@ def test_an_export_left_free_for_the_grace_period_goes_to_the_next_choice() -> N
 
 def test_siblings_of_a_shared_disk_are_not_fenced_by_each_other() -> None:
     one, two = ExportId("d1", 1), ExportId("d1", 2)
-    seen = View(
-        1,
-        {"d1": DISK.model_copy(update={"access": Access.SHARED})},
+    paths = tuple(DISK.paths[0].model_copy(update={"index": index}) for index in (1, 2))
+    seen = view_of(
+        {"d1": DISK.model_copy(update={"access": Access.SHARED, "paths": paths})},
         {one: Held(SERVING, MINE, 1), two: Held(SERVING.model_copy(update={"client": "c2"}), None, 1)},
-        {},
     )
     assert seen.siblings_clients(two) == {"c1"}
     assert seen.siblings_clients(one) == frozenset()
@@ -178,12 +178,12 @@ def test_a_key_that_cannot_be_read_is_left_out_and_the_rest_is_seen() -> None:
         )
     )
     assert (set(seen.disks), set(seen.exports), set(seen.gateways)) == ({"d1"}, {E}, {"a"})
-    assert seen.owners == {E: "a"}
+    assert (set(seen.held_by(MINE)), seen.loads) == ({E}, {"a": 1})
 
 
 def test_an_export_key_that_no_path_of_the_disk_belongs_to_is_taken_by_nobody() -> None:
     stray = ExportId("d1", 7)
-    seen = View(1, {"d1": DISK}, {stray: Held(SERVING.model_copy(update={"client": ""}), None, 7)}, {"a": Gateway(name="a")})
+    seen = view_of({"d1": DISK}, {stray: Held(SERVING.model_copy(update={"client": ""}), None, 7)}, {"a": Gateway(name="a")})
     assert decided(seen, replace(LOCAL, wanted={stray: Epoch(1, 3)})) == []
 
 
@@ -208,7 +208,7 @@ def test_siblings_whose_clients_are_unknown_are_taken_in_turn_so_that_none_fence
     unknown = SERVING.model_copy(update={"client": UNKNOWN_CLIENT})
 
     def seen(first: Held) -> View:
-        return View(1, {"d1": shared}, {one: first, two: Held(unknown, None, 1)}, {"a": Gateway(name="a")})
+        return view_of({"d1": shared}, {one: first, two: Held(unknown, None, 1)}, {"a": Gateway(name="a")})
 
     assert [action.export for action in decide(seen(Held(unknown, None, 1)), LOCAL, {one: "a", two: "a"})] == [one]
     assert decide(seen(Held(unknown, OTHER, 1)), LOCAL, {two: "a"}) == []
@@ -222,7 +222,7 @@ NEAR = Gateway(name="b", interfaces=("eth0",))
 def beside(other: Gateway, seen: View) -> View:
     """The view with a second gateway that says of itself what is given, and this one as it is published while it is cut off."""
     here = Gateway(name="a", interfaces=("eth0",), front=Front(cut_off=("eth0",)))
-    return replace(seen, gateways={"a": here, "b": other})
+    return view_of(seen.disks, seen.exports, {"a": here, "b": other})
 
 
 def test_what_serves_where_no_initiator_can_reach_it_is_given_up_while_somebody_else_can_serve() -> None:
@@ -238,7 +238,7 @@ def test_what_serves_where_no_initiator_can_reach_it_is_given_up_while_somebody_
 def test_a_node_that_is_cut_off_takes_nothing_and_makes_nothing_ready() -> None:
     free = beside(NEAR, view(Export(generation=1), session=None))
     busy = {ExportId("d2", 0): Held(SERVING.model_copy(update={"node": "b"}), OTHER, 1)}
-    free = replace(free, exports=dict(free.exports) | busy)  # so that the fewest exports are here
+    free = view_of(free.disks, dict(free.exports) | busy, free.gateways)  # so that the fewest exports are here
     assert free_placed(free, {}) == {E: "b"}
     asked = replace(CUT, wanted={E: free.exports[E].export.epoch})
     assert list(decide(free, asked, {E: "a"})) == []
@@ -263,7 +263,7 @@ def test_who_stands_ready_for_a_sibling_is_not_fenced_either() -> None:
     one, two = ExportId("d1", 1), ExportId("d1", 2)
     ready = {str(one): Prepared(generation=1, counter=3, client="p1"), "d2/0": Prepared(generation=1, counter=1, client="p2")}
     gateways = {"b": Gateway(name="b", prepared=ready)}
-    seen = View(1, {}, {one: Held(SERVING, MINE, 1), two: Held(SERVING, None, 1)}, gateways)
+    seen = view_of({}, {one: Held(SERVING, MINE, 1), two: Held(SERVING, None, 1)}, gateways)
     assert seen.siblings_clients(two) == {"c1", "p1"}
     assert seen.siblings_clients(one) == frozenset()
 

@@ -122,7 +122,7 @@ class Lab:
         self.sessions[node] = self.coordination.open_session(node, check_ttl_s=CHECK_TTL_S)
         view = self.view()
         return self.exports(node, kill_at=kill_at, after=after).take(
-            E, DISK, view.exports[E], unserved_since=None, consul_session=self.sessions[node], view=view
+            E, DISK, view.exports[E], unserved_since=None, consul_session=self.sessions[node], siblings=view.siblings_clients(E)
         )
 
     def cut_off(self, node: str) -> None:
@@ -250,8 +250,8 @@ def test_a_failure_to_take_leaves_nothing_running_and_names_whom_to_fence(lab: L
 def test_two_that_take_at_once_from_one_view_do_not_both_get_it(lab: Lab) -> None:
     view = lab.view()
     first, second = (lab.coordination.open_session(name, check_ttl_s=CHECK_TTL_S) for name in "ab")
-    assert lab.exports("a").take(E, DISK, view.exports[E], unserved_since=None, consul_session=first, view=view)
-    assert not lab.exports("b").take(E, DISK, view.exports[E], unserved_since=None, consul_session=second, view=view)
+    assert lab.exports("a").take(E, DISK, view.exports[E], unserved_since=None, consul_session=first, siblings=frozenset())
+    assert not lab.exports("b").take(E, DISK, view.exports[E], unserved_since=None, consul_session=second, siblings=frozenset())
     assert lab.targets("b").actual() == ()
 
 
@@ -260,7 +260,7 @@ def test_an_old_view_takes_nothing_since_it_would_fence_the_wrong_client(lab: La
     lab.take("a")
     lab.cut_off("a")
     session = lab.coordination.open_session("b", check_ttl_s=CHECK_TTL_S)
-    assert not lab.exports("b").take(E, DISK, old.exports[E], unserved_since=None, consul_session=session, view=old)
+    assert not lab.exports("b").take(E, DISK, old.exports[E], unserved_since=None, consul_session=session, siblings=frozenset())
 
 
 def test_initiators_of_the_last_owner_are_tickled_from_this_path_only(lab: Lab) -> None:
@@ -392,4 +392,5 @@ def give_up(lab: Lab, node: str) -> None:
 def adopt(lab: Lab, node: str) -> bool:
     lab.sessions[node] = lab.coordination.open_session(node, check_ttl_s=CHECK_TTL_S)
     view, running = lab.view(), lab.targets(node).actual()[0]
-    return lab.exports(node).adopt(E, view.exports[E], running, DISK, consul_session=lab.sessions[node], view=view)
+    session, siblings = lab.sessions[node], view.siblings_clients(E)
+    return lab.exports(node).adopt(E, view.exports[E], running, DISK, consul_session=session, siblings=siblings)

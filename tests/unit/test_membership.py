@@ -8,8 +8,9 @@ import pytest
 
 from iscsi_worker.membership import Membership
 from sanderling.clock import ManualClock
+from sanderling.coordination.changes import Changes
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.model.exports import Gateway
+from sanderling.model.exports import Gateway, Prepared
 from sanderling.settings import Coordination, General, Images, Settings
 
 GATEWAY = Gateway(name="a")
@@ -141,7 +142,42 @@ def test_a_gateway_whose_key_is_not_seen_is_published_again(settings: Settings, 
     membership.ensure()
     for seen in (False, True, True, False):
         membership.announce(GATEWAY, seen=seen)
-    assert counting.acquired == [GATEWAY.key, GATEWAY.key]
+    assert counting.acquired == [GATEWAY.key, membership.journal_key] * 2
+
+
+def told(store: EmbeddedCoordination, membership: Membership) -> tuple[str, ...]:
+    entry = store.get(membership.journal_key)
+    return Changes.model_validate_json(entry.value).keys if entry else ()
+
+
+def test_all_are_told_of_what_matters_to_all_and_of_what_was_noted_and_of_nothing_else(
+    start: Callable[[], Membership], store: EmbeddedCoordination
+) -> None:
+    membership = start()
+    membership.ensure()
+    membership.announce(GATEWAY, seen=True)
+    assert told(store, membership) == (GATEWAY.key,), "it is new"
+    move = {"prepared": {"d/0": Prepared(generation=1, counter=1, client="c")}, "running": {"d/0": "c"}}
+    membership.announce(GATEWAY.model_copy(update=move), seen=True)
+    assert told(store, membership) == (GATEWAY.key,)
+    membership.announce(GATEWAY.model_copy(update={"refused": {"d/0": "why"}}), seen=True)
+    assert told(store, membership) == (GATEWAY.key, GATEWAY.key)
+    membership.note(["exports/d/0"])
+    membership.announce(GATEWAY, seen=True)
+    assert told(store, membership)[2:] == ("exports/d/0", GATEWAY.key)
+
+
+def test_a_journal_ends_with_the_session_like_the_gateway_key(
+    start: Callable[[], Membership], store: EmbeddedCoordination
+) -> None:
+    membership = start()
+    session = membership.ensure()
+    membership.announce(GATEWAY, seen=True)
+    entries = [store.get(key) for key in (GATEWAY.key, membership.journal_key)]
+    assert [entry.consul_session for entry in entries if entry] == [session, session]
+    membership.leave()
+    entries = [store.get(key) for key in (GATEWAY.key, membership.journal_key)]
+    assert [entry.consul_session for entry in entries if entry] == [None, None]
 
 
 def test_a_second_worker_of_the_same_name_is_no_member_until_the_first_is_gone(

@@ -2,16 +2,19 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import pytest
 
 from cli.lab.parts.daemons import waited
 from iscsi_worker.view import View
-from iscsi_worker.watch import ATTENDED_MAX, Watch
+from iscsi_worker.watch import ATTENDED_MAX, LOOKED_AT_MOST, Watch
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Entry, Listing
+from sanderling.coordination.changes import KEPT, Journal
 from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.errors import Unavailable
 from sanderling.model.exports import Export, ExportId
 from sanderling.model.marks import MARKS_KEY, Marks
 from sanderling.settings import Coordination, Settings, Worker
@@ -27,11 +30,18 @@ class Held(EmbeddedCoordination):
     def __init__(self) -> None:
         super().__init__(Coordination(backend="embedded"), clock=CLOCK)
         self.asked, self.let = threading.Event(), threading.Event()
+        self.listed = 0
+        self.got: list[str] = []
+        self.is_away = False
 
     def list(self, prefix: str) -> Listing:
+        self.listed += 1
         return self._held(super().list(prefix))
 
     def get(self, key: str) -> Entry | None:
+        if self.is_away:
+            raise Unavailable("away", dependency="consul")
+        self.got.append(key)
         return self._held(super().get(key))
 
     def _held(self, answer: Answer) -> Answer:
@@ -42,13 +52,17 @@ class Held(EmbeddedCoordination):
 
 
 class Site:
-    def __init__(self, rest_s: float = 0.0) -> None:
+    def __init__(self, rest_s: float = 0.0, read_all_s: float = 3600.0) -> None:
         self.store = Held()
         self.changes = 0
-        settings = Settings(
-            coordination=Coordination(backend="embedded", watch_timeout_s=0.2),
-            iscsi_worker=Worker(watch_rest_per_key_s=rest_s, watch_rest_most_s=rest_s),
+        own = Worker(
+            watch_rest_per_key_s=rest_s,
+            watch_rest_most_s=rest_s,
+            read_all_per_key_s=read_all_s,
+            read_all_most_s=max(1.0, read_all_s),
+            renew_interval_s=0.1,
         )
+        settings = Settings(coordination=Coordination(backend="embedded", watch_timeout_s=0.2), iscsi_worker=own)
         self.watch = Watch(settings, self.store, on_change=self.changed, clock=CLOCK)
 
     def changed(self) -> None:
@@ -56,6 +70,12 @@ class Site:
 
     def write(self, export: ExportId, node: str) -> None:
         assert self.store.put(export.key, Export(generation=1, node=node).model_dump_json().encode())
+
+    def tell(self, journal: Journal, *exports: ExportId, session: str | None = None) -> None:
+        """Write what the journal's writer has changed, under its session if it has one."""
+        journal.note(export.key for export in exports)
+        put = partial(self.store.acquire, consul_session=session) if session else self.store.put
+        assert journal.write(put)
 
     def node(self, export: ExportId = A) -> str | None:
         view = self.watch.latest
@@ -138,7 +158,7 @@ def test_a_key_that_was_asked_for_before_does_not_undo_what_was_read_since(site:
     assert site.node(A) == "2"
 
 
-def test_a_key_that_is_attended_is_seen_while_the_watch_of_everything_rests() -> None:
+def test_a_key_that_is_attended_is_seen_while_the_watch_rests() -> None:
     site, stopping = Site(rest_s=1000), threading.Event()
     site.write(A, "1")
     follower = threading.Thread(target=site.watch.follow, args=(stopping,), daemon=True)
@@ -161,3 +181,117 @@ def test_attention_ends_by_itself_and_no_more_keys_are_attended_than_allowed(sit
         site.watch.attend(f"nodes/{number}", for_s=0.1)
     assert len(site.watch._attended) <= ATTENDED_MAX
     waited(lambda: not site.watch._attended, within_s=10, what="nothing is attended any more")
+
+
+def test_what_a_journal_names_is_looked_at_and_nothing_else(site: Site) -> None:
+    for export in (A, B):
+        site.write(export, "1")
+    journal = Journal("iscsi_worker", "x")
+    site.watch.turn()
+    for export in (A, B):
+        site.write(export, "2")
+    site.tell(journal, A)
+    listed, site.changes = site.store.listed, 0
+    assert site.watch.turn() == 2  # the journal, and what it names
+    assert (site.node(A), site.node(B), site.changes) == ("2", "1", 1)
+    assert (site.store.got, site.store.listed) == ([A.key], listed)
+
+
+def test_a_change_that_was_seen_already_is_no_news(site: Site) -> None:
+    journal = Journal("iscsi_worker", "x")
+    site.watch.turn()
+    site.tell(journal, A)
+    site.watch.turn()
+    site.changes = 0
+    assert site.watch.turn() == 0
+    assert site.changes == 0
+    site.write(A, "2")
+    site.tell(journal, A)
+    site.watch.fresh()
+    assert site.watch.turn() == 0, "a listing of everything holds the journals too"
+
+
+@pytest.mark.parametrize("missed", ["more than a journal keeps", "another beginning", "the journal is gone"])
+def test_who_cannot_tell_what_it_missed_reads_everything(site: Site, missed: str) -> None:
+    journal = Journal("iscsi_worker", "x")
+    site.tell(journal, A)
+    site.write(B, "1")
+    site.watch.turn()
+    site.write(B, "2")
+    match missed:
+        case "more than a journal keeps":
+            journal.note(f"disks/{number}" for number in range(KEPT))
+            site.tell(journal, A)
+        case "another beginning":
+            site.tell(Journal("iscsi_worker", "x"), A)
+        case _:
+            assert site.store.delete(journal.key)
+    site.watch.turn()
+    assert site.node(B) == "2"
+
+
+def test_the_end_of_a_workers_session_frees_what_it_held_before_anybody_says_so(site: Site) -> None:
+    session = site.store.open_session("x", check_ttl_s=3600)
+    assert site.store.acquire(A.key, Export(generation=1, node="x").model_dump_json().encode(), consul_session=session)
+    site.tell(Journal("iscsi_worker", "x"), session=session)
+    site.watch.turn()
+    assert site.watch.latest
+    assert set(site.watch.latest.held_by(session)) == {A}
+    site.store.close_session(session)
+    site.watch.turn()
+    assert set(site.watch.latest.held_by(None)) == {A}
+
+
+def test_many_changes_at_once_are_one_listing(site: Site) -> None:
+    journal = Journal("conductor", "x")
+    site.watch.turn()
+    exports = [ExportId(str(number), 0) for number in range(LOOKED_AT_MOST + 1)]
+    for export in exports:
+        site.write(export, "1")
+    listed = site.store.listed
+    site.tell(journal, *exports)
+    site.watch.turn()
+    assert all(site.node(export) == "1" for export in exports)
+    assert (site.store.got, site.store.listed) == ([], listed + 1)
+
+
+def test_what_could_not_be_looked_at_is_looked_at_later(site: Site) -> None:
+    journal = Journal("conductor", "x")
+    site.watch.turn()
+    site.write(A, "2")
+    site.tell(journal, A)
+    site.store.is_away = True
+    with pytest.raises(Unavailable):
+        site.watch.turn()
+    site.store.is_away = False
+    site.watch.turn()
+    assert site.node(A) == "2"
+
+
+def test_what_nobody_told_of_is_found_when_everything_is_read_again() -> None:
+    site = Site(read_all_s=0.0)
+    site.write(A, "1")
+    site.watch.turn()
+    site.write(A, "2")
+    site.watch.sweep()
+    assert (site.node(A), site.changes) == ("2", 2)
+
+
+def test_everything_is_read_again_only_when_it_is_time_for_that(site: Site) -> None:
+    site.write(A, "1")
+    site.watch.turn()
+    listed = site.store.listed
+    site.watch.sweep()
+    assert site.store.listed == listed
+
+
+def test_an_attended_key_stays_as_it_is_when_a_listing_from_before_arrives_late(site: Site) -> None:
+    site.write(A, "1")
+    site.watch.fresh()
+    site.watch.attend(A.key, for_s=60)
+    let = slowly(site, site.watch.fresh)
+    site.write(A, "2")
+    waited(lambda: site.node() == "2", within_s=10, what="the attended key's change")
+    let()
+    assert site.node() == "2"
+    site.watch.stop()

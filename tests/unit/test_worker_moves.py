@@ -16,7 +16,7 @@ from iscsi_worker.decisions import Action, Activate, Drop, Local, Take, decide, 
 from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.targets.base import Running, Targets, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
-from iscsi_worker.view import Held, View
+from iscsi_worker.view import Held
 from iscsi_worker.worker import Worker
 from rpc.bus import Bus
 from rpc.messages import ExportCommand
@@ -34,6 +34,7 @@ from sanderling.settings import General, Settings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Worker as WorkerSettings
 from tests.unit.test_worker import Silent, Store
+from tests.unit.views import view_of
 
 CLOCK = SystemClock()
 DISK = Disk(
@@ -432,7 +433,7 @@ READY = Running(EXPORT, (1, 2), 1, "b:1", (), False, 10.0, DISK.paths)
 
 def seen_by_b(export: Export, *, owner: str, running: Running = READY, disk: Disk = DISK, wanted: bool = True) -> list[Action]:
     """What b does about the export, which gateway `owner` holds."""
-    view = View(disks={"1": disk}, exports={EXPORT: Held(export, owner, 7)}, gateways={"b": Gateway(name="b")})
+    view = view_of({"1": disk}, {EXPORT: Held(export, owner, 7)}, {"b": Gateway(name="b")})
     epochs = {EXPORT: export.epoch} if wanted else {}
     return decide(view, Local("b", "b", running={EXPORT: running}, wanted=epochs), {})
 
@@ -466,10 +467,7 @@ def test_a_process_that_stands_ready_is_kept_while_it_is_wanted_and_fits() -> No
 
 def test_who_is_cut_off_in_front_does_not_stand_ready_any_more() -> None:
     away = Gateway(name="b", front=Front(cut_off=("eth0",)))
-    seen = View(
-        disks={"1": DISK},
-        exports={EXPORT: Held(SERVED, "a", 7)},
-        gateways={"a": Gateway(name="a", interfaces=("eth0",)), "b": away},
-    )
+    beside = Gateway(name="a", interfaces=("eth0",))
+    seen = view_of({"1": DISK}, {EXPORT: Held(SERVED, "a", 7)}, {"a": beside, "b": away})
     local = Local("b", "b", running={EXPORT: READY}, wanted={EXPORT: SERVED.epoch}, cut_off=("eth0",))
     assert decide(seen, local, {}) == [Drop(EXPORT)]
