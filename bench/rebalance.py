@@ -231,7 +231,7 @@ def _reference(site: Site, count: int, constants: Constants) -> list[float]:
     nodes = [reference.Node.on(coordination, f"reference-{name}") for name in ("source", "target")]
     took = []
     for number in range(count):
-        path = reference.Handover(f"bench-{constants.batch_s:g}/", f"{number}", constants)
+        path = reference.Handover(f"bench/{nodes[0].consul_session}/", f"{number}", constants)
         path.belongs_to(nodes[0])
         began = CLOCK.monotonic()
         path.move(nodes[0], nodes[1], drop=nothing, take=lambda: reference.pause(START_S + ENABLE_S))

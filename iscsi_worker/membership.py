@@ -66,9 +66,11 @@ class Membership:
         """The session to work with: the present one, which may be the one of before the restart, or a new one."""
         if self._session is None or self._session == self._lost:
             self._gateway = None
+            began = self._clock.monotonic()
             self._session = self._coordination.open_session(
                 self._settings.sanderling.node, check_ttl_s=self._settings.coordination.check_ttl_s
             )
+            self._proof = (self._session, began + self._settings.iscsi_worker.lease_s)
             self._keep(self._session)
             log.info("consul session opened", consul_session=self._session)
         return self._session

@@ -83,20 +83,27 @@ def test_the_session_is_proven_only_from_the_moment_the_question_was_asked(
     start: Callable[[], Membership], settings: Settings, clock: ManualClock
 ) -> None:
     membership = start()
-    membership.ensure()
     assert membership.proven_until == 0.0
+    membership.ensure()
+    assert membership.proven_until == clock.monotonic() + settings.iscsi_worker.lease_s, "who has just opened it has proof of it"
     clock.advance(1.0)
     membership.turned()
     membership.prove()
     assert membership.proven_until == clock.monotonic() + settings.iscsi_worker.lease_s
 
 
-def test_a_proof_of_one_session_says_nothing_of_the_next(start: Callable[[], Membership], store: EmbeddedCoordination) -> None:
+def test_a_proof_of_one_session_says_nothing_of_the_next(
+    start: Callable[[], Membership], store: EmbeddedCoordination, settings: Settings, clock: ManualClock
+) -> None:
     membership = start()
     store.close_session(membership.ensure())
     membership.prove()
-    membership.ensure()
-    assert membership.proven_until == 0.0
+    clock.advance(1.0)
+    second = start()
+    assert second.proven_until == 0.0, "one that was found on disk has yet to be proved"
+    second.prove()
+    second.ensure()
+    assert second.proven_until == clock.monotonic() + settings.iscsi_worker.lease_s
 
 
 def test_a_worker_whose_loop_hangs_lets_its_session_die(
@@ -214,7 +221,10 @@ def test_a_session_is_certain_only_for_a_moment_after_it_was_proved(
 ) -> None:
     membership = start()
     membership.ensure()
+    assert membership.is_certain, "a gateway that has just come may serve what it is handed"
+    clock.advance(2 * settings.iscsi_worker.renew_interval_s)
     assert not membership.is_certain
+    membership.turned()
     membership.prove()
     assert membership.is_certain
     clock.advance(2 * settings.iscsi_worker.renew_interval_s)
