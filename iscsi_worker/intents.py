@@ -51,10 +51,10 @@ class Intents:
         `StaleEpoch` for an old epoch, here and below. It holds for a while only; a command that is repeated renews it.
         """
         self._check(export, epoch)
-        self._attend(export.key)
         with self._lock:
             self._wanted[export] = _Until(epoch, self._clock.monotonic() + self._settings.move_intent_s)
             self._unwanted.pop(export, None)
+            self._attend(export.key)
         self._wake()
 
     def unwant(self, export: ExportId, epoch: Epoch) -> None:
@@ -68,7 +68,6 @@ class Intents:
     def hand_on(self, export: ExportId, epoch: Epoch, *, destination: str, operation_id: str) -> None:
         """clean, with a destination: pass this export on to that gateway once it stands ready, and serve it until then."""
         self._check(export, epoch)
-        self._attend(f"nodes/{destination}")
         with self._lock:
             if export in self._kept and self._kept[export].value.operation_id == operation_id:
                 return  # a repetition that crossed with the answer
@@ -76,6 +75,7 @@ class Intents:
                 Handing(epoch, destination, operation_id), self._clock.monotonic() + self._settings.move_intent_s
             )
             self._kept.pop(export, None)
+            self._attend(f"nodes/{destination}")
         self._wake()
 
     def refuse(self, export: ExportId, reason: str) -> None:
@@ -115,7 +115,7 @@ class Intents:
             self._kept = {e: one for e, one in self._kept.items() if one.until > now}
             waited_for = {export.key for export in self._wanted}
             waited_for |= {f"nodes/{one.value.destination}" for one in self._handing.values()}
-        self._watch.neglect(but=waited_for)
+            self._watch.neglect(but=waited_for)  # under the lock: what is attended to from now on stays so
 
     def _attend(self, key: str) -> None:
         self._watch.attend(key, for_s=self._settings.move_intent_s)
