@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable
+from itertools import accumulate
 
 import structlog
 
@@ -24,12 +25,17 @@ class Announcements:
         self._more = threading.Event()
 
     def repeat(self, paths: Iterable[Path]) -> None:
-        """Announce each path's address again, as often and as far apart as set."""
-        now, interval_s = self._clock.monotonic(), self._settings.announce_interval_s
+        """Announce each path's address again, as often as set: soon at first, then further and further apart.
+
+        A neighbour that heard none of the first, since its own network was being mended, would use the old one for a minute.
+        """
+        now, own = self._clock.monotonic(), self._settings
+        turns = range(own.announcements - 1)
+        pauses = (min(own.announce_interval_s * 2.0**turn, own.announce_interval_most_s) for turn in turns)
+        moments = list(accumulate(pauses, initial=now))[1:]
         with self._lock:
             for path in paths:
-                moments = [now + turn * interval_s for turn in range(1, self._settings.announcements)]
-                self._due[path.address] = (path, moments)
+                self._due[path.address] = (path, list(moments))
         self._more.set()
 
     def forget(self, addresses: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ class Bench:
         self.addresses = Memory(self.clock)
         self.addresses.add(PATH.address, prefix_len=24, interface="eth0", lifetime_s=1000)
         self.announcements = Announcements(Worker(announcements=3, announce_interval_s=0.1), self.addresses, clock=self.clock)
+        self.many = Announcements(Worker(announce_interval_s=0.1, announce_interval_most_s=2), self.addresses, clock=self.clock)
 
     @property
     def announced(self) -> int:
@@ -36,12 +37,25 @@ def test_an_address_is_announced_as_often_and_as_far_apart_as_set_the_first_time
     bench.announcements.repeat([PATH])
     assert bench.pass_time(0.05) == pytest.approx(0.05)
     assert bench.announced == 0
-    assert bench.pass_time(0.06) == pytest.approx(0.09)
+    assert bench.pass_time(0.06) == pytest.approx(0.19)
     assert bench.announced == 1
-    assert bench.pass_time(0.1) is None
+    assert bench.pass_time(0.2) is None
     assert bench.announced == 2
     assert bench.pass_time(10) is None
     assert bench.announced == 2
+
+
+def test_announcements_go_on_further_and_further_apart_until_whoever_was_deaf_has_heard_one(bench: Bench) -> None:
+    bench.many.repeat([PATH])
+    left_s, pauses = bench.many.turn(), []
+    while left_s is not None:
+        pauses.append(round(left_s, 6))
+        bench.clock.advance(left_s + 1e-9)
+        left_s = bench.many.turn()
+    assert pauses[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0])
+    assert max(pauses) == 2.0
+    assert bench.announced == len(pauses) == Worker().announcements - 1
+    assert sum(pauses) > 30
 
 
 def test_what_is_forgotten_is_announced_no_more(bench: Bench) -> None:
