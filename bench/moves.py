@@ -6,7 +6,7 @@ All on real Ceph, Consul, RabbitMQ and tgtd in namespaces, each on an image of i
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -224,8 +224,7 @@ class Site:
     def node(self, node: str, name: str, constants: Constants) -> Node:
         """A session on the Consul agent of that node."""
         settings = self.cluster.settings(node=node, name=f"{name}-{node}").coordination
-        coordination = ConsulCoordination(replace(settings, lock_delay_s=int(constants.lock_delay_s)), clock=CLOCK)
-        return Node.on(coordination, f"{name}-{node}")
+        return Node.on(ConsulCoordination(settings, clock=CLOCK), f"{name}-{node}", lock_delay_s=int(constants.lock_delay_s))
 
     def address(self, number: int) -> str:
         """One that no path of ours gets."""

@@ -41,7 +41,7 @@ class Constants:
     @property
     def without_sleeps(self) -> "Constants":
         """Lock-delay is Consul's, so it keeps the shortest that ours has too."""
-        return replace(self, drop_sessions_s=0, batch_s=0, poll_s=0, show_s=0, lock_delay_s=1.0, fence_s=0, after_map_s=0)
+        return replace(self, drop_sessions_s=0, batch_s=0, poll_s=0, show_s=0, lock_delay_s=0, fence_s=0, after_map_s=0)
 
     def printed(self, *names: str) -> str:
         return ", ".join(f"{name} {value:g}" for name, value in asdict(self).items() if not names or name in names)
@@ -59,8 +59,8 @@ class Node:
     consul_session: str
 
     @classmethod
-    def on(cls, coordination: Coordination, name: str) -> "Node":
-        return cls(coordination, coordination.open_session(name, check_ttl_s=3600.0))
+    def on(cls, coordination: Coordination, name: str, *, lock_delay_s: int = 0) -> "Node":
+        return cls(coordination, coordination.open_session(name, check_ttl_s=3600.0, lock_delay_s=lock_delay_s))
 
 
 class Handover:

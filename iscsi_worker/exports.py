@@ -44,7 +44,7 @@ class Exports:
         consul_session: str,
         siblings: frozenset[str],
     ) -> bool:
-        """Own and serve the export; False when another was faster or the dead owner's lock-delay is not over.
+        """Own and serve the export; False when another was faster.
 
         `unserved_since` is when this node first saw that nobody serves what was served before; the report tells the gap.
         `siblings` are the clients that have the image open by right.

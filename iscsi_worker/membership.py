@@ -142,7 +142,7 @@ class Membership:
         return self._coordination.acquire(key, value, consul_session=self._session)
 
     def leave(self) -> None:
-        """Give the keys back, so that no lock-delay holds up the next worker here, and end the session."""
+        """Give the keys back, and end the session."""
         if self._session is not None:
             if self._gateway is not None:
                 self._release(self._gateway.key, self._gateway.model_dump_json().encode())

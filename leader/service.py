@@ -145,7 +145,9 @@ class Candidate:
     def _campaign(self, term: int) -> None:
         if self._consul_session is None:
             self._consul_session = self._coordination.open_session(
-                f"leader-{self._service}-{self._node}", check_ttl_s=self._bounds.check_ttl_s
+                f"leader-{self._service}-{self._node}",
+                check_ttl_s=self._bounds.check_ttl_s,
+                lock_delay_s=self._bounds.lock_delay_s,
             )
         before = self._clock.monotonic()
         leader = Leader(node=self._node, term=term, since=self._clock.wall())

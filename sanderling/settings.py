@@ -56,7 +56,6 @@ class Coordination:
     prefix: str = _of("sanderling/", "Put before every key")
     request_timeout_s: float = _of(5.0, "Bound of one request that does not wait", least=0.1)
     watch_timeout_s: float = _of(10.0, "Longest wait of one blocking query", least=0.1)
-    lock_delay_s: int = _of(1, "How long Consul keeps a dead owner's lock from others", least=0)
     check_ttl_s: float = _of(5.0, "A worker that has not fed its check for this long is replaced", least=0.5)
 
 
@@ -211,7 +210,7 @@ class Worker:
     announce_interval_most_s: float = _of(2.0, "Longest time between two announcements", least=0)
     reports_max: int = _of(1000, "Reports kept while the broker is away; the oldest is dropped", least=1)
     report_retry_s: float = _of(1.0, "Wait before a report is sent again", least=0.05)
-    take_retry_s: float = _of(0.25, "Wait before a taking that came too early (lock-delay) is tried again", least=0.01)
+    take_retry_s: float = _of(0.25, "Wait before a taking in which another was faster is tried again", least=0.01)
     withdraw_timeout_s: float = _of(30.0, "How long stopping waits until every export has been given up", least=1)
     tgtd: str = _of("/usr/sbin/tgtd", "The target program")
     guard: str = _of("", "The guard library; empty for the one that was installed with Sanderling")
@@ -225,6 +224,7 @@ class Leader:
     check_ttl_s: float = _of(3.0, "A leader that has not fed its check for this long is replaced", least=0.5)
     renew_interval_s: float = _of(0.5, "How often leadership is proved", least=0.05)
     lease_s: float = _of(2.0, "A leader that could not prove its lock for this long stops its duties", least=0.1)
+    lock_delay_s: int = _of(1, "How long Consul keeps a dead leader's lock from others", least=0)
     duty_stop_timeout_s: float = _of(1.0, "Bound of stopping a duty before the process ends itself", least=0.1)
     candidacy_pause_s: float = _of(5.0, "How long a leader that stepped down does not stand again", least=0)
 
@@ -336,10 +336,10 @@ def _check_sense(settings: Settings) -> None:
         )
     if worker.renew_interval_s * 2 > worker.lease_s:
         raise SettingsRefused("[iscsi_worker] renew_interval_s: must be at most half of lease_s, or one late turn stops I/O")
-    if worker.lease_s > coordination.check_ttl_s + coordination.lock_delay_s:
+    if worker.lease_s > coordination.check_ttl_s:
         raise SettingsRefused(
-            "[iscsi_worker] lease_s: longer than check_ttl_s + lock_delay_s of [coordination]: a dead worker's export "
-            "would go on after another may take it; lower it"
+            "[iscsi_worker] lease_s: longer than [coordination] check_ttl_s: a dead worker's export would go on after another "
+            "may take it; lower it"
         )
     if leader.renew_interval_s * 2 > leader.lease_s:
         raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
@@ -347,5 +347,5 @@ def _check_sense(settings: Settings) -> None:
         raise SettingsRefused("[iscsi_worker] address_lifetime_s: must be more than two renew_interval_s, or addresses flap")
     if coordination.check_ttl_s < 2 * worker.renew_interval_s:
         raise SettingsRefused("[coordination] check_ttl_s: must be at least two renew_interval_s, or live workers are replaced")
-    if leader.lease_s >= leader.check_ttl_s + coordination.lock_delay_s:
+    if leader.lease_s >= leader.check_ttl_s + leader.lock_delay_s:
         raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")

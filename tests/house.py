@@ -28,7 +28,6 @@ from sanderling.records import disks, operations
 from sanderling.records.database import Records
 from sanderling.records.tables import DiskRow, SubnetRow
 from sanderling.settings import Conductor
-from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Records as RecordsSettings
 from tests.fleet import Fleet
@@ -84,7 +83,7 @@ class House:
         clock = SystemClock()
         shutil.copy(template, folder / "records.sqlite")
         self.records = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=clock)
-        self.coordination: Coordination = EmbeddedCoordination(CoordinationSettings(lock_delay_s=0), clock=clock)
+        self.coordination: Coordination = EmbeddedCoordination(clock=clock)
         self.images: Images = images or FileImages(ImagesSettings(backend="files", folder=str(folder / "images")), clock=clock)
         bus, journal = cast(Bus, Fleet(self.coordination)), Journal("conductor", "test")
         self.stores = Stores(self.records, self.coordination, self.images, bus, clock, journal)

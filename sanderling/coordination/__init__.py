@@ -10,7 +10,7 @@ def connect(settings: Settings, *, clock: Clock) -> Coordination:
     if settings.coordination.backend == "embedded":
         from sanderling.coordination.embedded import EmbeddedCoordination  # noqa: PLC0415
 
-        return EmbeddedCoordination(settings.coordination, clock=clock)
+        return EmbeddedCoordination(clock=clock)
     from sanderling.coordination.consul import ConsulCoordination  # noqa: PLC0415  costs memory that an embedded process saves
 
     return ConsulCoordination(settings.coordination, clock=clock)

@@ -86,7 +86,7 @@ def assert_sound(ops: Sequence[Op]) -> None:
 
 class Coordination(Protocol):
     failover_bound_s: float
-    """How long after its holder fell silent, at most, a lock opened with a check of 1 s can be taken by another."""
+    """How long after its holder fell silent, at most, the lock of a session with a check of 1 s can be taken by another."""
 
     def get(self, key: str) -> Entry | None: ...
 
@@ -119,10 +119,10 @@ class Coordination(Protocol):
         """
         ...
 
-    def open_session(self, name: str, *, check_ttl_s: float) -> str:
+    def open_session(self, name: str, *, check_ttl_s: float, lock_delay_s: int = 0) -> str:
         """A new consul session's id. It dies when its check is not fed for `check_ttl_s`, or when the node dies.
 
-        On death every key it locks is unlocked, its value left as it was.
+        On death every key it locks is unlocked, its value left as it was; nobody can lock it for another `lock_delay_s`.
         """
         ...
 

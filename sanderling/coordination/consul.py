@@ -48,7 +48,7 @@ class ConsulCoordination:
         self._checks: dict[str, str] = {}  # check id by consul session
         self._lost: set[str] = set()
         self._interrupted: set[str] = set()  # prefixes whose last watch failed: the store may be another since
-        self.failover_bound_s = 1.0 + bounds.lock_delay_s + bounds.request_timeout_s
+        self.failover_bound_s = 1.0 + bounds.request_timeout_s
 
     def get(self, key: str) -> Entry | None:
         with self._asking():
@@ -102,7 +102,7 @@ class ConsulCoordination:
                 raise self._gone(consul_session)
         return False
 
-    def open_session(self, name: str, *, check_ttl_s: float) -> str:
+    def open_session(self, name: str, *, check_ttl_s: float, lock_delay_s: int = 0) -> str:
         """The session has no TTL of its own (Consul waits for twice that): it hangs on serfHealth and on the check."""
         check_id = f"{CHECK_MARK}{name}:{uuid4()}"
         check = {"ttl": _milliseconds(check_ttl_s), "status": "passing"}
@@ -110,7 +110,7 @@ class ConsulCoordination:
             self._sweep_checks(name)
             self._client.agent.check.register(f"{CHECK_MARK}{name}", check=check, check_id=check_id)
             try:
-                consul_session = self._session_on(name, check_id)
+                consul_session = self._session_on(name, check_id, lock_delay_s)
             except (consul.ConsulException, requests.RequestException):
                 self._client.agent.check.deregister(check_id)
                 raise
@@ -194,13 +194,13 @@ class ConsulCoordination:
             self._checks[consul_session] = ours[0]
         return self._checks[consul_session]
 
-    def _session_on(self, name: str, check_id: str) -> str:
+    def _session_on(self, name: str, check_id: str, lock_delay_s: int) -> str:
         """Open the session. Consul refuses until the check has reached the catalog, which takes a moment."""
         deadline, never = self._clock.monotonic() + self._bounds.request_timeout_s, threading.Event()
         checks = ["serfHealth", check_id]
         while True:
             try:
-                return str(self._client.session.create(name, checks=checks, lock_delay=self._bounds.lock_delay_s))
+                return str(self._client.session.create(name, checks=checks, lock_delay=lock_delay_s))
             except consul.ConsulException:
                 if self._clock.monotonic() >= deadline:
                     raise

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 import structlog
 
-from sanderling import settings
 from sanderling.clock import Clock
 from sanderling.coordination.base import Acquire, Delete, Entry, Listing, Op, Put, Release, assert_sound
 from sanderling.errors import SessionLost, TooLarge
@@ -22,6 +21,7 @@ VALUES_MAX_BYTES = 384 * 1024  # of one transaction: what Consul's 512 KiB leave
 class _Session:
     name: str
     check_ttl_s: float
+    lock_delay_s: int
     fed_at: float
 
     @property
@@ -43,13 +43,12 @@ class _Store:
 class EmbeddedCoordination:
     """Lives and dies with the process. Nothing but the clock moves it, so a test with a manual clock needs no threads."""
 
-    def __init__(self, bounds: settings.Coordination, *, clock: Clock) -> None:
-        self._lock_delay_s = bounds.lock_delay_s
+    def __init__(self, *, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._store = _Store()
         self._watchers: set[threading.Event] = set()
-        self.failover_bound_s = 1.0 + bounds.lock_delay_s
+        self.failover_bound_s = 1.0
 
     def get(self, key: str) -> Entry | None:
         with self._lock:
@@ -103,10 +102,10 @@ class EmbeddedCoordination:
             self._commit(staged)
             return True
 
-    def open_session(self, name: str, *, check_ttl_s: float) -> str:
+    def open_session(self, name: str, *, check_ttl_s: float, lock_delay_s: int = 0) -> str:
         with self._lock:
             consul_session = str(uuid4())
-            self._store.sessions[consul_session] = _Session(name, check_ttl_s, self._bury_the_silent())
+            self._store.sessions[consul_session] = _Session(name, check_ttl_s, lock_delay_s, self._bury_the_silent())
             return consul_session
 
     def renew_session(self, consul_session: str) -> None:
@@ -150,10 +149,10 @@ class EmbeddedCoordination:
         return now
 
     def _end(self, consul_session: str, *, at: float) -> None:
-        del self._store.sessions[consul_session]
+        until = at + self._store.sessions.pop(consul_session).lock_delay_s
         locked = [entry for entry in self._store.entries.values() if entry.consul_session == consul_session]
-        still = {key: until for key, until in self._store.delayed_until.items() if until > at}
-        self._store.delayed_until = still | {entry.key: at + self._lock_delay_s for entry in locked}
+        still = {key: delayed for key, delayed in self._store.delayed_until.items() if delayed > at}
+        self._store.delayed_until = still | {entry.key: until for entry in locked}
         index = self._store.index + 1
         self._commit({entry.key: replace(entry, consul_session=None, modify_index=index) for entry in locked})
 

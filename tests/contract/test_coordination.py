@@ -16,6 +16,7 @@ from sanderling.errors import SessionLost, TooLarge, Unavailable
 from sanderling.settings import Coordination as Bounds
 from sanderling.settings import Settings
 
+LOCK_DELAY_S = 2
 LONG_S = 300.0  # a check that nobody has to feed during a test
 WITHIN_S = 30.0  # bound of what must come about by itself
 VALUE_MAX = bytes(range(256)) * 256  # 64 KiB
@@ -31,7 +32,7 @@ class Backend:
     opened: list[str] = field(default_factory=list)
 
     def session(self, name: str = "test", *, check_ttl_s: float = LONG_S) -> str:
-        self.opened.append(self.store.open_session(name, check_ttl_s=check_ttl_s))
+        self.opened.append(self.store.open_session(name, check_ttl_s=check_ttl_s, lock_delay_s=LOCK_DELAY_S))
         return self.opened[-1]
 
     def pass_time(self, seconds: float) -> None:
@@ -52,13 +53,13 @@ class Backend:
 
 
 def embedded(clock: Clock) -> Backend:
-    store = connect(Settings(coordination=Bounds(backend="embedded", lock_delay_s=2)), clock=clock)
+    store = connect(Settings(coordination=Bounds(backend="embedded")), clock=clock)
     return Backend(store, clock, lambda: store)
 
 
 def on_consul(url: str, prefix: str) -> Backend:
     clock = SystemClock()
-    settings = Settings(coordination=Bounds(url=url, prefix=f"{prefix}/", lock_delay_s=2))
+    settings = Settings(coordination=Bounds(url=url, prefix=f"{prefix}/"))
     return Backend(connect(settings, clock=clock), clock, lambda: connect(settings, clock=clock))
 
 
@@ -391,7 +392,7 @@ def test_a_lock_lives_as_long_as_its_session_is_fed(backend: Backend) -> None:
 def test_a_lock_outlives_a_silent_holder_no_longer_than_promised(backend: Backend) -> None:
     store, heir = backend.store, backend.session("heir")
     assert store.acquire("a", b"1", consul_session=backend.session("holder", check_ttl_s=1.0))
-    backend.waited(lambda: store.acquire("a", b"2", consul_session=heir), within_s=store.failover_bound_s)
+    backend.waited(lambda: store.acquire("a", b"2", consul_session=heir), within_s=store.failover_bound_s + LOCK_DELAY_S)
 
 
 def test_what_the_dead_locked_is_unlocked_and_keeps_its_value(backend: Backend) -> None:
@@ -418,6 +419,14 @@ def test_the_lock_delay_keeps_others_from_what_the_dead_held(backend: Backend) -
     assert not store.acquire("held", b"", consul_session=heir)
     assert not store.txn([Acquire("other", b"", heir), Acquire("held", b"", heir)])
     backend.waited(lambda: store.acquire("held", b"", consul_session=heir))
+
+
+def test_without_a_lock_delay_the_next_has_the_lock_at_once(backend: Backend) -> None:
+    store, heir = backend.store, backend.session("heir")
+    mine = store.open_session("mine", check_ttl_s=LONG_S)
+    assert store.acquire("a", b"1", consul_session=mine)
+    store.close_session(mine)
+    assert store.acquire("a", b"2", consul_session=heir)
 
 
 def test_a_closed_session_is_gone_and_its_locks_with_it(backend: Backend) -> None:

@@ -243,7 +243,7 @@ def test_a_session_waits_for_its_check_to_reach_the_catalog(canned: Canned) -> N
 def test_a_session_asks_for_the_lock_delay_and_hangs_on_the_node_and_its_check(canned: Canned) -> None:
     canned.answer("/v1/agent/check", b"{}")
     canned.answer("/v1/session/create", {"ID": ID})
-    coordination(canned.url, lock_delay_s=3).open_session("w", check_ttl_s=0.5)
+    coordination(canned.url).open_session("w", check_ttl_s=0.5, lock_delay_s=3)
     registered, created = (json.loads(asked.body) for asked in canned.asked[1:])
     assert (registered["ttl"], registered["status"]) == ("500ms", "passing")
     assert created == {"name": "w", "checks": ["serfHealth", registered["id"]], "lockdelay": "3s"}

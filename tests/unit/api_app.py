@@ -91,7 +91,7 @@ class Consul(EmbeddedCoordination):
     down = False
 
     def __init__(self) -> None:
-        super().__init__(settings.Coordination(), clock=SystemClock())
+        super().__init__(clock=SystemClock())
         self.answers = threading.Event()
         self.answers.set()
 

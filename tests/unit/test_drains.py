@@ -19,7 +19,6 @@ from sanderling.model.marks import Marks
 from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
 from sanderling.records import assignments, marks
 from sanderling.records.tables import OperationRow
-from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import Settings
 from tests.fleet import Fleet
 from tests.house import SETTINGS, Crash, House
@@ -193,7 +192,7 @@ class Overtaken(EmbeddedCoordination):
 
 
 def test_of_two_conductors_that_publish_marks_at_once_the_one_that_knows_more_prevails(house: House) -> None:
-    store, disk = Overtaken(CoordinationSettings(), clock=house.stores.clock), started(house)
+    store, disk = Overtaken(clock=house.stores.clock), started(house)
     store.before = []
     house.use(store)
     store.before = [lambda: marked(house, disk, pin="g2")]

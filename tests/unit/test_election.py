@@ -295,7 +295,7 @@ class Stage(Bench):
     store: EmbeddedCoordination = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = EmbeddedCoordination(settings.Coordination(), clock=self.clock)
+        self.store = EmbeddedCoordination(clock=self.clock)
 
     def candidate(self, node: str, *duties: Duty) -> Candidate:
         named = Settings(sanderling=settings.General(node=node))
@@ -363,7 +363,7 @@ def test_no_leader_and_cannot_know_are_different_answers(stage: Stage) -> None:
             raise Unavailable("the store is away", dependency="coordination")
 
     with pytest.raises(Unavailable):
-        leader_of(Dead(settings.Coordination(), clock=stage.clock), "cluster")
+        leader_of(Dead(clock=stage.clock), "cluster")
     locker = stage.store.open_session("x", check_ttl_s=60.0)
     assert stage.store.acquire(KEY, b"spoilt", consul_session=locker)
     with pytest.raises(Unavailable):
@@ -481,13 +481,13 @@ def test_a_candidate_does_not_win_a_key_that_is_no_longer_as_it_saw_it(stage: St
     class Overtaking(EmbeddedCoordination):
         """Another leads for a moment while the candidate opens its session."""
 
-        def open_session(self, name: str, *, check_ttl_s: float) -> str:
+        def open_session(self, name: str, *, check_ttl_s: float, lock_delay_s: int = 0) -> str:
             other = super().open_session("b", check_ttl_s=60.0)
             assert self.acquire(KEY, LAST.to_value(), consul_session=other)
             self.close_session(other)
-            return super().open_session(name, check_ttl_s=check_ttl_s)
+            return super().open_session(name, check_ttl_s=check_ttl_s, lock_delay_s=lock_delay_s)
 
-    stage.store = Overtaking(settings.Coordination(lock_delay_s=0), clock=stage.clock)
+    stage.store = Overtaking(clock=stage.clock)
     candidate = stage.candidate("a")
     stage.turned_until(candidate, Act.CAMPAIGN)
     assert not candidate.leads
@@ -503,7 +503,7 @@ def test_a_lease_runs_from_before_the_look_that_proved_the_lock(stage: Stage) ->
             stage.clock.advance(BOUNDS.lease_s * 0.9)
             return seen
 
-    stage.store = Slow(settings.Coordination(), clock=stage.clock)
+    stage.store = Slow(clock=stage.clock)
     leading = stage.leading("a")
     assert acts_of(leading, 1) == [Act.GO_ON]
     stage.clock.advance(BOUNDS.lease_s * 0.1)
@@ -526,12 +526,12 @@ def test_a_candidate_goes_on_when_the_store_was_away(stage: Stage) -> None:
     away = threading.Event()
 
     class Flaky(EmbeddedCoordination):
-        def open_session(self, name: str, *, check_ttl_s: float) -> str:
+        def open_session(self, name: str, *, check_ttl_s: float, lock_delay_s: int = 0) -> str:
             if away.is_set():
                 raise Unavailable("the store is away", dependency="coordination")
-            return super().open_session(name, check_ttl_s=check_ttl_s)
+            return super().open_session(name, check_ttl_s=check_ttl_s, lock_delay_s=lock_delay_s)
 
-    stage.store = Flaky(settings.Coordination(), clock=stage.clock)
+    stage.store = Flaky(clock=stage.clock)
     away.set()
     candidate = stage.candidate("a")
     candidate.start()

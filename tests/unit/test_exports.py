@@ -19,7 +19,7 @@ from sanderling.errors import ClaimLost, Fenced, Problem, TargetFailed, Unavaila
 from sanderling.images.base import BackingStore
 from sanderling.model.disks import Disk, Path
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Export, ExportId, ExportPhase
-from sanderling.settings import Coordination, Worker
+from sanderling.settings import Worker
 
 HOST = "iqn.2026-11.test:host"
 ADDRESS = "10.0.0.5"
@@ -97,7 +97,7 @@ class Lab:
         self.targets_kind = MemoryTargets
         self.clock = ManualClock()
         self.store = Store()
-        self.coordination = EmbeddedCoordination(Coordination(backend="embedded"), clock=self.clock)
+        self.coordination = EmbeddedCoordination(clock=self.clock)
         self.coordination.put(E.key, Export(generation=1).model_dump_json().encode())
         self.coordination.put(f"disks/{DISK.id}", DISK.model_dump_json().encode())
         self.nodes = {name: MemoryNode(name) for name in "abc"}

@@ -11,7 +11,7 @@ from sanderling.images.files import FileImages
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export
 from sanderling.model.operations import OperationKind, OperationState
-from sanderling.settings import Coordination, Images
+from sanderling.settings import Images
 from tests.house import Crash, Gateways, House, migrated
 
 
@@ -44,7 +44,7 @@ def house(tmp_path: Path, images: Opened) -> Iterator[House]:
 
 
 def lose_coordination(house: House) -> None:
-    house.use(EmbeddedCoordination(Coordination(), clock=SystemClock()))
+    house.use(EmbeddedCoordination(clock=SystemClock()))
 
 
 @pytest.mark.rows("IS-2", "W-PA-2")

@@ -10,7 +10,7 @@ from iscsi_worker.membership import Membership
 from sanderling.clock import ManualClock
 from sanderling.coordination.changes import Changes
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.model.exports import Gateway, Prepared
+from sanderling.model.exports import Gateway, Prepared, Store
 from sanderling.settings import Coordination, General, Images, Settings
 
 GATEWAY = Gateway(name="a")
@@ -19,8 +19,8 @@ GATEWAY = Gateway(name="a")
 class Counting(EmbeddedCoordination):
     """A store that remembers which keys were acquired."""
 
-    def __init__(self, settings: Coordination, *, clock: ManualClock) -> None:
-        super().__init__(settings, clock=clock)
+    def __init__(self, *, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
         self.acquired: list[str] = []
 
     def acquire(self, key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
@@ -44,7 +44,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings, clock: ManualClock) -> EmbeddedCoordination:
-    return EmbeddedCoordination(settings.coordination, clock=clock)
+    return EmbeddedCoordination(clock=clock)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_gateway_is_published_under_the_sessions_lock_and_again_when_it_change
 
 
 def test_a_gateway_whose_key_is_not_seen_is_published_again(settings: Settings, clock: ManualClock) -> None:
-    counting = Counting(settings.coordination, clock=clock)
+    counting = Counting(clock=clock)
     membership = Membership(settings, counting, clock=clock)
     membership.ensure()
     for seen in (False, True, True, False):
@@ -172,6 +172,8 @@ def test_all_are_told_of_what_matters_to_all_and_of_what_was_noted_and_of_nothin
     membership.note(["exports/d/0"])
     membership.announce(GATEWAY, seen=True)
     assert told(store, membership)[2:] == ("exports/d/0", GATEWAY.key)
+    membership.announce(GATEWAY.model_copy(update={"store": Store(cut_off=True)}), seen=True)
+    assert told(store, membership)[4:] == (GATEWAY.key,)
 
 
 def test_a_journal_ends_with_the_session_like_the_gateway_key(

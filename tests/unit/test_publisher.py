@@ -14,7 +14,7 @@ from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.model.operations import OperationKind
 from sanderling.records import disks
-from sanderling.settings import Coordination, Settings
+from sanderling.settings import Settings
 from tests.house import Gateways, House
 
 CREATE, STOP, DELETE = OperationKind.CREATE_DISK, OperationKind.STOP_DISK, OperationKind.DELETE_DISK
@@ -36,7 +36,7 @@ def publisher(house: House) -> Publisher:
 
 
 def lose_coordination(house: House) -> None:
-    house.use(EmbeddedCoordination(Coordination(), clock=house.stores.clock))
+    house.use(EmbeddedCoordination(clock=house.stores.clock))
 
 
 def own_client() -> str:

@@ -28,7 +28,7 @@ class Held(EmbeddedCoordination):
     """A store whose answers to the thread `slow` wait until the test lets them through."""
 
     def __init__(self) -> None:
-        super().__init__(Coordination(backend="embedded"), clock=CLOCK)
+        super().__init__(clock=CLOCK)
         self.asked, self.let = threading.Event(), threading.Event()
         self.listed = 0
         self.got: list[str] = []

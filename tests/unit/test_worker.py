@@ -71,7 +71,7 @@ class Node:
             bus=BusSettings(stop_timeout_s=0.1),
             iscsi_worker=WorkerSettings(grace_s=3600, stand_back_s=3600, announce_interval_s=0),
         )
-        self.store = EmbeddedCoordination(self.settings.coordination, clock=CLOCK)
+        self.store = EmbeddedCoordination(clock=CLOCK)
         self.memory, self.node = MemoryStore(), MemoryNode("here")
         self.addresses = Memory(CLOCK)
         self.worker = self.started_again()

@@ -189,7 +189,7 @@ class Side:
 
 class Pair:
     def __init__(self, folder: Path) -> None:
-        self.store = Shaky(CoordinationSettings(backend="embedded", lock_delay_s=0), clock=CLOCK)
+        self.store = Shaky(clock=CLOCK)
         self.store.fails = []
         self.memory = MemoryStore()
         self.store.put("disks/1", DISK.model_dump_json().encode())
