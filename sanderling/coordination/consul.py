@@ -263,6 +263,7 @@ def _client(bounds: settings.Coordination) -> Any:
     client.token = None  # py-consul lets an environment variable win over settings, and sends none with a transaction
     if bounds.token:
         client.http.session.headers["X-Consul-Token"] = bounds.token
+    client.http.session.headers["Accept-Encoding"] = "identity"  # the agent is on this node: packing costs more than it saves
     client.http.session.trust_env = False  # no proxy, no .netrc, no other CA
     return client
 
