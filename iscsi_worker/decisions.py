@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View
 from sanderling.model.disks import Disk
-from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase, Prepared
+from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase, Prepared, Store
 from sanderling.model.fronts import standing_back, stands_back
 from sanderling.model.placement import place
 
@@ -105,7 +105,7 @@ class Local:
     `refused` ones could not be taken a moment ago.
 
     `member` says that this node's gateway key is held, so that others count it in; `cut_off` names the interfaces of the paths on
-    which initiators cannot reach it.
+    which initiators cannot reach it, `store` says how it stands with the image store.
     `wanted`, `unwanted` and `handing` are what commands asked for, each good for one epoch only.
     """
 
@@ -122,6 +122,11 @@ class Local:
     member: bool = True
     withdrawing: bool = False
     cut_off: Collection[str] = ()
+    store: Store = field(default_factory=Store)
+
+    def stands_back(self, view: View, disk: Disk, export: ExportId) -> bool:
+        """Whether the export should be left to others, since this node cannot serve it and one of them can."""
+        return stands_back(view.gateways, self.node, disk, export, self.cut_off, self.store)
 
 
 def decide(view: View, local: Local, placed: Mapping[ExportId, str]) -> list[Action]:
@@ -208,7 +213,7 @@ def _is_ready(view: View, local: Local, held: Held, running: Running) -> bool:
         and disk.started
         and disk.revision == running.revision
         and not local.withdrawing
-        and not stands_back(view.gateways, local.node, disk, running.export, local.cut_off)
+        and not local.stands_back(view, disk, running.export)
     )
 
 
@@ -218,7 +223,7 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
         return GiveUp(export, held)
     if disk is None:
         return None if running and running.gate_open else GiveUp(export, held)
-    if stands_back(view.gateways, local.node, disk, export, local.cut_off):
+    if local.stands_back(view, disk, export):
         return GiveUp(export, held)
     serves = (
         running is not None
@@ -259,6 +264,8 @@ def _was_handed(held: Held, running: Running, disk: Disk) -> bool:
 def _free(view: View, local: Local, export: ExportId, held: Held, chosen: str | None) -> Action | None:
     disk, running = view.disks.get(export.disk_id), local.running.get(export)
     if running is not None:
+        if local.store.is_lost and disk is not None and local.stands_back(view, disk, export):
+            return Drop(export)  # whether it was fenced meanwhile cannot be known here; who takes it fences first
         if running.gate_open and held.export.client == running.client:
             return Adopt(export, held, running, disk)
         if running.gate_open and held.export.client == UNKNOWN_CLIENT:
@@ -279,7 +286,8 @@ def _may_take(view: View, local: Local, export: ExportId, disk: Disk) -> bool:
         and local.member
         and not local.withdrawing
         and export not in local.refused
-        and not stands_back(view.gateways, local.node, disk, export, local.cut_off)
+        and not local.store.is_lost
+        and not local.stands_back(view, disk, export)
     )
 
 

@@ -6,7 +6,7 @@ new one. A crash between any two steps leaves a value whose next reader fences t
 """
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import structlog
 
@@ -26,12 +26,24 @@ log = structlog.get_logger(__name__)
 class Exports:
     """The effects on the exports of one node. Each call handles one export; calls for different exports may run at once."""
 
-    def __init__(self, node: str, settings: Worker, seams: Seams, service: Service, reports: Reports, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        node: str,
+        settings: Worker,
+        seams: Seams,
+        service: Service,
+        reports: Reports,
+        *,
+        store_is_silent: Callable[[], bool],
+        clock: Clock,
+    ) -> None:
+        """What can only be waited for in vain while `store_is_silent` is left to the next owner, who fences first."""
         self._node = node
         self._settings = settings
         self._coordination, self._images, self._targets = seams.coordination, seams.images, seams.targets
         self._service = service
         self._reports = reports
+        self._store_is_silent = store_is_silent
         self._clock = clock
 
     def take(
@@ -115,7 +127,11 @@ class Exports:
     def give_up(
         self, export: ExportId, held: Held, addresses: Collection[str], running: Running | None, *, consul_session: str
     ) -> None:
-        """Stop serving in order and unlock: nothing acknowledged is lost, nothing unacknowledged happens later."""
+        """Stop serving in order and unlock: nothing acknowledged is lost, nothing unacknowledged happens later.
+
+        Where the store is silent nothing is waited for; unless nothing was in flight the value names the client, so that the heir
+        fences it.
+        """
         holding = Holding(self._coordination, export, held.export, consul_session)
         holding.write(expected=held.modify_index, phase=ExportPhase.GIVING_UP)
         connections = held.export.connections
@@ -123,7 +139,8 @@ class Exports:
         if running is not None:
             with contextlib.suppress(TargetFailed):  # a process that hangs is given up all the same
                 connections = self._targets.connections(export)
-            clean = self._service.drained(export, running, timeout_s=self._settings.drain_timeout_s) and clean
+            wait_s = 0.0 if self._store_is_silent() else self._settings.drain_timeout_s
+            clean = self._service.drained(export, running, timeout_s=wait_s) and clean
         fenced = clean or self._fenced(export, held.export.client)
         self._service.retire(export, addresses)
         client = "" if fenced else held.export.client
@@ -167,6 +184,9 @@ class Exports:
     def _fenced(self, export: ExportId, client: str) -> bool:
         if client == UNKNOWN_CLIENT:
             return False  # who takes it next, or the conductor, lists the image's clients and fences them
+        if self._store_is_silent():
+            log.warning("not fenced: the image store is silent; the next owner will", export=str(export), client=client)
+            return False
         try:
             self._fence(export, (client,))
         except Problem as problem:

@@ -6,7 +6,6 @@ gateways only the link tells: each would be the only witness against the other, 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface
 from itertools import islice
 from typing import Final
@@ -15,6 +14,7 @@ import structlog
 
 from iscsi_worker.claims import Claims
 from iscsi_worker.reach import Probe, Reach
+from iscsi_worker.standing import Standing
 from iscsi_worker.view import View
 from sanderling.clock import Clock
 from sanderling.model.disks import Disk
@@ -25,7 +25,6 @@ log = structlog.get_logger(__name__)
 
 WITNESSES_LEAST: Final = 2
 PORTALS_MOST: Final = 2  # of one peer on one interface: two exports of one node seldom fail together
-VERDICTS_LEAST: Final = 2  # in a row: what peers say of this node may be as old as their last turn
 
 _Pair = tuple[str, str]  # an interface and a peer
 
@@ -100,32 +99,6 @@ def _source(own: Sequence[str], address: str) -> str | None:
     return next((str(at.ip) for at in map(ip_interface, own) if ip_address(address) in at.network), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Whether this node stands back on one interface: begun after verdicts in a row, ended a while after the last one.
-
-    The while doubles each time the node is cut off again soon after, so a network that comes and goes does not make paths
-    come and go with it.
-    """
-
-    cut_off: bool = False
-    verdicts: int = 0
-    until: float = 0.0
-    hold_s: float = 0.0
-
-    def after(self, verdict: bool, *, now: float, settings: Worker) -> "Standing":
-        if not verdict:
-            return replace(self, verdicts=0, cut_off=self.cut_off and now < self.until)
-        known = replace(self, verdicts=self.verdicts + 1)
-        if not self.cut_off:
-            if known.verdicts < VERDICTS_LEAST:
-                return known
-            again = self.hold_s > 0 and now - self.until < settings.front_hold_most_s
-            hold_s = min(2 * self.hold_s, settings.front_hold_most_s) if again else settings.front_hold_s
-            known = replace(known, cut_off=True, hold_s=hold_s)
-        return replace(known, until=now + known.hold_s)
-
-
 class Neighbours:
     """`turn` is called at each probe interval by a thread of its own; `front` may be read by any."""
 
@@ -191,7 +164,12 @@ class Neighbours:
         now = self._clock.monotonic()
         for interface in verdicts | self._standing.keys():
             before = self._standing.get(interface, Standing())
-            after = before.after(interface in verdicts, now=now, settings=self._settings)
+            after = before.after(
+                interface in verdicts,
+                now=now,
+                hold_s=self._settings.front_hold_s,
+                hold_most_s=self._settings.front_hold_most_s,
+            )
             self._standing[interface] = after
             if after.cut_off and not before.cut_off:
                 log.error("cut off in front", interface=interface, stands_back_s=after.hold_s)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -57,6 +58,9 @@ def _serve() -> None:
         signal.signal(number, on_signal)
     coordination = sanderling.coordination.connect(configured, clock=clock)
     images = sanderling.images.connect(configured, clock=clock)
+    own = configured.iscsi_worker
+    brief = replace(configured.images, connect_timeout_s=own.store_ask_timeout_s, operation_timeout_s=own.store_ask_timeout_s)
+    touched = sanderling.images.connect(replace(configured, images=brief), clock=clock)
     bus = rpc.oslo.connect(configured)
     worker = Worker(
         configured,
@@ -66,6 +70,7 @@ def _serve() -> None:
         targets=iscsi_worker.targets.connect(configured, clock=clock),
         addresses=iscsi_worker.addresses.connect(configured),
         clock=clock,
+        touched=touched,
     )
     worker.start()
     log.info("serving")
@@ -74,7 +79,7 @@ def _serve() -> None:
     if not withdraw:
         os._exit(0)  # stopping in order would take as long as the leases last, and the next worker needs none of it
     worker.stop()
-    for part in (bus, images, coordination):
+    for part in (bus, images, touched, coordination):
         part.close()
 
 

@@ -32,6 +32,7 @@ from iscsi_worker.decisions import (
 )
 from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.exports import Exports
+from iscsi_worker.image_store import ImageStore, Pulse, Touched
 from iscsi_worker.intents import Intents, Told
 from iscsi_worker.leases import Lease, Leases, every
 from iscsi_worker.membership import Membership
@@ -67,7 +68,9 @@ class Worker:
         targets: Targets,
         addresses: Addresses,
         clock: Clock,
+        touched: Touched | None = None,
     ) -> None:
+        """`touched` is the image store once more, by a connection with short bounds, to ask whether it answers."""
         own = settings.iscsi_worker
         seams = Seams(coordination, images, targets, addresses)
         self._settings, self._own, self._clock = settings, own, clock
@@ -75,27 +78,22 @@ class Worker:
         self._bus, self._targets, self._addresses = bus, targets, addresses
         self._reports = Reports(bus, self._node, own, clock=clock)
         self._service = Service(own, seams, self._reports, clock=clock)
-        self._exports = Exports(self._node, own, seams, self._service, self._reports, clock=clock)
+        self._pulse = Pulse(touched or images, own, clock=clock)
+        self._exports = Exports(
+            self._node,
+            own,
+            seams,
+            self._service,
+            self._reports,
+            store_is_silent=lambda: self._pulse.is_silent,
+            clock=clock,
+        )
         self._moves = Moves(self._node, own, seams, self._service, self._reports, clock=clock)
         self._membership = Membership(settings, coordination, clock=clock)
         self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, clock=clock)
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
-        self._neighbours = Neighbours(
-            self._node,
-            own,
-            iscsi_worker.reach.connect(own.addresses, clock=clock),
-            Claims(
-                self._node,
-                iscsi_worker.claims.connect(own.addresses),
-                addresses,
-                view=lambda: self._watch.latest,
-                certain=lambda: self._membership.is_certain,
-                clock=clock,
-            ),
-            view=lambda: self._watch.latest,
-            on_change=self.wake,
-            clock=clock,
-        )
+        self._neighbours = self._asking_neighbours()
+        self._image_store = self._asking_the_image_store()
         self._lanes = ThreadPoolExecutor(own.lanes, thread_name_prefix="lane")
         self._intents = Intents(own, self._watch, wake=self.wake, clock=clock)
         self._lock = threading.Lock()  # guards what lanes write: the three below
@@ -112,6 +110,36 @@ class Worker:
         self._serving: Serving | None = None
         self._threads: dict[str, threading.Thread] = {}
 
+    def _asking_neighbours(self) -> Neighbours:
+        own, clock = self._own, self._clock
+        return Neighbours(
+            self._node,
+            own,
+            iscsi_worker.reach.connect(own.addresses, clock=clock),
+            Claims(
+                self._node,
+                iscsi_worker.claims.connect(own.addresses),
+                self._addresses,
+                view=lambda: self._watch.latest,
+                certain=lambda: self._membership.is_certain,
+                clock=clock,
+            ),
+            view=lambda: self._watch.latest,
+            on_change=self.wake,
+            clock=clock,
+        )
+
+    def _asking_the_image_store(self) -> ImageStore:
+        return ImageStore(
+            self._node,
+            self._own,
+            self._pulse,
+            view=lambda: self._watch.latest,
+            certain=lambda: self._membership.is_certain,
+            on_change=self.wake,
+            clock=self._clock,
+        )
+
     def start(self) -> None:
         """Begin; returns at once. A broker or a coordination store that is away is waited for in the background."""
         self._reports.start()
@@ -124,6 +152,8 @@ class Worker:
             "prove": lambda: every(interval, self._membership.prove, self._stopping, self._clock),
             "renew": lambda: every(interval, self._leases.extend, self._stopping, self._clock),
             "neighbours": lambda: every(self._own.front_probe_interval_s, self._neighbours.turn, self._stopping, self._clock),
+            "pulse": lambda: every(self._own.store_ask_interval_s, self._pulse.ask, self._stopping, self._clock),
+            "image store": lambda: every(self._own.store_ask_interval_s, self._image_store.turn, self._stopping, self._clock),
             "ends": self._watch_ends,
             "announce": lambda: self._service.announcements.follow(self._stopping),
             "reconcile": self._reconcile,
@@ -244,6 +274,7 @@ class Worker:
                 member=self._membership.is_member,
                 withdrawing=self._withdrawing,
                 cut_off=self._neighbours.front.cut_off,
+                store=self._image_store.said,
             )
 
     def _cover(self, running: dict[ExportId, Running]) -> None:
@@ -264,6 +295,7 @@ class Worker:
             kept={str(export): one for export, one in sorted(told.kept.items())},
             withdrawing=self._withdrawing,
             front=self._neighbours.front,
+            store=self._image_store.said,
         )
 
     def _settle(self, view: View, session: str, running: dict[ExportId, Running]) -> None:

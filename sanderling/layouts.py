@@ -50,7 +50,7 @@ def read(session: Session, coordination: Coordination) -> Situation:
 def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) -> Situation:
     """The situation in these entries of `exports/` and `nodes/`; a value that cannot be read is an export without owner.
 
-    Who is cut off in front gets as little as who is drained.
+    Who is cut off, in front or from the image store, gets as little as who is drained.
     """
     started = {disk.id: disk for disk in disks.started(session)}
     marked = marks.read(session)
@@ -65,7 +65,8 @@ def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) ->
             values[export] = value
             owners[export] = value.node if entry.consul_session else None
     serving = frozenset(name for name, gateway in live.items() if not gateway.withdrawing)
-    aside = marked.drained | {name for name, gateway in live.items() if gateway.front.cut_off}
+    cut_off = {name for name, gateway in live.items() if gateway.front.cut_off or gateway.store.cut_off}
+    aside = marked.drained | cut_off
     layout = Layout(owners=owners, gateways=serving, drained=aside, pins=marked.pins, avoid=marked.avoid)
     return Situation(layout, values, started, live)
 

@@ -203,6 +203,23 @@ class Worker:
     front_hold_most_s: float = _of(
         300.0, "Longest such time: it doubles for a gateway that is cut off again within this", least=0.1
     )
+    store_ask_interval_s: float = _of(1.0, "How often each worker asks whether the image store answers it", least=0.1)
+    store_ask_timeout_s: float = _of(1.0, "rbd: bound of connecting for that, and of reading", least=0.1)
+    store_believed_s: float = _of(
+        3.0, "How old an answer of the image store may be, and how long it must have answered again, to be counted on", least=0.1
+    )
+    store_silent_s: float = _of(
+        8.0,
+        "A gateway that the image store has not answered for this long, while it answers others, leaves its exports to them; "
+        "longer than a dead gateway's word counts ([coordination] check_ttl_s)",
+        least=0.2,
+    )
+    store_hold_s: float = _of(
+        15.0, "How long a gateway that was cut off from the image store stands back after it is answered again", least=0.1
+    )
+    store_hold_most_s: float = _of(
+        300.0, "Longest such time: it doubles for a gateway that is cut off again within this", least=0.1
+    )
     lanes: int = _of(16, "Exports taken or given up at once", least=1)
     iothreads: int = _of(16, "I/O threads of one target process", least=1)
     announcements: int = _of(20, "How often a new address is announced, about half a minute long", least=1)
@@ -333,6 +350,11 @@ def _check_sense(settings: Settings) -> None:
         raise SettingsRefused(
             "[conductor] move_settle_s: must be more than move_intent_s + move_drain_s of [iscsi_worker], or a move that was "
             "recorded as failed could still happen"
+        )
+    if worker.store_silent_s < 2 * worker.store_believed_s:
+        raise SettingsRefused(
+            "[iscsi_worker] store_silent_s: must be at least two store_believed_s, or a gateway gives up its exports before the "
+            "others have noticed that the image store is away for them as well"
         )
     if worker.renew_interval_s * 2 > worker.lease_s:
         raise SettingsRefused("[iscsi_worker] renew_interval_s: must be at most half of lease_s, or one late turn stops I/O")

@@ -121,6 +121,9 @@ class FileImages:
         with self._translated("ping"):
             os.listdir(self._folder)
 
+    def touch(self) -> None:
+        self.ping()
+
     def close(self) -> None:
         """Nothing is kept open between calls."""
 

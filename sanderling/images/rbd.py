@@ -147,6 +147,10 @@ class RbdImages:
 
         self._ask("ping", work)
 
+    def touch(self) -> None:
+        """An OSD answers. Monitors are left out of it: once there is a connection, data can be reached without them."""
+        self._ask("reach an OSD", lambda _, pool: _touch(pool))
+
     def close(self) -> None:
         with self._lock:
             unused, self._connection = self._connection, None

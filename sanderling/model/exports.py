@@ -122,6 +122,24 @@ class Front(BaseModel):
     claimed: dict[str, str] = {}
 
 
+class Store(BaseModel):
+    """What a gateway says of the image store.
+
+    `answers`: it was read from a moment ago. `cut_off`: this gateway could not read from it while others could, or that is over
+    since too short a time to be relied on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    answers: bool = False
+    cut_off: bool = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be served, nor taken, that needs the store."""
+        return self.cut_off and not self.answers
+
+
 class Kept(BaseModel):
     """Why an export that was to be handed on is still where it was, for the operation that asked."""
 
@@ -150,6 +168,7 @@ class Gateway(BaseModel):
     kept: dict[str, Kept] = {}
     withdrawing: bool = False
     front: Front = Front()
+    store: Store = Store()
 
     @property
     def key(self) -> str:

@@ -57,7 +57,7 @@ def test_a_change_does_not_wait_for_ever_for_another_process(bounds: Bounds) -> 
 def test_a_folder_that_is_gone_is_an_outage_and_not_a_missing_image(images: FileImages, bounds: Bounds) -> None:
     images.create("a", SIZE, metadata={})
     shutil.move(bounds.folder, f"{bounds.folder}.away")
-    for call in (images.ping, images.list, images.capacity, lambda: images.stat("a"), lambda: images.remove("a")):
+    for call in (images.ping, images.touch, images.list, images.capacity, lambda: images.stat("a"), lambda: images.remove("a")):
         with pytest.raises(Unavailable):
             call()
     shutil.move(f"{bounds.folder}.away", bounds.folder)

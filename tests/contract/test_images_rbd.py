@@ -90,6 +90,7 @@ def calls(images: Images, image: str) -> dict[str, Callable[[], object]]:
         "clients": lambda: images.clients(image),
         "fence": lambda: images.fence(NOBODY),
         "ping": images.ping,
+        "touch": images.touch,
         "is_fenced": lambda: images.is_fenced(NOBODY),
         "capacity": images.capacity,
     }

@@ -4,12 +4,36 @@ from dataclasses import replace
 
 import pytest
 
-from iscsi_worker.decisions import Activate, Adopt, Drop, GiveUp, Local, Publish, Take, Waiting, decide, free_placed, wait_on
+from iscsi_worker.decisions import (
+    Activate,
+    Adopt,
+    Drop,
+    GiveUp,
+    Handing,
+    Local,
+    Publish,
+    Take,
+    Waiting,
+    decide,
+    free_placed,
+    wait_on,
+)
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View, parse
 from sanderling.coordination.base import Entry, Listing
 from sanderling.model.disks import Access, Disk, Path
-from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, Export, ExportId, ExportPhase, Front, Gateway, Prepared
+from sanderling.model.exports import (
+    UNKNOWN_CLIENT,
+    Connection,
+    Epoch,
+    Export,
+    ExportId,
+    ExportPhase,
+    Front,
+    Gateway,
+    Prepared,
+    Store,
+)
 from tests.unit.views import view_of
 
 MINE, OTHER = "session-a", "session-b"
@@ -244,6 +268,60 @@ def test_a_node_that_is_cut_off_takes_nothing_and_makes_nothing_ready() -> None:
     assert list(decide(free, asked, {E: "a"})) == []
     theirs = beside(NEAR, view(session=OTHER))
     assert decided(theirs, replace(CUT, wanted={E: theirs.exports[E].export.epoch})) == []
+
+
+LOST = replace(LOCAL, store=Store(cut_off=True))
+ANSWERED = NEAR.model_copy(update={"store": Store(answers=True)})
+
+
+def without_store(other: Gateway, seen: View) -> View:
+    """The view with a second gateway, and this one as it is published while the image store answers others only."""
+    here = Gateway(name="a", interfaces=("eth0",), store=LOST.store)
+    return view_of(seen.disks, seen.exports, {"a": here, "b": other})
+
+
+def test_what_serves_without_an_image_store_is_given_up_while_somebody_else_can_serve() -> None:
+    seen = without_store(ANSWERED, view())
+    assert decided(seen, replace(LOST, running={E: RUNS})) == [GiveUp(E, seen.exports[E])]
+    assert decided(seen, LOST) == [GiveUp(E, seen.exports[E])], "it is not started again first"
+    handing = replace(LOST, running={E: RUNS}, handing={E: Handing(SERVING.epoch, "b", "o1")})
+    assert decided(seen, handing) == [GiveUp(E, seen.exports[E])], "it could not drain"
+    half = SERVING.model_copy(update={"phase": ExportPhase.TAKING})
+    handed = without_store(ANSWERED, view(half))
+    assert decided(handed, replace(LOST, running={E: replace(RUNS, gate_open=False)})) == [GiveUp(E, handed.exports[E])]
+    for no_better in (
+        NEAR,
+        ANSWERED.model_copy(update={"refused": {str(E): "why"}}),
+        ANSWERED.model_copy(update={"store": LOST.store}),
+    ):
+        assert decided(without_store(no_better, view()), replace(LOST, running={E: RUNS})) == [], no_better
+
+
+def test_a_node_without_an_image_store_takes_nothing_and_makes_nothing_ready() -> None:
+    free = without_store(ANSWERED, view(Export(generation=1), session=None))
+    assert free_placed(free, {}) == {E: "b"}
+    asked = replace(LOST, wanted={E: free.exports[E].export.epoch})
+    assert list(decide(free, asked, {E: "a"})) == []
+    alone = view(Export(generation=1), session=None, gateways="a")
+    assert list(decide(alone, LOST, {E: "a"})) == [], "whoever takes must fence with it"
+    theirs = without_store(ANSWERED, view(session=OTHER))
+    assert decided(theirs, replace(LOST, wanted={E: theirs.exports[E].export.epoch})) == []
+
+
+def test_what_stands_ready_on_a_node_without_an_image_store_is_dropped() -> None:
+    seen = without_store(ANSWERED, view(session=OTHER))
+    ready = replace(RUNS, epoch=SERVING.epoch.following, gate_open=False)
+    local = replace(LOST, running={E: ready}, wanted={E: SERVING.epoch})
+    assert decided(seen, replace(local, store=Store(answers=True))) == []
+    assert decided(seen, local) == [Drop(E)]
+
+
+def test_what_runs_on_a_node_without_an_image_store_is_not_adopted_while_others_can_fence_and_take_it() -> None:
+    free = without_store(ANSWERED, view(session=None))
+    assert decided(free, replace(LOST, running={E: RUNS})) == [Drop(E)]
+    assert free_placed(free, {}) == {E: "b"}
+    alone = view(session=None, gateways="a")
+    assert isinstance(decided(alone, replace(LOST, running={E: RUNS}))[0], Adopt)
 
 
 def test_a_view_takes_what_is_unchanged_from_the_one_before_and_nothing_else() -> None:

@@ -48,6 +48,7 @@ class Store:
     memory: MemoryStore = field(default_factory=MemoryStore)
     listed: tuple[str, ...] = ()
     away: bool = False
+    asked: int = 0  # to fence
 
     def backing_store(self, name: str) -> BackingStore:
         return BackingStore("memory", name)
@@ -56,6 +57,7 @@ class Store:
         return self.listed
 
     def fence(self, client: str) -> None:
+        self.asked += 1
         if self.away:
             raise Unavailable("the store is away", dependency="ceph")
         self.memory.fenced.add(client)
@@ -104,6 +106,7 @@ class Lab:
         self.addresses = {name: Memory(self.clock) for name in "abc"}
         self.settings = Worker(lease_s=5.0, drain_timeout_s=1.0)
         self.sessions: dict[str, str] = {}
+        self.is_silent = False
 
     def targets(self, node: str) -> MemoryTargets:
         return self.targets_kind(clock=self.clock, node=self.nodes[node], store=self.store.memory)
@@ -116,7 +119,7 @@ class Lab:
         reports = Reports(cast(Bus, None), node, self.settings, clock=self.clock)
         seams = Seams(*parts)
         service = Service(self.settings, seams, reports, clock=self.clock)
-        return Exports(node, self.settings, seams, service, reports, clock=self.clock)
+        return Exports(node, self.settings, seams, service, reports, store_is_silent=lambda: self.is_silent, clock=self.clock)
 
     def take(self, node: str, *, kill_at: int = 0, after: bool = False) -> bool:
         self.sessions[node] = self.coordination.open_session(node, check_ttl_s=CHECK_TTL_S)
@@ -302,6 +305,56 @@ def test_an_export_that_cannot_fence_itself_is_left_to_the_next_owner(lab: Lab) 
     give_up(lab, "a")
     assert lab.held.export.client == client
     assert lab.targets("a").actual() == ()
+
+
+class Waited(MemoryTargets):
+    """Notes how long draining was to wait at most."""
+
+    waited: list[float] = []  # noqa: RUF012  the test empties it
+
+    def drain(self, export: ExportId, *, timeout_s: float) -> bool:
+        self.waited.append(timeout_s)
+        return super().drain(export, timeout_s=timeout_s)
+
+
+@pytest.fixture
+def silent(lab: Lab) -> Lab:
+    """The image store answers other nodes, and this one knows that it will wait in vain."""
+    Waited.waited.clear()
+    lab.targets_kind = Waited
+    lab.take("a")
+    lab.store.memory.stuck = lab.store.away = lab.is_silent = True
+    return lab
+
+
+def test_while_the_store_is_silent_giving_up_waits_for_nothing_and_its_heir_fences_before_it_serves(silent: Lab) -> None:
+    silent.writes("a")
+    client, asked = silent.held.export.client, silent.store.asked
+    give_up(silent, "a")
+    assert Waited.waited == [0.0]
+    assert silent.store.asked == asked, "the fence would have been waited for in vain"
+    held = silent.held
+    assert (held.consul_session, held.export.phase, held.export.client) == (None, ExportPhase.LEFT, client)
+    assert silent.targets("a").actual() == ()
+    assert silent.addresses["a"].lent() == frozenset()
+    silent.store.away = False  # for the heir
+    assert silent.take("b")
+    assert silent.store.is_fenced(client)
+    silent.store.memory.stuck = False
+    silent.writes("b")
+    assert silent.written() == b"b"
+
+
+def test_what_had_nothing_in_flight_when_the_store_fell_silent_needs_no_fence(silent: Lab) -> None:
+    give_up(silent, "a")
+    assert silent.held.export.client == ""
+
+
+def test_dropping_while_the_store_is_silent_waits_for_no_fence(silent: Lab) -> None:
+    running, asked = silent.targets("a").actual()[0], silent.store.asked
+    silent.exports("a").drop(E, [ADDRESS], running)
+    assert silent.store.asked == asked
+    assert silent.targets("a").actual() == ()
 
 
 def test_an_adopted_export_goes_on_with_the_same_process(lab: Lab) -> None:

@@ -12,7 +12,7 @@ from sanderling.clock import SystemClock
 from sanderling.coordination.base import Entry
 from sanderling.model.balance import PlannedMove
 from sanderling.model.disks import Access, Disk, DiskState, Path
-from sanderling.model.exports import Export, ExportId, Front, Gateway
+from sanderling.model.exports import Export, ExportId, Front, Gateway, Store
 from sanderling.model.subnets import Subnet
 from sanderling.records import disks, marks, subnets
 from sanderling.records.database import Records
@@ -71,9 +71,10 @@ def test_who_is_dead_or_withdrawing_is_no_gateway_and_who_is_drained_or_cut_off_
         gateway("n3"),
         gateway("n4", withdrawing=True),
         gateway("n5", front=cut_off),
+        gateway("n6", store=Store(cut_off=True)),
     ]
     layout = layouts.of(session, [], entries).layout
-    assert layout.gateways == {"n1", "n3", "n5"}
+    assert layout.gateways == {"n1", "n3", "n5", "n6"}
     assert layout.usable == {"n1"}
 
 

@@ -7,17 +7,19 @@ import pytest
 
 from iscsi_worker.addresses.memory import Memory
 from iscsi_worker.claims import Claims, Silence
-from iscsi_worker.neighbours import Neighbours, Standing, cut_off, portals, probes
+from iscsi_worker.neighbours import Neighbours, cut_off, portals, probes
 from iscsi_worker.reach import Probe
+from iscsi_worker.standing import Standing
 from iscsi_worker.view import Held, View
 from sanderling.clock import ManualClock
 from sanderling.model.disks import Access, Disk, Path
-from sanderling.model.exports import Export, ExportId, ExportPhase, Front, Gateway
+from sanderling.model.exports import Export, ExportId, ExportPhase, Front, Gateway, Store
 from sanderling.model.fronts import standing_back, stands_back
 from sanderling.settings import Worker
 from tests.unit.views import view_of
 
 SETTINGS = Worker()
+HOLD = {"hold_s": SETTINGS.front_hold_s, "hold_most_s": SETTINGS.front_hold_most_s}
 TURNS_UNTIL_SAID = SETTINGS.front_probe_failures_max
 TURNS_UNTIL_CUT = TURNS_UNTIL_SAID + 3
 PATH = Path(index=1, address="10.0.0.100", prefix_len=24, interface="eth1", subnet="s")
@@ -216,10 +218,10 @@ def test_a_network_that_comes_and_goes_is_stood_back_from_for_longer_each_time_u
     standing, now, held = Standing(), 0.0, list[float]()
     for _ in range(8):
         while not standing.cut_off:
-            standing, now = standing.after(True, now=now, settings=SETTINGS), now + 1
+            standing, now = standing.after(True, now=now, **HOLD), now + 1
         began = now
         while standing.cut_off:
-            standing, now = standing.after(False, now=now, settings=SETTINGS), now + 1
+            standing, now = standing.after(False, now=now, **HOLD), now + 1
         held.append(now - began)
     assert held == sorted(held)
     assert held[1] > 1.8 * held[0]
@@ -230,14 +232,14 @@ def test_a_gateway_that_was_well_for_long_stands_back_only_briefly_again() -> No
     standing = Standing(hold_s=SETTINGS.front_hold_most_s, until=10.0)
     now = 11.0 + SETTINGS.front_hold_most_s
     for _ in range(2):
-        standing = standing.after(True, now=now, settings=SETTINGS)
+        standing = standing.after(True, now=now, **HOLD)
     assert (standing.cut_off, standing.hold_s) == (True, SETTINGS.front_hold_s)
 
 
 def test_one_verdict_alone_changes_nothing() -> None:
-    once = Standing().after(True, now=0.0, settings=SETTINGS)
+    once = Standing().after(True, now=0.0, **HOLD)
     assert not once.cut_off
-    assert not once.after(False, now=1.0, settings=SETTINGS).after(True, now=2.0, settings=SETTINGS).cut_off
+    assert not once.after(False, now=1.0, **HOLD).after(True, now=2.0, **HOLD).cut_off
 
 
 def test_a_store_that_is_away_or_was_made_anew_cuts_nobody_off() -> None:
@@ -323,6 +325,65 @@ def test_placement_sees_a_gateway_that_is_cut_off_as_refusing_what_others_can_se
     assert seen["b"].refused == {}
     everywhere = gateways(a=("eth1",), b=("eth1",))
     assert standing_back(everywhere, {"d1": DISK}, [export]) == everywhere
+
+
+FINE, HELD, LOST, OLD = Store(answers=True), Store(answers=True, cut_off=True), Store(cut_off=True), Store()
+
+
+def stores(**said: Store) -> dict[str, Gateway]:
+    return {name: Gateway(name=name, interfaces=("eth1", "eth2"), store=store) for name, store in said.items()}
+
+
+def test_who_is_cut_off_from_the_image_store_leaves_an_export_only_to_one_whose_store_answers() -> None:
+    export = ExportId("d1", 0)
+    assert stands_back(stores(a=LOST, b=FINE), "a", DISK, export, (), LOST)
+    assert stands_back(stores(a=LOST, b=HELD), "a", DISK, export, (), LOST), "better than one that cannot at all"
+    assert stands_back(stores(a=HELD, b=FINE), "a", DISK, export, (), HELD)
+    for no_better in (LOST, OLD):
+        assert not stands_back(stores(a=LOST, b=no_better), "a", DISK, export, (), LOST), no_better
+    assert not stands_back(stores(a=HELD, b=HELD), "a", DISK, export, (), HELD)
+    assert not stands_back(stores(a=LOST), "a", DISK, export, (), LOST), "nobody else is left"
+    for worse in (
+        {"withdrawing": True},
+        {"refused": {str(export): "it cannot map the image"}},
+        {"interfaces": ("eth2",)},
+        {"front": Front(cut_off=("eth1",))},
+    ):
+        seen = stores(a=LOST, b=FINE)
+        seen["b"] = seen["b"].model_copy(update=worse)
+        assert not stands_back(seen, "a", DISK, export, (), LOST), worse
+
+
+def test_who_is_cut_off_in_front_leaves_nothing_to_one_that_has_lost_the_image_store() -> None:
+    export = ExportId("d1", 0)
+    assert stands_back(stores(a=FINE, b=OLD), "a", DISK, export, ["eth1"], FINE)
+    assert not stands_back(stores(a=FINE, b=LOST), "a", DISK, export, ["eth1"], FINE)
+
+
+@pytest.mark.parametrize("store", [FINE, HELD, LOST, OLD])
+@pytest.mark.parametrize("other_store", [FINE, HELD, LOST, OLD])
+@pytest.mark.parametrize(("front", "other_front"), [((), ()), (("eth1",), ()), (("eth1",), ("eth1",))])
+def test_of_two_gateways_never_both_stand_back(
+    store: Store, other_store: Store, front: tuple[str, ...], other_front: tuple[str, ...]
+) -> None:
+    export, seen = ExportId("d1", 0), stores(a=store, b=other_store)
+    seen = {
+        name: gateway.model_copy(update={"front": Front(cut_off=cut)})
+        for (name, gateway), cut in zip(seen.items(), (front, other_front), strict=True)
+    }
+    stand_back = [
+        stands_back(seen, "a", DISK, export, front, store),
+        stands_back(seen, "b", DISK, export, other_front, other_store),
+    ]
+    assert stand_back != [True, True]
+
+
+def test_placement_gives_nothing_to_one_that_has_lost_the_image_store_even_when_nobody_else_may_have_it() -> None:
+    export = ExportId("d1", 0)
+    seen = stores(a=LOST, b=FINE)
+    seen["b"] = seen["b"].model_copy(update={"refused": {str(export): "why"}})
+    assert set(standing_back(seen, {"d1": DISK}, [export])["a"].refused) == {str(export)}
+    assert standing_back(stores(a=HELD, b=OLD), {"d1": DISK}, [export])["a"].refused == {}
 
 
 def test_a_gateway_that_is_not_live_concludes_nothing() -> None:

@@ -59,6 +59,9 @@ class Store:
     def ping(self) -> None:
         return
 
+    def touch(self) -> None:
+        return
+
 
 class Node:
     """One node with its worker, turned by the test, and a disk that should be served."""
