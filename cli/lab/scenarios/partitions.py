@@ -5,11 +5,13 @@ import random
 from collections.abc import Iterator, Sequence
 
 from cli.lab.lab import Lab
+from cli.lab.parts.ceph import CephCluster
 from cli.lab.parts.consul import ConsulPorts
 from cli.lab.parts.daemons import run
 from cli.lab.scenarios.base import Scenario
 
 OSD_PORTS = "6800-7568"
+LEFT_WITHIN_S = 15.0  # a node without Ceph: 8 s until it is sure (store_silent_s), two looks, giving up, fencing, taking
 
 
 def taken_over_s(lab: Lab) -> float:
@@ -65,9 +67,21 @@ def from_store(lab: Lab, dice: random.Random) -> None:
     _cut_off(lab, dice, "from Consul", rules)
 
 
+def to_ceph(ceph: CephCluster) -> list[str]:
+    """Rules for `dropping`: whatever a node and Ceph say to each other."""
+    ports = f"{{ {ceph.ports[0]}, {ceph.ports[1]}, {OSD_PORTS} }}"
+    return [f"tcp sport {ports}", f"tcp dport {ports}"]
+
+
 def from_ceph(lab: Lab, dice: random.Random) -> None:
-    ports = f"{{ {lab.cluster.ceph.ports[0]}, {lab.cluster.ceph.ports[1]}, {OSD_PORTS} }}"
-    _cut_off(lab, dice, "from Ceph", [f"tcp sport {ports}", f"tcp dport {ports}"])
+    """The others can serve what it cannot: they must, while it is still cut off."""
+    node = lab.busy_node(dice)
+    with dropping(lab.network.netns(node), to_ceph(lab.cluster.ceph)):
+        lab.did(f"{node} cut off: from Ceph")
+        lab.hold(LEFT_WITHIN_S)
+        kept = sorted(address for address, owner in lab.owners().items() if owner in {node, None})
+        if kept:
+            lab.found("F3", f"{node} is cut off from Ceph for {LEFT_WITHIN_S} s, and not served elsewhere: {', '.join(kept)}")
 
 
 def deaf(lab: Lab, dice: random.Random) -> None:
