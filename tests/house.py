@@ -15,7 +15,7 @@ from conductor.steps.base import Stores
 from rpc.bus import Bus
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination, Entry
-from sanderling.coordination.changes import Journal
+from sanderling.coordination.changes import PREFIX, Changes, Journal
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.images.base import Images
 from sanderling.images.files import FileImages
@@ -197,14 +197,22 @@ class Gateways(threading.Thread):
         self._coordination.close_session(self._session)
 
     def run(self) -> None:
-        index = 0
+        """As a worker does it: all there is at first, then what the journals name."""
+        index, known = 0, dict[str, Changes]()
+        self._look("exports/")
         while not self._stopping.is_set():
-            listing = self._coordination.watch("", index=index, timeout_s=0.05)
+            listing = self._coordination.watch(PREFIX, index=index, timeout_s=0.05)
             index = listing.index
-            entries = {entry.key: entry for entry in listing.entries}
-            for key, entry in entries.items():
-                if key.startswith("exports/"):
-                    self._look_after(entry, entries.get(f"disks/{ExportId.from_key(key).disk_id}"))
+            for entry in listing.entries:
+                changes = Changes.model_validate_json(entry.value)
+                keys = changes.after(known.get(entry.key))
+                known[entry.key] = changes
+                for disk_id in {key.split("/")[1] for key in keys or ()}:
+                    self._look(f"exports/{disk_id}/")
+
+    def _look(self, prefix: str) -> None:
+        for entry in self._coordination.list(prefix).entries:
+            self._look_after(entry, self._coordination.get(f"disks/{ExportId.from_key(entry.key).disk_id}"))
 
     def _look_after(self, entry: Entry, published: Entry | None) -> None:
         export = Export.model_validate_json(entry.value)
