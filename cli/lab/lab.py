@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +16,17 @@ from typing import Any, Final
 import httpx
 from pyroute2 import netns as namespaces
 
+import sanderling.coordination
+from cli.lab.announcements import Listener
 from cli.lab.cluster import Cluster
 from cli.lab.load import PATIENCE_S, Load
 from cli.lab.network import Network
 from cli.lab.parts.daemons import run, start_time, waited
 from sanderling.clock import SystemClock
+from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem
 from sanderling.model.disks import PORTAL_PORT
+from sanderling.model.exports import Epoch, Export, ExportId
 from sanderling.settings import Settings
 
 CLOCK: Final = SystemClock()
@@ -67,6 +71,7 @@ class Lab:
     disks: dict[str, dict[str, Any]] = field(default_factory=dict)
     loads: dict[str, Load] = field(default_factory=dict)
     accepted: list[tuple[str, str]] = field(default_factory=list)
+    listener: Listener = field(default_factory=Listener)
     network: Network = field(init=False)
     cluster: Cluster = field(init=False)
     _kept: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -77,6 +82,9 @@ class Lab:
         with contextlib.ExitStack() as stack:
             stack.callback(lambda: shutil.rmtree(self.folder, ignore_errors=True))
             self.network = stack.enter_context(Network(NODES))
+            with inside(self.network.initiator):
+                self.listener.start("eth0")
+            stack.callback(self.listener.stop)
             self.cluster = Cluster(self.folder, self.network, consul_servers=3)
             stack.enter_context(_small_filesystem(self.cluster.records_folder))
             stack.callback(self.cluster.stop)
@@ -152,6 +160,16 @@ class Lab:
             self.cluster[name].start(env=env)
         self.cluster.wait_until_ready()
 
+    @contextlib.contextmanager
+    def without(self, names: Sequence[str]) -> Iterator[None]:
+        """These processes end before the block, and run and are ready after it."""
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(lambda name: self.cluster[name].terminate(), names))
+        yield
+        for name in names:
+            self.cluster[name].start()
+        self.cluster.wait_until_ready()
+
     def hold(self, seconds: float) -> None:
         """Let time pass."""
         CLOCK.wait(self._never, seconds)
@@ -172,6 +190,18 @@ class Lab:
         shown = [self.cluster.http.get(f"/v1/disks/{name}").json() for name in self.disks]
         paths = [path for disk in shown for path in disk["paths"]]
         return {path["address"]: path["gateway"] if path["status"] == "serving" else None for path in paths}
+
+    @contextlib.contextmanager
+    def keys(self) -> Iterator[Coordination]:
+        """What the workers and conductors keep in Consul."""
+        with contextlib.closing(sanderling.coordination.connect(self.cluster.settings(), clock=CLOCK)) as coordination:
+            yield coordination
+
+    def epochs(self) -> dict[str, Epoch]:
+        """The epoch of each export, by its name."""
+        with self.keys() as keys:
+            entries = keys.list("exports/").entries
+        return {str(ExportId.from_key(entry.key)): Export.model_validate_json(entry.value).epoch for entry in entries}
 
     def busy_node(self, dice: random.Random) -> str:
         """A node that a load has a session with, chosen by the dice."""
@@ -269,8 +299,12 @@ def inside(namespace: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _small_filesystem(folder: Path) -> Iterator[None]:
-    """The folder on a file system of its own, which can be filled without harm."""
+    """The folder on a file system of its own, which can be filled without harm.
+
+    It is shared: what is unmounted above it goes from the namespaces of all processes, and lets go of its device.
+    """
     run(["mount", "-t", "tmpfs", "-o", f"size={RECORDS_BYTES}", "sanderling-lab", str(folder)])
+    run(["mount", "--make-shared", str(folder)])
     try:
         yield
     finally:

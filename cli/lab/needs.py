@@ -7,7 +7,20 @@ from pathlib import Path
 
 from cli.lab.lab import LabFailed
 
-PROGRAMS = ("ip", "nft", "mount", "ceph-mon", "ceph-osd", "ceph", "rbd", "consul", "epmd", "/usr/sbin/tgtd")
+PROGRAMS = (
+    "ip",
+    "nft",
+    "mount",
+    "losetup",
+    "mkfs.ext4",
+    "ceph-mon",
+    "ceph-osd",
+    "ceph",
+    "rbd",
+    "consul",
+    "epmd",
+    "/usr/sbin/tgtd",
+)
 BROKER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 MODULES = ("rados", "rbd")
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Final
 
-import sanderling.coordination
 import sanderling.images
 from cli.lab.lab import CLOCK, NODES, Lab
 from cli.lab.orphans import Observed, left_open, orphans
@@ -37,8 +36,8 @@ def observe(lab: Lab, *, watchers: bool) -> Observed:
     settings = lab.cluster.settings()
     shown = [lab.cluster.http.get(f"/v1/disks/{name}").json() for name in lab.disks]
     operations = lab.cluster.http.get("/v1/operations", params={"limit": 1000}).json()["operations"]
-    with contextlib.closing(sanderling.coordination.connect(settings, clock=CLOCK)) as coordination:
-        entries = coordination.list("").entries
+    with lab.keys() as keys:
+        entries = keys.list("").entries
     held = {entry.key: json.loads(entry.value) for entry in entries if entry.key.startswith("exports/")}
     return Observed(
         addresses={node: _addresses(lab, node) for node in NODES},

@@ -4,19 +4,21 @@ It is threads of the lab's own process, made inside the namespace in which it is
 """
 
 import contextlib
+import http.client
 import socket
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import BinaryIO
 
 from sanderling.clock import SystemClock
 
 CLOCK = SystemClock()
 _CHUNK = 65536
 _ACCEPT_S = 0.2
-_REFUSAL = (
-    b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\n"
-    b"Content-Length: 17\r\nConnection: close\r\n\r\nNo cluster leader"
-)
+_FORWARD_S = 90.0  # longer than any blocking query
+_KEPT = ("x-consul-index", "content-type")
 
 
 class Mode(StrEnum):
@@ -24,7 +26,37 @@ class Mode(StrEnum):
     SLOW = "slow"
     HALF_OPEN = "half-open"
     CUT = "cut"
-    ERRORS = "errors"
+    LYING = "lying"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    target: str
+    head: Mapping[str, str]  # names in lower case
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: bytes = b""
+    head: Mapping[str, str] = field(default_factory=dict)
+
+    def encoded(self) -> bytes:
+        head = {"content-type": "text/plain"} | dict(self.head) | {"content-length": str(len(self.body))}
+        lines = [f"{name}: {text}" for name, text in head.items()]
+        status = f"HTTP/1.1 {self.status} {http.client.responses[self.status]}"
+        return "\r\n".join([status, *lines, "", ""]).encode() + self.body
+
+
+Forward = Callable[[Request], Answer]
+Lie = Callable[[Request, Forward], Answer]
+
+
+def no_leader(_request: Request, _forward: Forward) -> Answer:
+    """Every request fails, as with a Consul whose servers have no leader."""
+    return Answer(500, b"No cluster leader")
 
 
 class FaultProxy:
@@ -33,6 +65,7 @@ class FaultProxy:
     def __init__(self, listen: tuple[str, int], to: tuple[str, int]) -> None:
         self._listen, self._to = listen, to
         self._mode, self._delay_s = Mode.OPEN, 0.0
+        self._lie: Lie = no_leader
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -55,9 +88,9 @@ class FaultProxy:
             self._server.close()
         self._drop()
 
-    def set(self, mode: Mode, *, delay_s: float = 0.0) -> None:
-        """`delay_s` is how long a slow proxy keeps each piece of a request."""
-        self._mode, self._delay_s = mode, delay_s
+    def set(self, mode: Mode, *, delay_s: float = 0.0, lie: Lie = no_leader) -> None:
+        """`delay_s` is how long a slow proxy keeps each piece of a request, `lie` what a lying one answers."""
+        self._mode, self._delay_s, self._lie = mode, delay_s, lie
         self._drop()
 
     def _drop(self) -> None:
@@ -89,12 +122,11 @@ class FaultProxy:
                 case Mode.HALF_OPEN:
                     while client.recv(_CHUNK):
                         pass
-                case Mode.ERRORS:
-                    self._note(client.recv(_CHUNK))
-                    client.sendall(_REFUSAL)
+                case Mode.LYING:
+                    self._lie_to(client, self._lie)
                 case Mode.OPEN | Mode.SLOW:
                     self._relay(client)
-        except OSError:
+        except (OSError, ValueError, http.client.HTTPException):
             pass  # either end has gone
         finally:
             self._forget(client)
@@ -120,6 +152,23 @@ class FaultProxy:
         self._forget(source)
         self._forget(sink)
 
+    def _lie_to(self, client: socket.socket, lie: Lie) -> None:
+        with client.makefile("rb") as said:
+            while (request := _request(said)) is not None:
+                self._note(f"{request.method} {request.target} HTTP/1.1".encode())
+                client.sendall(lie(request, self._forward).encoded())
+
+    def _forward(self, request: Request) -> Answer:
+        asking = http.client.HTTPConnection(*self._to, timeout=_FORWARD_S)
+        try:
+            head = {name: text for name, text in request.head.items() if name not in {"accept-encoding", "connection"}}
+            asking.request(request.method, request.target, body=request.body or None, headers=head)
+            answer = asking.getresponse()
+            kept = {name.lower(): text for name, text in answer.getheaders() if name.lower() in _KEPT}
+            return Answer(answer.status, answer.read(), kept)
+        finally:
+            asking.close()
+
     def _note(self, data: bytes) -> None:
         for line in data.split(b"\r\n"):
             if line.endswith(b" HTTP/1.1"):
@@ -131,3 +180,15 @@ class FaultProxy:
         with contextlib.suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
         one.close()
+
+
+def _request(said: BinaryIO) -> Request | None:
+    """The next one on a connection; None at its end."""
+    method, _, rest = said.readline().decode("latin-1").strip().partition(" ")
+    if not method:
+        return None
+    head: dict[str, str] = {}
+    while line := said.readline().decode("latin-1").strip():
+        name, _, text = line.partition(":")
+        head[name.lower()] = text.strip()
+    return Request(method, rest.rpartition(" ")[0], head, said.read(int(head.get("content-length", 0))))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cli.lab import observation
+from cli.lab.announcements import Late, late, openings
 from cli.lab.intervals import intervals, most_at_once, overlaps
 from cli.lab.lab import CLOCK, NODES, Finding, Lab
 from cli.lab.registers import violations
@@ -19,6 +20,8 @@ from cli.lab.scenarios.base import Scenario
 QUICK_S: Final = 13.5 * 60.0
 FULL_S: Final = 85 * 60.0
 STEADY_S: Final = 0.5
+KERNEL_S: Final = 1.0  # the kernel drops an address up to so long after its lifetime
+LAST_OF_THE_OLD: Final = "the last word of an address's old owner came"
 AGE_S: Final = (2.0, 5.0)  # quick, full: sessions of any age: an owner publishes a new one after seconds
 
 
@@ -126,6 +129,8 @@ def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, resul
         lab.found("C3", str(unfinished)[:1500])
     this.took_s = CLOCK.monotonic() - began
     this.gaps_s = lab.gap(began, CLOCK.monotonic())
+    lifetime_s = lab.cluster.settings().iscsi_worker.address_lifetime_s
+    check_announcements(lab, _late(lab, began), this, lifetime_s=lifetime_s)
     check_answers(lab, result)
     if scenario.keeps and not lab.findings:
         _check_kept(lab, owners, sessions)
@@ -140,6 +145,21 @@ def check_answers(lab: Lab, result: Result) -> None:
     result.errors += new
     for each in new[:20]:
         lab.found("H11", f"a command was answered with an error: disk {each}")
+
+
+def check_announcements(lab: Lab, found: Sequence[Late], this: Round, *, lifetime_s: float) -> None:
+    """F13: once an address has another owner and its lifetime on the old one is over, nobody else calls it its own."""
+    if found:
+        this.measured_s[LAST_OF_THE_OLD] = max(each.after_s for each in found)
+    for each in found:
+        if each.after_s > lifetime_s + KERNEL_S:
+            lab.found("F13", str(each))
+
+
+def _late(lab: Lab, since: float) -> list[Late]:
+    opened = openings({node: lab.cluster.log(node) for node in NODES}, lab.disks.values())
+    nodes = {lab.network.mac(lab.network.netns(node), "eth1"): node for node in NODES}
+    return late([each for each in lab.listener.heard if each.at >= since], opened, nodes)
 
 
 def _check_kept(lab: Lab, owners: Mapping[str, str | None], sessions: Mapping[str, int]) -> None:

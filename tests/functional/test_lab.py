@@ -67,7 +67,7 @@ def test_the_proxy_is_what_it_was_told_to_be_and_leaves_its_port(upstream: tuple
     try:
         assert httpx.get(url).text == "yes"
         assert [line for _, line in proxy.requests] == ["GET /v1/kv HTTP/1.1"]
-        proxy.set(Mode.ERRORS)
+        proxy.set(Mode.LYING)
         assert httpx.get(url).status_code == 500
         proxy.set(Mode.CUT)
         with pytest.raises(httpx.TransportError):

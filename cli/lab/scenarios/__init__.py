@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import Final
 
-from cli.lab.scenarios import agents, bus, ceph, machines, moves, partitions, pauses, processes, stores
+from cli.lab.scenarios import agents, bus, ceph, disks, journals, machines, moves, partitions, pauses, processes, stores
 from cli.lab.scenarios.base import Scenario
 from sanderling.errors import NotFound
 
 ALL: Final[tuple[Scenario, ...]] = tuple(
     scenario
-    for each in (processes, pauses, partitions, stores, bus, ceph, agents, machines, moves)
+    for each in (processes, pauses, partitions, stores, bus, ceph, agents, journals, machines, disks, moves)
     for scenario in each.SCENARIOS
 )
 NOT_APPLICABLE: Final = {"F12": "there is no power management of machines yet"}

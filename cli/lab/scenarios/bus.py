@@ -1,10 +1,10 @@
-"""F1, F9, F10: the broker gone or frozen, messages lost and repeated, and messages that nobody can take."""
+"""F1, F9, F10: the broker gone or frozen, messages lost, repeated and long out of date, and messages that nobody can take."""
 
 import contextlib
 import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kombu.connection import Connection
@@ -12,12 +12,18 @@ from kombu.entity import Exchange, Queue
 
 from cli.lab.lab import CLOCK, NODES, Lab, LabFailed
 from cli.lab.scenarios.base import PATIENT_S, Scenario
+from cli.lab.scenarios.moves import moved
 from rpc import topics
+from rpc.messages import ExportCommand
+from sanderling.errors import StaleEpoch
+from sanderling.model.exports import Epoch
 
 WORKERS = tuple(f"{topics.ISCSI_WORKER}.{node}" for node in NODES)
 QUEUES = (topics.CONDUCTOR, *WORKERS, f"{topics.REPORTS}.info")
 BEGUN_WITHIN_S = 10.0
 TRACE = "amq.rabbitmq.trace"
+COMMANDS = {"export.path_host", "export.clean"}
+NOTHING_HAPPENS_S = 1.0
 
 
 def _away_s(lab: Lab) -> float:
@@ -57,32 +63,109 @@ def lost(lab: Lab, dice: random.Random) -> None:
 
 def repeated(lab: Lab, dice: random.Random) -> None:
     """What was said while disks were made is said again, in another order, twice, also under new message ids."""
-    captured: list[Any] = []
-    lab.cluster.rabbitmq.ctl("trace_on")
+
+    def make_disks() -> None:
+        for _ in range(3):
+            lab.ask()
+        lab.hold(2.0)
+        lab.finish()
+
     with _broker(lab) as broker:
-        exchange = Exchange(TRACE, type="topic", no_declare=True)
-        listener = Queue("sanderling-lab-trace", exchange, routing_key="publish.#", durable=False, auto_delete=True)
-        with _consuming(broker, [listener], captured.append):
-            for _ in range(3):
-                lab.ask()
-            lab.hold(2.0)
-            lab.finish()
-        lab.cluster.rabbitmq.ctl("trace_off")
-        again = [message for message in captured if message.headers["routing_keys"][0].partition(".")[0] in TOPICS] * 2
+        again = _said(lab, broker, make_disks) * 2
         dice.shuffle(again)
-        with broker.Producer() as producer:
-            for number, message in enumerate(again):
-                producer.publish(
-                    message.body if number % 2 else _under_a_new_id(message.body, dice),
-                    exchange=message.headers["exchange_name"],
-                    routing_key=message.headers["routing_keys"][0],
-                    content_type="application/json",
-                    content_encoding="utf-8",
-                )
+        _say(broker, again, dice)
         if again:
             lab.did(f"{len(again)} captured messages said again")
     lab.ask()
     lab.hold(3.0)
+
+
+def old_commands(lab: Lab, dice: random.Random) -> None:
+    """The commands of moves that are long over: all are refused, and nobody does anything because of them."""
+
+    def move_disks() -> None:
+        for _ in range(2):
+            moved(lab, dice)
+
+    with _broker(lab) as broker:
+        commands = [message for message in _said(lab, broker, move_disks) if _method(message) in COMMANDS]
+        if {_method(message) for message in commands} != COMMANDS:
+            raise LabFailed(f"moves said {sorted(map(_method, commands))}, not {sorted(COMMANDS)}")
+        for _ in range(2):  # whatever was commanded, of whichever disk: its epoch is over after one more move
+            moved(lab, dice)
+        commands = [message for message in commands if _epoch(message) < lab.epochs()[_export(message)]]
+        before, refused = _state(lab), _refused(lab)
+        began, again = CLOCK.monotonic(), commands * 3
+        dice.shuffle(again)
+        for message in again:
+            _say(broker, [message], dice)
+            lab.hold(dice.random() * 0.1)
+    lab.did(f"{len(again)} commands of epochs that are over said again")
+    lab.hold(4.0)
+    if (count := _refused(lab) - refused) != len(again):
+        lab.found("F9", f"{count} of {len(again)} commands of epochs that are over were refused")
+    if (after := _state(lab)) != before:
+        lab.found("F9", f"old commands had an effect: {before} became {after}")
+    if (gap_s := max(lab.gap(began, CLOCK.monotonic()).values())) > NOTHING_HAPPENS_S:
+        lab.found("F9", f"nothing was answered for {gap_s:.2f} s while old commands were said")
+
+
+def _state(lab: Lab) -> tuple[object, ...]:
+    """What no old command may change."""
+    lab.follow()
+    return lab.owners(), lab.epochs(), {name: load.sessions for name, load in lab.loads.items()}
+
+
+def _refused(lab: Lab) -> int:
+    """How many commands the workers have refused for their epoch."""
+    found = [entry for node in NODES for entry in lab.cluster.log(node, event="handler refused")]
+    return sum(entry["code"] == StaleEpoch.code for entry in found)
+
+
+def _said(lab: Lab, broker: Connection, act: Callable[[], None]) -> list[Any]:
+    """The messages to our topics while that is done."""
+    captured: list[Any] = []
+    lab.cluster.rabbitmq.ctl("trace_on")
+    try:
+        exchange = Exchange(TRACE, type="topic", no_declare=True)
+        listener = Queue("sanderling-lab-trace", exchange, routing_key="publish.#", durable=False, auto_delete=True)
+        with _consuming(broker, [listener], captured.append):
+            act()
+    finally:
+        lab.cluster.rabbitmq.ctl("trace_off")
+    return [message for message in captured if message.headers["routing_keys"][0].partition(".")[0] in TOPICS]
+
+
+def _say(broker: Connection, messages: Sequence[Any], dice: random.Random) -> None:
+    """Again, to whom they were said; each second one as it was, the others under new ids."""
+    with broker.Producer() as producer:
+        for number, message in enumerate(messages):
+            producer.publish(
+                message.body if number % 2 else _under_a_new_id(message.body, dice),
+                exchange=message.headers["exchange_name"],
+                routing_key=message.headers["routing_keys"][0],
+                content_type="application/json",
+                content_encoding="utf-8",
+            )
+
+
+def _call(message: Any) -> dict[str, Any]:
+    call: dict[str, Any] = json.loads(json.loads(message.body)["oslo.message"])
+    return call
+
+
+def _method(message: Any) -> str:
+    call = _call(message)
+    return f"{call.get('namespace')}.{call.get('method')}"
+
+
+def _export(message: Any) -> str:
+    command = ExportCommand.model_validate(_call(message)["args"]["message"])
+    return str(command.export)
+
+
+def _epoch(message: Any) -> Epoch:
+    return ExportCommand.model_validate(_call(message)["args"]["message"]).epoch
 
 
 def poison(lab: Lab, _dice: random.Random) -> None:
@@ -163,5 +246,6 @@ SCENARIOS = (
     Scenario(
         "F9-repeated", "messages repeated late and out of order", repeated, quick=1, full=5, keeps=True, patience_s=PATIENT_S
     ),
+    Scenario("F9-old", "commands of moves that are long over", old_commands, quick=1, full=4, patience_s=PATIENT_S),
     Scenario("F10-poison", "messages that nobody can take", poison, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
 )

@@ -1,7 +1,6 @@
-"""F6, F7, F13: a clock that jumps, a disk that is full, an address that a stranger claims or that nobody hears announced."""
+"""F6, F13: a clock that jumps, an address that a stranger claims or that nobody hears announced."""
 
 import contextlib
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,6 @@ from cli.lab.scenarios.partitions import dropping, taken_over_s
 from iscsi_worker.addresses.netlink import Netlink
 
 HOUR_S = 3600
-ACCEPTED, NO_ROOM = 202, 507
-ASKED_MAX = 40
 CLAIM, NOTICED_WITHIN_S = "address claimed by another machine", 2.0
 FAKETIME = "libfaketimeMT.so.1"
 JUMPING = ("api", "conductor-1", *NODES)
@@ -54,29 +51,6 @@ def clock(lab: Lab, dice: random.Random) -> None:
     lab.hold(3.0)
     _set_clock(lab, 0)
     lab.hold(3.0)
-
-
-def records_full(lab: Lab, _dice: random.Random) -> None:
-    """Serving needs no records; what cannot be recorded must be refused, not half done.
-
-    The database goes on for a while in the room that it already has.
-    """
-    filler = lab.cluster.records_folder / "filler"
-    try:
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(os.sysconf("SC_PAGE_SIZE"))):
-                pass
-        lab.did("the records' file system is full")
-        for _ in range(ASKED_MAX):
-            answer = lab.ask(expected=None)
-            if answer is None or answer.status_code != ACCEPTED:
-                break
-        if answer is not None and answer.status_code not in {ACCEPTED, NO_ROOM}:
-            lab.found("F7", f"a creation without room was answered with {answer.status_code}: {answer.text[:300]}")
-        lab.hold(3.0)
-    finally:
-        filler.unlink(missing_ok=True)
-    lab.ask()
 
 
 def claimed(lab: Lab, dice: random.Random) -> None:
@@ -123,7 +97,6 @@ def unannounced(lab: Lab, dice: random.Random) -> None:
 
 SCENARIOS = (
     Scenario("F6-clock", "wall clock an hour off", clock, quick=1, full=4, keeps=True, patience_s=PATIENT_S, around=jumping),
-    Scenario("F7-records", "the records' disk full", records_full, quick=1, full=4, keeps=True, patience_s=PATIENT_S),
     Scenario("F13-claimed", "a stranger claims a path's address", claimed, quick=1, full=4),
     Scenario("F13-unheard", "announcements lost when a node is taken over", unannounced, quick=1, full=4),
 )

@@ -23,6 +23,11 @@ FAST_S = 0.002
 
 
 def under_load(lab: Lab, dice: random.Random) -> None:
+    moved(lab, dice)
+
+
+def moved(lab: Lab, dice: random.Random) -> str:
+    """Move a disk and see it served where it was to go; its name."""
     disk, source, destination = _pair(lab, dice)
     assignment = _move(lab, disk, destination)
     lab.did(f"disk {disk}: {source} to {destination}")
@@ -31,6 +36,7 @@ def under_load(lab: Lab, dice: random.Random) -> None:
     for address in _addresses(lab, disk):
         if after[address] != destination:
             lab.found("PA", f"{address} is on {after[address]}, not {destination}; the assignment {ended['state']}: {ended}")
+    return disk
 
 
 def killed_in_the_middle(lab: Lab, dice: random.Random) -> None:

@@ -23,6 +23,15 @@ def target(lab: Lab, dice: random.Random) -> None:
     lab.signal(pid, signal.SIGCONT)
 
 
+def agent(lab: Lab, dice: random.Random) -> None:
+    """The worker can prove nothing any more, and the others find the node dead."""
+    victim, pause_s = lab.busy_node(dice), dice.choice((2.0, 8.0, lab.span(8.0, 25.0)))
+    lab.cluster.agents[victim].pause()
+    lab.did(f"SIGSTOP the Consul agent of {victim} for {pause_s} s")
+    lab.hold(pause_s)
+    lab.cluster.agents[victim].resume()
+
+
 def node(lab: Lab, dice: random.Random) -> None:
     """With the cables still in: what is in the sockets is read when it goes on."""
     victim, pause_s = lab.busy_node(dice), dice.choice((4.0, lab.span(9.0, 15.0)))
@@ -35,5 +44,6 @@ def node(lab: Lab, dice: random.Random) -> None:
 SCENARIOS = (
     Scenario("F5-worker", "worker stopped and resumed", worker, quick=1, full=8),
     Scenario("F5-target", "export process stopped and resumed", target, quick=1, full=8),
+    Scenario("F5-agent", "Consul agent of a node stopped and resumed", agent, quick=1, full=4),
     Scenario("F5-node", "whole node stopped and resumed", node, quick=2, full=10),
 )

@@ -51,6 +51,15 @@ def api(lab: Lab, dice: random.Random) -> None:
     _kill_and_start(lab, "api", away_s=dice.choice((0.0, 2.0)))
 
 
+def agent(lab: Lab, dice: random.Random) -> None:
+    """Its Consul agent: the gossip of the others finds the node dead, though it can serve."""
+    node, away_s = lab.busy_node(dice), dice.choice(AWAY_S)
+    lab.cluster.agents[node].kill()
+    lab.did(f"SIGKILL the Consul agent of {node}, started again after {away_s} s")
+    lab.hold(away_s)
+    lab.cluster.agents[node].start()
+
+
 def anything(lab: Lab, dice: random.Random) -> None:
     lab.ask()
     for _ in range(3):
@@ -67,5 +76,6 @@ SCENARIOS = (
     Scenario("F4-node", "worker and every export process of a node killed", worker_and_exports, quick=1, full=8),
     Scenario("F4-conductor", "conductor killed while it creates a disk", conductor, quick=1, full=8),
     Scenario("F4-api", "API killed after it has accepted a disk", api, quick=1, full=5),
+    Scenario("F4-agent", "Consul agent of a node killed, started again at once or late", agent, quick=1, full=5),
     Scenario("F4-anything", "three kills at random", anything, quick=1, full=8),
 )
