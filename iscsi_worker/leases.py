@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -23,6 +24,8 @@ from sanderling.settings import Worker
 
 log = structlog.get_logger(__name__)
 
+LOOKS_MOST: Final = 3  # at a connection that has yet to log in
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -35,11 +38,48 @@ class Lease:
     gate_open: bool
 
 
+class Ends(NamedTuple):
+    """The two ends of a connection, as the kernel has them."""
+
+    portal_address: str
+    initiator_address: str
+    initiator_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """Connections to an export of which it has not told who they are, and how often it was asked for these.
+
+    One that never logs in would be asked for every second, for as long as it is there.
+    """
+
+    ends: frozenset[Ends] = frozenset()
+    looks: int = 0
+
+    def seen_again(self, ends: frozenset[Ends]) -> "Strangers":
+        """Asked for once more, when none of them is new; for the first time, when one is."""
+        return Strangers(ends, self.looks + 1 if ends <= self.ends else 1)
+
+
+def _ends(one: Connection) -> Ends:
+    return Ends(one.portal_address, one.initiator_address, one.initiator_port)
+
+
 class Leases:
     """`extend` is called at every renewal interval; probes run beside it, one at a time for each export."""
 
-    def __init__(self, settings: Worker, seams: Seams, *, proven_until: Callable[[], float], clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Worker,
+        seams: Seams,
+        *,
+        proven_until: Callable[[], float],
+        on_change: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        """`on_change` is called when `connections` is not what it was."""
         self._settings = settings
+        self._on_change = on_change
         self._targets: Targets = seams.targets
         self._addresses: Addresses = seams.addresses
         self._images = seams.images
@@ -49,6 +89,7 @@ class Leases:
         self._probes: dict[ExportId, Future[None]] = {}
         self._probed_at: dict[ExportId, float] = {}
         self._connections: dict[ExportId, tuple[Connection, ...]] = {}
+        self._strangers: dict[ExportId, Strangers] = {}
         self._extended: set[tuple[ExportId, str]] = set()
         self._until: dict[tuple[ExportId, str], float] = {}
         self._lock = threading.Lock()  # one renewal at a time: the longest promise counts, whoever made it
@@ -68,7 +109,7 @@ class Leases:
 
     @property
     def connections(self) -> dict[ExportId, tuple[Connection, ...]]:
-        """Who was connected to each covered export when it was last probed."""
+        """Who is connected to each covered export, as of the last renewal; who has gone since is seen at the next probe."""
         return dict(self._connections)
 
     def extend(self) -> None:
@@ -82,6 +123,25 @@ class Leases:
             ageing = proven - now < self._settings.lease_s - 2 * self._settings.renew_interval_s
             if lease.gate_open and (due or ageing):  # before the proof has run out: a probe takes its time
                 self._probe_soon(lease)
+        self._look_for_strangers()
+
+    def _look_for_strangers(self) -> None:
+        """Ask those exports alone that somebody has connected to since they were last asked."""
+        try:
+            connected = self._targets.connected()
+        except TargetFailed as problem:
+            log.warning("new connections not known", problem=problem.detail)
+            return
+        for lease in self._leases:
+            there = {Ends(path.address, *other) for path in lease.paths for other in connected.get(path.address, ())}
+            known = {_ends(one) for one in self._connections.get(lease.export, ())}
+            before = self._strangers.pop(lease.export, Strangers())
+            if not lease.gate_open or there <= known:
+                continue
+            now = before.seen_again(frozenset(there - known))
+            self._strangers[lease.export] = now
+            if now.looks <= LOOKS_MOST:
+                self._pool.submit(self._note_connections, lease.export)
 
     def _pause_s(self, lease: Lease) -> float:
         """Between two probes: one that failed is made again soon, so that a process that hangs is replaced soon."""
@@ -94,7 +154,7 @@ class Leases:
         with self._lock:
             self._extended &= present
             self._until = {key: until for key, until in self._until.items() if key in present}
-        for known in (self._connections, self._probed_at, self._probes):
+        for known in (self._connections, self._strangers, self._probed_at, self._probes):
             for export in known.keys() - exports:
                 known.pop(export, None)
         for key in self._failures.keys() - present:
@@ -159,9 +219,13 @@ class Leases:
 
     def _note_connections(self, export: ExportId) -> None:
         try:
-            self._connections[export] = tuple(sorted(self._targets.connections(export)))
+            found = tuple(sorted(self._targets.connections(export)))
         except TargetFailed as problem:
             log.warning("connections not known", export=str(export), problem=problem.detail)
+            return
+        before, self._connections[export] = self._connections.get(export), found
+        if found != before:
+            self._on_change()
 
     def _store_answers(self) -> bool:
         """A probe that fails while the image store is away says nothing about the process."""

@@ -90,7 +90,7 @@ class Worker:
         )
         self._moves = Moves(self._node, own, seams, self._service, self._reports, clock=clock)
         self._membership = Membership(settings, coordination, clock=clock)
-        self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, clock=clock)
+        self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, on_change=self.wake, clock=clock)
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
         self._neighbours = self._asking_neighbours()
         self._image_store = self._asking_the_image_store()

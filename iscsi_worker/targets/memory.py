@@ -5,7 +5,7 @@ node, and two nodes can serve one store.
 """
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from iscsi_worker.targets.base import Running, TargetSpec
@@ -135,6 +135,15 @@ class MemoryTargets:
     def connections(self, export: ExportId) -> tuple[Connection, ...]:
         with self._lock:
             return tuple(self._living(export).connections)
+
+    def connected(self) -> Mapping[str, Collection[tuple[str, int]]]:
+        with self._lock:
+            self._settle()
+            found: dict[str, set[tuple[str, int]]] = {}
+            for process in self._node.processes.values():
+                for one in process.connections:
+                    found.setdefault(one.portal_address, set()).add((one.initiator_address, one.initiator_port))
+            return found
 
     def probe(self, export: ExportId, *, timeout_s: float) -> bool:
         operation = MemoryOperation(0, None)

@@ -7,8 +7,9 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -24,6 +25,7 @@ _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _ESTABLISHED, _FIN_WAIT_1, _CLOSE_WAIT = 1, 4, 8
 _STATES: Final = 1 << _ESTABLISHED | 1 << _FIN_WAIT_1 | 1 << _CLOSE_WAIT
 _TIMEOUT_S: Final = 1.0
+KNOWN_MOST: Final = 1 << 14  # connections: each is looked at every second, and most are those of the second before
 
 _HEADER = struct.Struct("=IHHII")
 _ASK = struct.Struct("=BBBBI48s")
@@ -50,6 +52,21 @@ def connected_to(addresses: Collection[str], port: int) -> tuple[TcpConnection, 
         raise TargetFailed(f"the kernel does not list connections: {error}") from error
 
 
+def others(port: int) -> Mapping[str, Collection[tuple[str, int]]]:
+    """The other ends, address and port, of all connections to this port of this node, by the address at which they end here.
+
+    `TargetFailed` when the kernel does not say.
+    """
+    found: dict[str, set[tuple[str, int]]] = {}
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for one in _all(family, port):
+                found.setdefault(one.local_address, set()).add((one.remote_address, one.remote_port))
+    except OSError as error:
+        raise TargetFailed(f"the kernel does not list connections: {error}") from error
+    return found
+
+
 def reset(connections: Collection[TcpConnection]) -> None:
     """Reset them: the other end is told at once. One that is gone is no error; a kernel that cannot do it is logged."""
     for one in connections:
@@ -64,15 +81,20 @@ def reset(connections: Collection[TcpConnection]) -> None:
 
 def _listed(addresses: Collection[str], port: int) -> Iterator[TcpConnection]:
     for family in {socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses}:
-        key = _ID.pack(port, 0, bytes(16), bytes(16)) + bytes(12)
-        for body in _ask(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, _ASK.pack(family, socket.IPPROTO_TCP, 0, 0, _STATES, key)):
-            one = _read(body)
+        for one in _all(family, port):
             if one.local_address in addresses:
                 yield one
 
 
-def _read(body: bytes) -> TcpConnection:
-    family, _, _, _, key = _TOLD.unpack_from(body)
+def _all(family: int, port: int) -> Iterator[TcpConnection]:
+    key = _ID.pack(port, 0, bytes(16), bytes(16)) + bytes(12)
+    for body in _ask(_SOCK_DIAG_BY_FAMILY, _REQUEST | _DUMP, _ASK.pack(family, socket.IPPROTO_TCP, 0, 0, _STATES, key)):
+        family, _, _, _, known = _TOLD.unpack_from(body)
+        yield _read(family, known)
+
+
+@lru_cache(KNOWN_MOST)
+def _read(family: int, key: bytes) -> TcpConnection:
     _, remote_port, local, remote = _ID.unpack_from(key)
     size = 4 if family == socket.AF_INET else 16
     local_address, remote_address = (str(ipaddress.ip_address(raw[:size])) for raw in (local, remote))

@@ -12,7 +12,7 @@ import select
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -157,6 +157,9 @@ class TgtTargets:
                 newest.remove(session)  # what is left over is sessions whose connection is gone
                 found.append(Connection(session.initiator_iqn, one.remote_address, one.remote_port, one.local_address))
         return tuple(found)
+
+    def connected(self) -> Mapping[str, Collection[tuple[str, int]]]:
+        return tcp.others(PORTAL_PORT)
 
     def probe(self, export: ExportId, *, timeout_s: float) -> bool:
         """As promised; False also while the gate is closed, where a read waits like any other operation."""

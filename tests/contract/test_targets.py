@@ -286,6 +286,23 @@ def test_connections_name_initiator_and_portal(bench: Bench, served: tuple[Targe
     assert seen.initiator_port > 0
 
 
+def test_who_is_connected_to_any_portal_is_known_without_asking_a_process(bench: Bench, served: tuple[TargetSpec, str]) -> None:
+    spec, address = served
+    other, elsewhere = _served(bench, bench.spec())
+    assert {address, elsewhere}.isdisjoint(bench.targets.connected())
+    bench.send(spec, address, 5, NEW)
+    bench.send(other, elsewhere, 5, NEW)
+    bench.send(other, elsewhere, 6, NEW)
+    connected = bench.targets.connected()
+    for each, at, count in ((spec, address, 1), (other, elsewhere, 2)):
+        told = {(one.initiator_address, one.initiator_port) for one in bench.targets.connections(each.export)}
+        assert set(connected[at]) == told
+        assert len(told) == count
+    bench.targets.stop(other.export)
+    bench.until(lambda: elsewhere not in bench.targets.connected(), "the connections are gone")
+    assert len(bench.targets.connected()[address]) == 1
+
+
 def test_stopping_drops_what_is_under_way_and_what_is_not_there_is_no_error(bench: Bench, served: tuple[TargetSpec, str]) -> None:
     spec, address = served
     held = bench.send(spec, address, 5, NEW)

@@ -1,6 +1,7 @@
 """How long exports may go on: by proof of the session, by probes, and no longer than either earns."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator, Mapping
 
 import pytest
 
@@ -10,10 +11,10 @@ from iscsi_worker.service import Seams
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.memory import MemoryStore, MemoryTargets
 from sanderling.clock import ManualClock
-from sanderling.errors import Fenced, Unavailable
+from sanderling.errors import Fenced, TargetFailed, Unavailable
 from sanderling.images.base import BackingStore
 from sanderling.model.disks import Path
-from sanderling.model.exports import ExportId
+from sanderling.model.exports import Connection, ExportId
 from sanderling.settings import Worker
 
 E = ExportId("d1", 0)
@@ -33,14 +34,39 @@ class Images:
             raise self.problem
 
 
+class Asked(MemoryTargets):
+    """Counts how often a process is asked for its connections. `strangers` are connected and never log in."""
+
+    strangers: set[tuple[str, int]]
+    kernel_is_silent = False
+    asked = 0
+
+    def connections(self, export: ExportId) -> tuple[Connection, ...]:
+        self.asked += 1
+        return super().connections(export)
+
+    def connected(self) -> Mapping[str, Collection[tuple[str, int]]]:
+        if self.kernel_is_silent:
+            raise TargetFailed("the kernel does not say")
+        return {address: {*others, *self.strangers} for address, others in {PATH.address: (), **super().connected()}.items()}
+
+
 class Bench:
     def __init__(self) -> None:
         self.clock, self.store, self.images = ManualClock(), MemoryStore(), Images()
-        self.targets = MemoryTargets(clock=self.clock, store=self.store)
+        self.targets = Asked(clock=self.clock, store=self.store)
+        self.targets.strangers = set()
         self.addresses = Memory(self.clock)
         self.proven_until = 0.0
         seams = Seams(None, self.images, self.targets, self.addresses)  # type: ignore[arg-type]
-        self.leases = Leases(SETTINGS, seams, proven_until=lambda: self.proven_until, clock=self.clock)
+        self.changes: list[float] = []
+        self.leases = Leases(
+            SETTINGS,
+            seams,
+            proven_until=lambda: self.proven_until,
+            on_change=lambda: self.changes.append(self.clock.monotonic()),
+            clock=self.clock,
+        )
 
     def serve(self) -> None:
         running = self.targets.start(SPEC, epoch=(1, 1), revision=1, lease_s=SETTINGS.lease_s)
@@ -54,6 +80,10 @@ class Bench:
         self.leases.extend()
         for probe in list(self.leases._probes.values()):
             probe.result(10)
+        barrier = threading.Barrier(SETTINGS.lanes + 1)
+        for _ in range(SETTINGS.lanes):  # whatever else was begun has ended when every thread has come here
+            self.leases._pool.submit(barrier.wait, 10)
+        barrier.wait(10)
         self.clock.advance(seconds)
 
     @property
@@ -160,3 +190,74 @@ def test_an_address_that_was_taken_off_meanwhile_does_not_come_back(bench: Bench
     bench.addresses.add = given_up_meanwhile  # type: ignore[method-assign]
     bench.turn(proven=True)
     assert PATH.address not in bench.addresses.lent()
+
+
+def initiators(bench: Bench) -> set[str]:
+    return {one.initiator_iqn for one in bench.leases.connections.get(E, ())}
+
+
+def portal(bench: Bench) -> str:
+    bench.targets.open_portal(E, PATH.address)
+    return PATH.address
+
+
+def test_who_has_just_logged_in_is_known_at_the_next_renewal_although_no_probe_is_due(bench: Bench) -> None:
+    bench.serve()
+    bench.turn(proven=True)
+    assert initiators(bench) == set()
+    bench.targets.login(portal(bench), "iqn.x:young")
+    bench.turn(proven=True)
+    assert initiators(bench) == {"iqn.x:young"}
+    assert len(bench.changes) == 2, "the loop is told, so that it is published"
+    bench.targets.login(PATH.address, "iqn.x:younger")
+    bench.turn(proven=True)
+    assert initiators(bench) == {"iqn.x:young", "iqn.x:younger"}
+
+
+def test_while_nobody_new_connects_no_process_is_asked_between_probes(bench: Bench) -> None:
+    bench.serve()
+    bench.targets.login(portal(bench), "iqn.x:old")
+    bench.turn(proven=True)
+    asked, changes = bench.targets.asked, len(bench.changes)
+    for _ in range(int(SETTINGS.probe_interval_s / SETTINGS.renew_interval_s) - 1):
+        bench.turn(proven=True)
+    assert (bench.targets.asked, len(bench.changes)) == (asked, changes)
+    bench.turn(proven=True)
+    assert bench.targets.asked == asked + 1, "the probe asks"
+    assert len(bench.changes) == changes
+
+
+def test_a_connection_that_never_logs_in_is_asked_for_a_few_times_and_a_new_one_beside_it_at_once(bench: Bench) -> None:
+    bench.serve()
+    portal(bench)
+    bench.turn(proven=True, seconds=0.1)
+    asked = bench.targets.asked
+    bench.targets.strangers = {("192.0.2.9", 40000)}
+    for _ in range(20):
+        bench.turn(proven=True, seconds=0.1)
+    assert bench.targets.asked == asked + 3
+    bench.targets.login(PATH.address, "iqn.x:young")
+    bench.turn(proven=True, seconds=0.1)
+    assert initiators(bench) == {"iqn.x:young"}
+
+
+def test_who_connects_to_what_stands_behind_a_closed_gate_is_not_asked_for(bench: Bench) -> None:
+    bench.serve()
+    bench.turn(proven=True)
+    asked = bench.targets.asked
+    running = bench.targets.actual()[0]
+    bench.leases.cover([Lease(E, running.client, (PATH,), owned=True, gate_open=False)])
+    bench.targets.login(portal(bench), "iqn.x:early")
+    bench.turn(proven=True)
+    assert bench.targets.asked == asked
+
+
+def test_a_kernel_that_does_not_list_connections_leaves_it_to_the_probes(bench: Bench) -> None:
+    bench.serve()
+    bench.targets.kernel_is_silent = True
+    bench.turn(proven=True)
+    bench.targets.login(portal(bench), "iqn.x:young")
+    for _ in range(int(SETTINGS.probe_interval_s / SETTINGS.renew_interval_s)):
+        bench.turn(proven=True)
+        assert bench.alive
+    assert initiators(bench) == {"iqn.x:young"}
