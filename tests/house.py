@@ -172,6 +172,12 @@ class House:
         """The disk's keys in coordination."""
         return [entry.key for prefix in ("disks/", "exports/") for entry in self.coordination.list(f"{prefix}{disk.id}").entries]
 
+    @property
+    def noted(self) -> frozenset[str]:
+        """The keys that workers have been told to look at."""
+        entry = self.coordination.get(self.stores.journal.key)
+        return frozenset(Changes.model_validate_json(entry.value).keys if entry else ())
+
 
 class Gateways(threading.Thread):
     """Stands in for the workers: takes every export of a started disk, serves nothing, gives it up when the disk stops.

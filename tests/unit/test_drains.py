@@ -15,7 +15,7 @@ from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import Busy, MoveFailed
 from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskState
-from sanderling.model.marks import Marks
+from sanderling.model.marks import MARKS_KEY, Marks
 from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
 from sanderling.records import assignments, marks
 from sanderling.records.tables import OperationRow
@@ -75,7 +75,8 @@ def test_not_even_who_did_not_see_the_drain_can_write_an_undrain_beside_it(house
 
 
 def published(house: House) -> Marks:
-    entry = house.coordination.get("marks")
+    assert MARKS_KEY in house.noted
+    entry = house.coordination.get(MARKS_KEY)
     return Marks.model_validate_json(entry.value) if entry else Marks()
 
 

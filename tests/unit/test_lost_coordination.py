@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sanderling.clock import SystemClock
+from sanderling.coordination.changes import Changes
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.images.files import FileImages
 from sanderling.model.disks import Disk, DiskState
@@ -145,3 +146,14 @@ def test_an_export_that_cannot_be_read_is_fenced_like_an_unknown_one_and_the_dis
     assert house.drive(house.ask(kind, disk)).state is OperationState.SUCCEEDED
     assert images.fenced == ["pid:1:1"]
     assert house.keys(disk) == [f"exports/{disk.id}/stray"]
+
+
+def test_workers_are_told_to_give_up_a_disk_whose_creation_is_undone(house: House) -> None:
+    """Nobody serves it in time; a worker that takes it late must hear that it is not wanted any more."""
+    disk = house.disk()
+    ended = house.drive(house.ask(OperationKind.CREATE_DISK, disk, deadline_s=0.2))
+    assert ended.state is OperationState.ROLLED_BACK
+    entry = house.coordination.get(house.stores.journal.key)
+    assert entry is not None
+    keys = [f"disks/{disk.id}", f"exports/{disk.id}/0"]
+    assert list(Changes.model_validate_json(entry.value).keys) == keys + keys + keys[::-1], "made, stopped, removed"

@@ -3,12 +3,14 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from cli.lab.parts.daemons import start_time
 from conductor.publisher import Publisher
 from sanderling.coordination.base import Put
+from sanderling.coordination.changes import Journal
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
@@ -28,6 +30,7 @@ def disk(house: House) -> Disk:
     gateways.start()
     house.done(CREATE, made)
     gateways.stop()
+    house.stores = replace(house.stores, journal=Journal("conductor", "another"))
     return made
 
 
@@ -70,6 +73,7 @@ def test_a_description_that_is_missing_is_published_again_in_the_same_generation
     entry = house.coordination.get(f"disks/{disk.id}")
     assert entry is not None
     assert Disk.model_validate_json(entry.value) == before == house.described(disk)
+    assert entry.key in house.noted
 
 
 def test_lost_exports_come_back_in_a_new_generation_naming_the_client_that_serves(house: House, disk: Disk) -> None:
@@ -80,6 +84,7 @@ def test_lost_exports_come_back_in_a_new_generation_naming_the_client_that_serve
     serve(house, "g1", ExportId(disk.id, 0), client)
     publisher(house).turn()
     assert house.keys(disk) == [f"disks/{disk.id}", f"exports/{disk.id}/0"]
+    assert set(house.keys(disk)) <= house.noted
     assert export(house, disk).client == client
     assert export(house, disk).generation == before.generation + 1
     described = house.described(disk)
@@ -189,6 +194,7 @@ def hold(house: House, disk: Disk) -> tuple[str, str, Export]:
 
 
 def told(house: House, disk: Disk) -> Disk:
+    assert f"disks/{disk.id}" in house.noted
     entry = house.coordination.get(f"disks/{disk.id}")
     assert entry is not None
     return Disk.model_validate_json(entry.value)

@@ -75,7 +75,7 @@ class Site:
         """Write what the journal's writer has changed, under its session if it has one."""
         journal.note(export.key for export in exports)
         put = partial(self.store.acquire, consul_session=session) if session else self.store.put
-        assert journal.write(put)
+        assert journal.write(put, again=True)
 
     def node(self, export: ExportId = A) -> str | None:
         view = self.watch.latest
