@@ -172,6 +172,10 @@ class House:
         """The disk's keys in coordination."""
         return [entry.key for prefix in ("disks/", "exports/") for entry in self.coordination.list(f"{prefix}{disk.id}").entries]
 
+    def another_conductor(self) -> None:
+        """Go on as one that has told workers of nothing yet."""
+        self.stores = replace(self.stores, journal=Journal("conductor", str(uuid4())))
+
     @property
     def noted(self) -> frozenset[str]:
         """The keys that workers have been told to look at."""

@@ -174,6 +174,7 @@ def test_marks_that_coordination_lost_are_published_again(house: House) -> None:
     disk = started(house)
     marked(house, disk, pin="g1")
     assert house.coordination.delete("marks")
+    house.another_conductor()
     Publisher(Settings(), house.stores, tell=lambda: None).turn()
     assert published(house).pins == {disk.id: "g1"}
     assert house.coordination.put("marks", b"junk")

@@ -3,14 +3,12 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from cli.lab.parts.daemons import start_time
 from conductor.publisher import Publisher
 from sanderling.coordination.base import Put
-from sanderling.coordination.changes import Journal
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
@@ -30,7 +28,7 @@ def disk(house: House) -> Disk:
     gateways.start()
     house.done(CREATE, made)
     gateways.stop()
-    house.stores = replace(house.stores, journal=Journal("conductor", "another"))
+    house.another_conductor()
     return made
 
 
@@ -147,8 +145,10 @@ def test_what_a_late_writer_left_of_a_disk_that_is_stopped_or_gone_is_cleared_aw
     )
     janitor = publisher(house)
     janitor.turn()  # fences
-    janitor.turn()
+    house.another_conductor()
+    publisher(house).turn()
     assert house.keys(disk) == []
+    assert house.noted == {f"disks/{disk.id}", f"exports/{disk.id}/0"}
     assert house.state(disk) == (DiskState.STOPPED if kind is STOP else None)
 
 
@@ -163,6 +163,7 @@ def test_a_worker_that_holds_an_export_of_a_stopped_disk_is_told_to_stop_and_wai
     if published:
         assert house.coordination.put(f"disks/{disk.id}", stale.value)
     session, key, value = hold(house, disk)
+    house.another_conductor()
     janitor = publisher(house)
     janitor.turn()
     assert told(house, disk) == house.described(disk)
@@ -181,6 +182,7 @@ def test_a_worker_that_holds_an_export_of_a_disk_that_is_gone_is_told_to_stop(ho
     house.done(DELETE, disk)
     assert house.coordination.put(f"disks/{disk.id}", stale.value)
     hold(house, disk)
+    house.another_conductor()
     publisher(house).turn()
     before = Disk.model_validate_json(stale.value)
     assert told(house, disk) == before.model_copy(update={"started": False, "revision": before.revision + 1})
