@@ -5,21 +5,19 @@ A view never changes. One that differs by a key costs about that key to make, ho
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import structlog
 from immutables import Map
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from sanderling.coordination.base import Entry, Listing
 from sanderling.coordination.changes import Changes
+from sanderling.coordination.values import value_of
 from sanderling.model.disks import Disk
 from sanderling.model.exports import Export, ExportId, Gateway
 from sanderling.model.marks import MARKS_KEY, Marks
 
-Value = TypeVar("Value", bound=BaseModel)
 Ids = Map[ExportId, None]
-log = structlog.get_logger(__name__)
 
 _KINDS: Final[Mapping[str, type[BaseModel]]] = {
     "disks": Disk,
@@ -146,7 +144,7 @@ class _Change:
         kind = _KINDS.get(noun)
         if kind is None:
             return
-        value = _read(entry, kind)
+        value = value_of(entry, kind)
         self._read[entry.key] = (entry, value)
         match value:
             case Disk():
@@ -193,11 +191,3 @@ class _Change:
 def _export_of(rest: str) -> ExportId | None:
     disk_id, _, number = rest.rpartition("/")
     return ExportId(disk_id, int(number)) if number.isdecimal() else None
-
-
-def _read(entry: Entry, kind: type[Value]) -> Value | None:
-    try:
-        return kind.model_validate_json(entry.value)
-    except ValidationError as error:
-        log.error("key cannot be read", key=entry.key, errors=error.error_count())
-        return None

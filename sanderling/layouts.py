@@ -2,21 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-import structlog
-from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
 from sanderling.coordination.base import Coordination, Entry
+from sanderling.coordination.values import value_of
 from sanderling.model.balance import Layout, PlannedMove
 from sanderling.model.disks import Disk
 from sanderling.model.exports import Export, ExportId, Gateway
 from sanderling.model.moves import Move
 from sanderling.records import disks, marks
-
-Value = TypeVar("Value", bound=BaseModel)
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +49,13 @@ def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) ->
     """
     started = {disk.id: disk for disk in disks.started(session)}
     marked = marks.read(session)
-    live = {gateway.name: gateway for entry in gateways if entry.consul_session and (gateway := _read(entry, Gateway))}
+    live = {gateway.name: gateway for entry in gateways if entry.consul_session and (gateway := value_of(entry, Gateway))}
     values, owners = dict[ExportId, Export](), dict[ExportId, str | None]()
     for disk in started.values():
         owners |= dict.fromkeys((ExportId(disk.id, index) for index in disk.export_indexes), None)
     for entry in exports:
         export = _export_of(entry.key)
-        value = _read(entry, Export) if export in owners else None
+        value = value_of(entry, Export) if export in owners else None
         if export is not None and value is not None:
             values[export] = value
             owners[export] = value.node if entry.consul_session else None
@@ -74,11 +69,3 @@ def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) ->
 def _export_of(key: str) -> ExportId | None:
     _, disk_id, index = (*key.split("/", 2), "", "")[:3]
     return ExportId(disk_id, int(index)) if index.isdecimal() else None
-
-
-def _read(entry: Entry, kind: type[Value]) -> Value | None:
-    try:
-        return kind.model_validate_json(entry.value)
-    except ValidationError as error:
-        log.error("key cannot be read", key=entry.key, errors=error.error_count())
-        return None

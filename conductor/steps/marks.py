@@ -2,10 +2,9 @@
 
 from typing import Final
 
-from pydantic import ValidationError
-
 from conductor.steps.base import Action, Context, Stores
-from sanderling.coordination.base import ABSENT, Entry
+from sanderling.coordination.base import ABSENT
+from sanderling.coordination.values import value_of
 from sanderling.errors import Unavailable
 from sanderling.model.marks import MARKS_KEY, Marks
 from sanderling.records import marks, operations
@@ -22,7 +21,7 @@ def publish_marks(stores: Stores) -> bool:
         entry = stores.coordination.get(MARKS_KEY)
         with stores.records.read() as session:
             wanted = marks.read(session)
-        if wanted == (_read(entry) if entry else Marks()):
+        if wanted == (value_of(entry, Marks) if entry else Marks()):
             return False
         if stores.coordination.put(
             MARKS_KEY, wanted.model_dump_json().encode(), expected=entry.modify_index if entry else ABSENT
@@ -74,13 +73,6 @@ def _publish(context: Context) -> None:
     with context.effect("publish"):
         publish_marks(context.stores)
     context.stores.tell_workers([MARKS_KEY])
-
-
-def _read(entry: Entry) -> Marks | None:
-    try:
-        return Marks.model_validate_json(entry.value)
-    except ValidationError:
-        return None
 
 
 MARK = Action(mark, effects=("record", "publish"))
