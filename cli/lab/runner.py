@@ -17,8 +17,9 @@ from cli.lab.registers import violations
 from cli.lab.results import Parameters, Result, Round, is_done, stored, write
 from cli.lab.scenarios.base import Scenario
 
-QUICK_S: Final = 13.5 * 60.0
-FULL_S: Final = 85 * 60.0
+QUICK_S: Final = 14 * 60.0
+FULL_S: Final = 86 * 60.0
+ROUND_S: Final = 15.0  # of a quick scenario with one round, more or less
 STEADY_S: Final = 0.5
 KERNEL_S: Final = 1.0  # the kernel drops an address up to so long after its lifetime
 LAST_OF_THE_OLD: Final = "the last word of an address's old owner came"
@@ -42,7 +43,7 @@ class Plan:
 def run(plan: Plan, out: Path, say: Callable[[str], None]) -> dict[str, Result]:
     """The result of every scenario of the plan that there is time for, those of an earlier run included.
 
-    Each scenario has its share of the time that is left; one that has used it up begins no more rounds, but always has one.
+    A scenario begins no more rounds once only so much time is left that each of the later ones can have one; it always has one.
     """
     out.mkdir(parents=True, exist_ok=True)
     found = stored(out)
@@ -59,9 +60,9 @@ def run(plan: Plan, out: Path, say: Callable[[str], None]) -> dict[str, Result]:
                 break
             if lab is None:
                 lab = stack.enter_context(Lab(out / "work", full=plan.full))
-            share_s = (deadline - began) / (len(left) - number)
+            until = deadline - ROUND_S * (len(left) - number - 1)
             result = begun(plan, scenario, found)
-            _scenario(lab, scenario, result, out, until=began + share_s)
+            _scenario(lab, scenario, result, out, until=until)
             result.took_s += CLOCK.monotonic() - began
             done[scenario.name] = result
             write(result, out)

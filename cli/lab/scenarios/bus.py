@@ -240,12 +240,12 @@ def _consuming(broker: Connection, queues: list[Queue], take: Any) -> Iterator[N
 
 
 SCENARIOS = (
-    Scenario("F1-killed", "broker killed and started again", killed, quick=1, full=2, keeps=True, patience_s=PATIENT_S),
-    Scenario("F1-frozen", "broker frozen and resumed", frozen, quick=1, full=2, keeps=True, patience_s=PATIENT_S),
+    Scenario("F1-killed", "broker killed and started again", killed, quick=1, full=1, keeps=True, patience_s=PATIENT_S),
+    Scenario("F1-frozen", "broker frozen and resumed", frozen, quick=1, full=1, keeps=True, patience_s=PATIENT_S),
     Scenario("F9-lost", "every second message lost", lost, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
     Scenario(
         "F9-repeated", "messages repeated late and out of order", repeated, quick=1, full=5, keeps=True, patience_s=PATIENT_S
     ),
-    Scenario("F9-old", "commands of moves that are long over", old_commands, quick=1, full=4, patience_s=PATIENT_S),
+    Scenario("F9-old", "commands of moves that are long over", old_commands, quick=1, full=3, patience_s=PATIENT_S),
     Scenario("F10-poison", "messages that nobody can take", poison, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
 )

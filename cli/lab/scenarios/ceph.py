@@ -47,6 +47,6 @@ def slow(lab: Lab, dice: random.Random) -> None:
 SCENARIOS = (
     Scenario("F8-osd", "OSD stopped and resumed", osd_frozen, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
     Scenario("F8-monitor", "monitor stopped and resumed", monitor_frozen, quick=1, full=3, keeps=True, patience_s=PATIENT_S),
-    Scenario("F8-slow", "a trickle between a node and Ceph", slow, quick=1, full=3, keeps=True, patience_s=PATIENT_S),
+    Scenario("F8-slow", "a trickle between a node and Ceph", slow, quick=1, full=2, keeps=True, patience_s=PATIENT_S),
     Scenario("F8-paused", "reads and writes paused by Ceph", paused, quick=1, full=3, keeps=True, patience_s=PATIENT_S),
 )

@@ -93,10 +93,10 @@ SCENARIOS = (
         "the records' disk broken, read-only",
         read_only,
         quick=1,
-        full=4,
+        full=2,
         keeps=True,
         patience_s=PATIENT_S,
         around=on_a_loop,
     ),
-    Scenario("F7-slow", "the records' disk slow", slow, quick=1, full=3, keeps=True, patience_s=PATIENT_S, around=on_a_loop),
+    Scenario("F7-slow", "the records' disk slow", slow, quick=1, full=2, keeps=True, patience_s=PATIENT_S, around=on_a_loop),
 )

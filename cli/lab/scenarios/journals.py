@@ -9,14 +9,17 @@ import random
 import secrets
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import httpx
 
-from cli.lab.lab import CLOCK, Lab, LabFailed
+from cli.lab.lab import CLOCK, NODES, Lab, LabFailed
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 from sanderling.coordination.changes import PREFIX
 
 SECOND = "conductor-2"
+CONDUCTORS = ("conductor-1", SECOND)
+SEEN_S = 1.5  # everybody has seen that the journals are another's
 PAUSE_S = 0.05  # a journal is hardly written before it is hurt again
 TAKE_S = 8.0  # beyond the bound of reading everything: to make a disk, choose a gateway, start a process, on a busy machine
 FOREIGN = (
@@ -38,18 +41,15 @@ def two_conductors(lab: Lab) -> Iterator[None]:
 
 
 def hurt(lab: Lab, dice: random.Random) -> None:
-    """All journals, again and again, in one way; meanwhile a disk is made and served."""
-    way = dice.choice(("deleted", "overwritten", "both", "locked"))
-    counts = {"hurt": 0}
-    with _hurting(lab, random.Random(dice.random()), way, counts), _a_disk(lab):
-        lab.hold(lab.span(2.0, 6.0))
-    lab.did(f"journals {way} {counts['hurt']} times")
-    if not counts["hurt"]:
-        lab.found("F11", "no journal was hurt: it proves nothing")
+    """All journals, again and again, and then kept from everybody; meanwhile a disk is made and served."""
+    with _garbled(lab, dice), _a_disk(lab, "garbled"):
+        lab.hold(lab.span(1.0, 5.0))
+    with _locked(lab), _a_disk(lab, "locked"):
+        lab.hold(lab.span(1.0, 5.0))
 
 
 @contextlib.contextmanager
-def _a_disk(lab: Lab) -> Iterator[None]:
+def _a_disk(lab: Lab, way: str) -> Iterator[None]:
     """Made and served while all is wrong, within the bound of reading everything again."""
     own, name = lab.cluster.settings().iscsi_worker, f"new-{secrets.token_hex(4)}"
     with lab.keys() as keys:
@@ -58,36 +58,32 @@ def _a_disk(lab: Lab) -> Iterator[None]:
     try:
         lab.cluster.create_disk(name)
     except AssertionError as failed:
-        lab.found("F11", f"a disk could not be made while journals were hurt: {str(failed)[:500]}")
-    else:
-        took_s = lab.measured["a disk made meanwhile was served"] = CLOCK.monotonic() - began
-        if took_s > bound_s:
-            lab.found("F11", f"a disk made while journals were hurt was served after {took_s:.1f} s, not {bound_s:.1f} s")
+        lab.found("F11", f"a disk could not be made while journals were {way}: {str(failed)[:500]}")
+        yield
+        return
+    took_s = lab.measured[f"a disk made while journals were {way} was served"] = CLOCK.monotonic() - began
+    if took_s > bound_s:
+        lab.found("F11", f"a disk made while journals were {way} was served after {took_s:.1f} s, not {bound_s:.1f} s")
     yield
     lab.cluster.delete_disk(name)
 
 
 @contextlib.contextmanager
-def _hurting(lab: Lab, dice: random.Random, way: str, counts: dict[str, int]) -> Iterator[None]:
-    """In a thread, until the end of the block; nothing of a stranger is left then."""
-    stopping, failed = threading.Event(), list[Exception]()
-    journals = lab.cluster.settings().coordination.prefix + PREFIX
-    stranger = f"{journals}stranger/{secrets.token_hex(4)}"
+def _garbled(lab: Lab, dice: random.Random) -> Iterator[None]:
+    """Each is deleted or overwritten as soon as it is there, by a thread, until the end of the block."""
+    stopping, failed, count = threading.Event(), list[Exception](), 0
+    journals = _url(lab)
     with httpx.Client(base_url=lab.cluster.consul.url, timeout=10.0) as consul:
-        session = consul.put("/v1/session/create", json={"Name": "a stranger", "LockDelay": "0s"}).json()["ID"]
-
-        def turn() -> None:
-            found = consul.get(f"/v1/kv/{journals}", params={"keys": ""})
-            for key in found.json() if found.status_code == httpx.codes.OK else ():
-                is_hurt = _hurt_one(consul, key, way if way != "both" else dice.choice(("deleted", "overwritten")), dice, session)
-                counts["hurt"] += is_hurt
-            consul.put(f"/v1/kv/{stranger}", content=dice.choice(FOREIGN))
 
         def go_on() -> None:
+            nonlocal count
             try:
-                while not stopping.is_set():
-                    turn()
-                    CLOCK.wait(stopping, PAUSE_S)
+                while not CLOCK.wait(stopping, PAUSE_S):
+                    found = consul.get(journals, params={"keys": ""})
+                    for key in found.json() if found.status_code == httpx.codes.OK else ():
+                        url, value = f"/v1/kv/{key}", dice.choice(FOREIGN)
+                        count += _done(consul.delete(url) if dice.random() < 0.5 else consul.put(url, content=value))
+                    consul.put(f"{journals}stranger/one", content=dice.choice(FOREIGN))
             except (httpx.HTTPError, ValueError) as error:
                 failed.append(error)
 
@@ -98,21 +94,42 @@ def _hurting(lab: Lab, dice: random.Random, way: str, counts: dict[str, int]) ->
         finally:
             stopping.set()
             thread.join(30.0)
+            consul.delete(f"{journals}stranger/one")
+    if failed or not count:
+        raise LabFailed(f"journals could not be hurt: {failed}")
+    lab.did(f"journals deleted and overwritten, {count} times")
+
+
+@contextlib.contextmanager
+def _locked(lab: Lab) -> Iterator[None]:
+    """A stranger holds them all, whether they are there or not: nobody is told anything by them, not even that they changed."""
+    names = [f"conductor/{name}" for name in CONDUCTORS] + [f"iscsi_worker/{node}" for node in NODES]
+    urls = [f"{_url(lab)}{name}" for name in names]
+    with httpx.Client(base_url=lab.cluster.consul.url, timeout=10.0) as consul:
+        session = consul.put("/v1/session/create", json={"Name": "a stranger", "LockDelay": "0s"}).json()["ID"]
+        try:
+            for url in urls:
+                lab.until(partial(_taken, consul, url, session), within_s=5.0, what=f"{url} is locked by a stranger")
+            lab.did(f"a stranger locks {', '.join(names)}")
+            lab.hold(SEEN_S)
+            yield
+        finally:
             consul.put(f"/v1/session/destroy/{session}")
-            consul.delete(f"/v1/kv/{stranger}")
-    if failed:
-        raise LabFailed(f"journals could not be hurt: {failed[0]!r}")
+            for url in urls:
+                consul.delete(url)
 
 
-def _hurt_one(consul: httpx.Client, key: str, way: str, dice: random.Random, session: str) -> bool:
-    match way:
-        case "deleted":
-            answer = consul.delete(f"/v1/kv/{key}")
-        case "overwritten":
-            answer = consul.put(f"/v1/kv/{key}", content=dice.choice(FOREIGN))
-        case _:
-            consul.delete(f"/v1/kv/{key}")
-            answer = consul.put(f"/v1/kv/{key}", params={"acquire": session}, content=FOREIGN[-1])
+def _taken(consul: httpx.Client, url: str, session: str) -> bool:
+    """Its writer may be faster."""
+    consul.delete(url)
+    return _done(consul.put(url, params={"acquire": session}, content=FOREIGN[-1]))
+
+
+def _url(lab: Lab) -> str:
+    return f"/v1/kv/{lab.cluster.settings().coordination.prefix}{PREFIX}"
+
+
+def _done(answer: httpx.Response) -> bool:
     return answer.status_code == httpx.codes.OK and answer.text.strip() == "true"
 
 
@@ -122,7 +139,7 @@ SCENARIOS = (
         "journals of changes lost and garbled, two conductors",
         hurt,
         quick=1,
-        full=5,
+        full=4,
         keeps=True,
         patience_s=PATIENT_S,
         around=two_conductors,

@@ -98,5 +98,5 @@ def unannounced(lab: Lab, dice: random.Random) -> None:
 SCENARIOS = (
     Scenario("F6-clock", "wall clock an hour off", clock, quick=1, full=4, keeps=True, patience_s=PATIENT_S, around=jumping),
     Scenario("F13-claimed", "a stranger claims a path's address", claimed, quick=1, full=4),
-    Scenario("F13-unheard", "announcements lost when a node is taken over", unannounced, quick=1, full=4),
+    Scenario("F13-unheard", "announcements lost when a node is taken over", unannounced, quick=1, full=3),
 )

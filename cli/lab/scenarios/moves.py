@@ -180,8 +180,8 @@ def _ended(lab: Lab, operation: str) -> dict[str, Any]:
 
 
 SCENARIOS = (
-    Scenario("move-load", "planned move", under_load, quick=5, full=30, pace_s=FAST_S, patience_s=PATIENT_S),
-    Scenario("move-killed", "kill in the middle of a move", killed_in_the_middle, quick=2, full=12),
+    Scenario("move-load", "planned move", under_load, quick=3, full=30, pace_s=FAST_S, patience_s=PATIENT_S),
+    Scenario("move-killed", "kill in the middle of a move", killed_in_the_middle, quick=1, full=12),
     Scenario("move-drain", "gateway drained, restarted, filled again", drained, quick=1, full=5, patience_s=PATIENT_S),
-    Scenario("move-return", "gateway killed and back, spread evened out", returned, quick=2, full=50, around=balancing_soon),
+    Scenario("move-return", "gateway killed and back, spread evened out", returned, quick=1, full=50, around=balancing_soon),
 )

@@ -93,7 +93,7 @@ def dumb(lab: Lab, dice: random.Random) -> None:
 
 
 SCENARIOS = (
-    Scenario("F3-all", "node cut off from everything", from_all, quick=2, full=6),
+    Scenario("F3-all", "node cut off from everything", from_all, quick=1, full=6),
     Scenario("F3-store", "node cut off from Consul only", from_store, quick=1, full=4),
     Scenario("F3-ceph", "node cut off from Ceph only", from_ceph, quick=1, full=4),
     Scenario("F3-front", "node cut off from the initiators only", from_initiators, quick=1, full=4),

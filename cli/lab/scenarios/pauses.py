@@ -44,6 +44,6 @@ def node(lab: Lab, dice: random.Random) -> None:
 SCENARIOS = (
     Scenario("F5-worker", "worker stopped and resumed", worker, quick=1, full=8),
     Scenario("F5-target", "export process stopped and resumed", target, quick=1, full=8),
-    Scenario("F5-agent", "Consul agent of a node stopped and resumed", agent, quick=1, full=4),
-    Scenario("F5-node", "whole node stopped and resumed", node, quick=2, full=10),
+    Scenario("F5-agent", "Consul agent of a node stopped and resumed", agent, quick=1, full=3),
+    Scenario("F5-node", "whole node stopped and resumed", node, quick=1, full=10),
 )

@@ -71,11 +71,11 @@ def anything(lab: Lab, dice: random.Random) -> None:
 
 
 SCENARIOS = (
-    Scenario("F4-export", "export process killed", export, quick=3, full=15),
-    Scenario("F4-worker", "worker killed, started again at once or late", worker, quick=2, full=12),
+    Scenario("F4-export", "export process killed", export, quick=2, full=15),
+    Scenario("F4-worker", "worker killed, started again at once or late", worker, quick=1, full=12),
     Scenario("F4-node", "worker and every export process of a node killed", worker_and_exports, quick=1, full=8),
     Scenario("F4-conductor", "conductor killed while it creates a disk", conductor, quick=1, full=8),
     Scenario("F4-api", "API killed after it has accepted a disk", api, quick=1, full=5),
-    Scenario("F4-agent", "Consul agent of a node killed, started again at once or late", agent, quick=1, full=5),
+    Scenario("F4-agent", "Consul agent of a node killed, started again at once or late", agent, quick=1, full=4),
     Scenario("F4-anything", "three kills at random", anything, quick=1, full=8),
 )
