@@ -199,13 +199,12 @@ class RbdImages:
             "rados_osd_op_timeout": str(math.ceil(settings.operation_timeout_s)),
         }
         try:
-            cluster = rados.Rados(conffile=settings.ceph_conf, rados_id=settings.ceph_user, conf=bounds)
-            cluster.connect()
+            made = _Connection(rados.Rados(conffile=settings.ceph_conf, rados_id=settings.ceph_user, conf=bounds))
+            made.connect()
         except rados.Error as error:
             raise Unavailable(
                 f"Ceph cannot be reached as {settings.ceph_user} with {settings.ceph_conf}: {error}", dependency="ceph"
             ) from error
-        made = _Connection(cluster)
         with self._lock:
             spare, self._connection = (made, self._connection) if self._connection else (None, made)
             taken = self._connection.taken()
@@ -265,6 +264,14 @@ class _Connection:
         self.cluster = cluster
         self._lock = threading.Lock()
         self._users = 1  # the store itself
+
+    def connect(self) -> None:
+        """Needs nothing to be cleared away when it fails."""
+        try:
+            self.cluster.connect()
+        except BaseException:
+            self.released()
+            raise
 
     def taken(self) -> "_Connection":
         with self._lock:

@@ -309,14 +309,33 @@ def test_what_is_set_wrong_is_named(bounds: Bounds, wrong: dict[str, str]) -> No
         reached(replace(bounds, **wrong)).ping()  # type: ignore[arg-type]
 
 
-def test_a_store_that_is_closed_gives_its_connection_back(bounds: Bounds) -> None:
-    def sockets() -> int:
-        count = 0
-        for link in Path("/proc/self/fd").iterdir():
-            with suppress(FileNotFoundError):  # a thread of librados closed it meanwhile
-                count += os.readlink(link).startswith("socket:")
-        return count
+def sockets() -> int:
+    """Those of this process."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # a thread of librados closed it meanwhile
+            count += os.readlink(link).startswith("socket:")
+    return count
 
+
+def test_a_store_that_is_asked_again_and_again_while_it_is_away_leaves_nothing_behind(
+    own_ceph: CephCluster, bounds: Bounds
+) -> None:
+    """A worker that is cut off asks every other second, for as long as that lasts."""
+    images = reached(replace(bounds, connect_timeout_s=1))
+    before, threads = sockets(), len(os.listdir("/proc/self/task"))
+    own_ceph.pause()
+    try:
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                images.touch()
+        waited(lambda: sockets() <= before, within_s=WITHIN_S, what="no socket is left")
+        waited(lambda: len(os.listdir("/proc/self/task")) <= threads, within_s=WITHIN_S, what="no thread is left")
+    finally:
+        own_ceph.resume()
+
+
+def test_a_store_that_is_closed_gives_its_connection_back(bounds: Bounds) -> None:
     before = sockets()
     for _ in range(5):
         images = reached(bounds)
