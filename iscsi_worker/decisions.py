@@ -213,6 +213,7 @@ def _is_ready(view: View, local: Local, held: Held, running: Running) -> bool:
         and disk.started
         and disk.revision == running.revision
         and not local.withdrawing
+        and not local.store.is_lost
         and not local.stands_back(view, disk, running.export)
     )
 

@@ -50,6 +50,7 @@ from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem, SessionLost, Unavailable
 from sanderling.images.base import Images
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
+from sanderling.model.fronts import REASON_STORE
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -286,10 +287,11 @@ class Worker:
 
     def _gateway(self, view: View, local: Local, told: Told) -> Gateway:
         prepared = prepared_here(view, local)
+        refused = dict.fromkeys(told.wanted, REASON_STORE) if local.store.is_lost else {}
         return Gateway(
             name=self._node,
             interfaces=tuple(sorted(self._addresses.interfaces())),
-            refused={str(export): reason for export, reason in sorted(told.refused.items())},
+            refused={str(export): reason for export, reason in sorted((refused | dict(told.refused)).items())},
             running={str(export): one.client for export, one in sorted(local.running.items()) if one.gate_open},
             prepared={str(export): one for export, one in sorted(prepared.items())},
             kept={str(export): one for export, one in sorted(told.kept.items())},

@@ -314,6 +314,7 @@ def test_what_stands_ready_on_a_node_without_an_image_store_is_dropped() -> None
     local = replace(LOST, running={E: ready}, wanted={E: SERVING.epoch})
     assert decided(seen, replace(local, store=Store(answers=True))) == []
     assert decided(seen, local) == [Drop(E)]
+    assert decided(without_store(NEAR, view(session=OTHER)), local) == [Drop(E)], "whoever else could serve it"
 
 
 def test_what_runs_on_a_node_without_an_image_store_is_not_adopted_while_others_can_fence_and_take_it() -> None:

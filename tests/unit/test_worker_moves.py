@@ -25,6 +25,7 @@ from sanderling.coordination.base import Coordination, Op
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import StaleEpoch, TargetFailed, Unavailable
 from sanderling.images.base import Images
+from sanderling.model import exports
 from sanderling.model.disks import Disk
 from sanderling.model.disks import Path as DiskPath
 from sanderling.model.exports import Export, ExportId, ExportPhase, Front, Gateway
@@ -47,6 +48,7 @@ DISK = Disk(
 )
 EXPORT = ExportId("1", 0)
 INITIATOR = "iqn.initiator"
+LOST = exports.Store(cut_off=True)
 
 
 class Killed(BaseException):
@@ -308,6 +310,37 @@ def test_a_destination_that_cannot_start_refuses_and_the_source_serves_on(pair: 
     pair.until(lambda: "1/0" in pair.gateways["b"].refused, "b says why")
     assert pair.a.serves()
     assert pair.value.node == "a"
+
+
+def test_a_destination_that_has_lost_the_image_store_says_so_at_once(pair: Pair) -> None:
+    pair.b.worker._image_store._said = LOST
+    pair.ask_to_move()
+    pair.until(lambda: "1/0" in pair.gateways["b"].refused, "b says why")
+    assert pair.b.targets.actual() == ()
+    pair.a.turn()
+    assert pair.a.serves()
+
+
+def test_what_stood_ready_when_the_image_store_was_lost_is_ended_and_the_source_serves_on(pair: Pair) -> None:
+    pair.command(pair.b, "path_host")
+    pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready", pair.b)
+    pair.b.worker._image_store._said = LOST
+    pair.until(lambda: not pair.b.targets.actual() and not pair.gateways["b"].prepared, "b has ended it", pair.b)
+    pair.command(pair.a, "clean", destination="b")
+    for _ in range(3):
+        pair.a.turn()
+    assert pair.a.serves()
+    assert pair.value.node == "a"
+
+
+def test_a_source_that_has_lost_the_image_store_gives_up_and_its_destination_takes_over(pair: Pair) -> None:
+    pair.a.targets.fails.add("drain")
+    pair.b.worker._image_store._said = exports.Store(answers=True)
+    pair.b.turn()
+    pair.ask_to_move()
+    pair.a.worker._image_store._said = LOST
+    pair.until(lambda: pair.value.phase is ExportPhase.SERVING and pair.value.node == "b", "b serves")
+    pair.until(lambda: not pair.a.targets.actual() and not pair.a.addresses.lent(), "a has ended")
 
 
 def test_a_destination_that_cannot_open_its_portal_gives_the_export_back(pair: Pair) -> None:
