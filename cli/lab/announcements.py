@@ -31,8 +31,8 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Opening:
-    """At this moment the node let operations through that come by way of the address."""
+class Gate:
+    """At this moment the node opened, or closed, the gate for operations that come by way of the address."""
 
     at: float
     address: str
@@ -41,12 +41,16 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """An announcement by a node that another had followed as owner of the address, so long before."""
+    """An announcement by a node that another had followed as owner of the address, so long before.
+
+    `in_order` says that it had closed its gate first: then it knew.
+    """
 
     address: str
     node: str
     owner: str
     after_s: float
+    in_order: bool = False
 
     def __str__(self) -> str:
         return f"{self.node} announced {self.address} {self.after_s:.2f} s after {self.owner} had begun to serve it"
@@ -98,30 +102,32 @@ def announced(frame: bytes, at: float) -> Announcement | None:
     return Announcement(at, socket.inet_ntoa(sender), mac.hex(":"))
 
 
-def openings(logs: Mapping[str, Iterable[Mapping[str, Any]]], disks: Iterable[Mapping[str, Any]]) -> list[Opening]:
-    """Who began to serve each of these disks' addresses when, from the workers' logs by node."""
+def gates(logs: Mapping[str, Iterable[Mapping[str, Any]]], disks: Iterable[Mapping[str, Any]], *, event: str) -> list[Gate]:
+    """Who opened or closed the gate of each of these disks' addresses when, from the workers' logs by node."""
     addresses: dict[str, list[str]] = defaultdict(list)
     for disk in disks:
         for path in disk["paths"]:
             addresses[f"{disk['id']}/{path['index'] if disk['access'] == 'shared' else 0}"].append(path["address"])
     return sorted(
-        Opening(float(entry["at"]), address, node)
+        Gate(float(entry["at"]), address, node)
         for node, entries in logs.items()
         for entry in entries
-        if entry.get("event") == "gate opened"
+        if entry.get("event") == event
         for address in addresses.get(str(entry["export"]), ())
     )
 
 
-def late(heard: Iterable[Announcement], opened: Sequence[Opening], nodes: Mapping[str, str]) -> list[Late]:
+def late(
+    heard: Iterable[Announcement], opened: Iterable[Gate], nodes: Mapping[str, str], *, closed: Iterable[Gate] = ()
+) -> list[Late]:
     """Every announcement by a node that was not the owner any more, nor about to be; `nodes` are names by hardware address.
 
     What a stranger says is none.
     """
-    by_address: dict[str, list[Opening]] = defaultdict(list)
+    by_address: dict[str, list[Gate]] = defaultdict(list)
     for each in sorted(opened):
         by_address[each.address].append(each)
-    found = []
+    found, given_up = [], list(closed)
     for one in heard:
         node = nodes.get(one.mac)
         before = [each for each in by_address[one.address] if each.at <= one.at]
@@ -130,5 +136,7 @@ def late(heard: Iterable[Announcement], opened: Sequence[Opening], nodes: Mappin
         if node is None or not before or before[-1].node == node or about_to:
             continue
         since = next(each.at for number, each in enumerate(before) if all(later.node != node for later in before[number:]))
-        found.append(Late(one.address, node, before[-1].node, one.at - since))
+        served = max((each.at for each in before if each.node == node), default=0.0)
+        in_order = any(each.address == one.address and each.node == node and served < each.at <= since for each in given_up)
+        found.append(Late(one.address, node, before[-1].node, one.at - since, in_order))
     return found

@@ -1,6 +1,7 @@
 """A small file system on a loop device of its own, which can be made read-only as by a broken disk, and slow."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,33 +15,29 @@ _V2 = Path("/sys/fs/cgroup")
 
 
 class LoopFilesystem:
-    """ext4 over a folder; what the folder held is in it, and back in the folder afterwards. Nobody may use it meanwhile."""
+    """ext4 over a folder; what the folder held is in it, and back in the folder afterwards. Nobody may use it meanwhile.
+
+    Its device goes by itself when it is unmounted.
+    """
 
     def __init__(self, folder: Path, image: Path) -> None:
         self._folder, self._image = folder, image
-        self._device = ""
 
     def mount(self) -> None:
         with self._image.open("wb") as file:
             file.truncate(BYTES)
         run(["mkfs.ext4", "-q", str(self._image)])
-        self._device = run(["losetup", "--find", "--show", str(self._image)]).strip()
-        try:
-            with tempfile.TemporaryDirectory() as mounted:
-                run(["mount", self._device, mounted])
-                run(["cp", "-a", f"{self._folder}/.", mounted])
-                run(["umount", mounted])
-            run(["mount", self._device, str(self._folder)])
-        except BaseException:
-            run(["losetup", "--detach", self._device])
-            raise
+        with tempfile.TemporaryDirectory() as kept:
+            run(["cp", "-a", f"{self._folder}/.", kept])
+            self._attach()
+            run(["cp", "-a", f"{kept}/.", str(self._folder)])
+            run(["sync", "--file-system", str(self._folder)])  # what breaks down forgets what it had not written
 
     def unmount(self) -> None:
         with tempfile.TemporaryDirectory() as kept:
             run(["cp", "-a", f"{self._folder}/.", kept])
             run(["umount", str(self._folder)])
             run(["cp", "-a", f"{kept}/.", str(self._folder)])
-        run(["losetup", "--detach", self._device])
         self._image.unlink()
 
     def break_down(self) -> None:
@@ -50,12 +47,16 @@ class LoopFilesystem:
     def repair(self) -> None:
         """As it was when it broke down, to be written again; nobody may have a file of it open."""
         run(["umount", str(self._folder)])
-        run(["mount", self._device, str(self._folder)])
+        self._attach()
+
+    def _attach(self) -> None:
+        run(["mount", "-o", "loop", str(self._image), str(self._folder)])
 
     @contextlib.contextmanager
     def slow(self, bytes_per_s: int, pids: Iterable[int]) -> Iterator[None]:
         """What these processes write takes its time; they wait for that when they make it durable."""
-        device = (Path("/sys/class/block") / Path(self._device).name / "dev").read_text().strip()
+        number = self._folder.stat().st_dev
+        device = f"{os.major(number)}:{os.minor(number)}"
         if _V1.exists():
             _V1.write_text(f"{device} {bytes_per_s}")
             try:

@@ -308,4 +308,5 @@ def _small_filesystem(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        run(["umount", "--lazy", str(folder)])
+        while folder.is_mount():  # with whatever a scenario that could not end has left above it
+            run(["umount", "--lazy", str(folder)])

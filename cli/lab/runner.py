@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from cli.lab import observation
-from cli.lab.announcements import Late, late, openings
+from cli.lab.announcements import Late, gates, late
 from cli.lab.intervals import intervals, most_at_once, overlaps
 from cli.lab.lab import CLOCK, NODES, Finding, Lab
 from cli.lab.registers import violations
 from cli.lab.results import Parameters, Result, Round, is_done, stored, write
 from cli.lab.scenarios.base import Scenario
+from sanderling.settings import Worker
 
 QUICK_S: Final = 14 * 60.0
 FULL_S: Final = 86 * 60.0
@@ -130,8 +131,7 @@ def _round(lab: Lab, scenario: Scenario, this: Round, dice: random.Random, resul
         lab.found("C3", str(unfinished)[:1500])
     this.took_s = CLOCK.monotonic() - began
     this.gaps_s = lab.gap(began, CLOCK.monotonic())
-    lifetime_s = lab.cluster.settings().iscsi_worker.address_lifetime_s
-    check_announcements(lab, _late(lab, began), this, lifetime_s=lifetime_s)
+    check_announcements(lab, _late(lab, began), this, lab.cluster.settings().iscsi_worker)
     check_answers(lab, result)
     if scenario.keeps and not lab.findings:
         _check_kept(lab, owners, sessions)
@@ -148,19 +148,24 @@ def check_answers(lab: Lab, result: Result) -> None:
         lab.found("H11", f"a command was answered with an error: disk {each}")
 
 
-def check_announcements(lab: Lab, found: Sequence[Late], this: Round, *, lifetime_s: float) -> None:
-    """F13: once an address has another owner and its lifetime on the old one is over, nobody else calls it its own."""
+def check_announcements(lab: Lab, found: Sequence[Late], this: Round, own: Worker) -> None:
+    """F13: once a move or a take-over is over, nobody but the owner calls an address its own.
+
+    Whoever closed its gate renews the address no more, and has it for its lifetime at most, also if it dies then. Who knows
+    nothing of it goes on until its lease is over.
+    """
     if found:
         this.measured_s[LAST_OF_THE_OLD] = max(each.after_s for each in found)
     for each in found:
-        if each.after_s > lifetime_s + KERNEL_S:
+        if each.after_s > KERNEL_S + own.address_lifetime_s + (0.0 if each.in_order else own.lease_s):
             lab.found("F13", str(each))
 
 
 def _late(lab: Lab, since: float) -> list[Late]:
-    opened = openings({node: lab.cluster.log(node) for node in NODES}, lab.disks.values())
+    logs, disks = {node: lab.cluster.log(node) for node in NODES}, list(lab.disks.values())
+    opened, closed = (gates(logs, disks, event=event) for event in ("gate opened", "gate closed"))
     nodes = {lab.network.mac(lab.network.netns(node), "eth1"): node for node in NODES}
-    return late([each for each in lab.listener.heard if each.at >= since], opened, nodes)
+    return late([each for each in lab.listener.heard if each.at >= since], opened, nodes, closed=closed)
 
 
 def _check_kept(lab: Lab, owners: Mapping[str, str | None], sessions: Mapping[str, int]) -> None:
