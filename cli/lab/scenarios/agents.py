@@ -14,7 +14,7 @@ from cli.lab.scenarios.moves import moved
 
 PORT = 18500
 REQUESTS_PER_S_MAX = 10.0  # one watch, one proof, one feeding a second, and what one turn of the loop reads
-REFUSED_PER_S_MAX = 25.0  # a lock that is refused is asked for again four times a second, and the session proved each time
+REFUSED_PER_S_MAX = 25.0  # a write that is refused is tried again four times a second, each time with reads and a proof
 LEASE_AND_TAKE_OVER_S, LEASE_S = 8.0, 6.0
 INDEX_BACK_BY = 100
 REMEMBER_S = 3.0
@@ -114,7 +114,7 @@ def stale(lab: Lab, dice: random.Random) -> None:
     try:
         for past in pasts.values():
             past.stand_still()
-        _hurt(lab, victims, "answers from before the disk was moved", lambda _: None)
+        _hurt(lab, victims, "answers from before the disk was moved", lambda _: None, most_per_s=REFUSED_PER_S_MAX)
     finally:
         for past in pasts.values():
             past.end()
