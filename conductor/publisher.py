@@ -22,7 +22,6 @@ from conductor.steps.serving import fence_left, mark_left
 from sanderling.errors import Problem
 from sanderling.model.disks import Disk, DiskState, image_of
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
-from sanderling.model.marks import MARKS_KEY
 from sanderling.records import disks, events, operations
 from sanderling.records.tables import DiskRow
 from sanderling.settings import Settings
@@ -46,6 +45,10 @@ class _View:
         said = {pair for gateway in self.gateways for pair in gateway.running.items()}
         pairs = {(export, client) for name, client in said if (export := _export_named(name))}
         return frozenset(pair for pair in pairs if pair[0] not in self.exports.get(pair[0].disk_id, ()))
+
+    def claimants(self, exports: Collection[ExportId]) -> set[str]:
+        """The keys of the gateways that say they serve one of these: who places them has to know."""
+        return {gateway.key for gateway in self.gateways if any(str(export) in gateway.running for export in exports)}
 
     def claims(self, export: ExportId) -> set[str]:
         """The clients that live gateways say they serve it with."""
@@ -86,10 +89,9 @@ class Publisher:
     def turn(self) -> None:
         """Compare once, and mend what differs. Coordination is read first: what the records do not know then is old."""
         view = self._seen()
-        again = publish_marks(self._stores)
-        self._stores.tell_workers([MARKS_KEY] if again else ())
-        if again:
-            log.warning("published the marks again")
+        with self._stores.telling_workers():
+            if publish_marks(self._stores):
+                log.warning("published the marks again")
         with self._records.read() as session:
             rows = {row.id: row for row in _all(session)}
             busy = operations.open_resources(session)
@@ -130,8 +132,8 @@ class Publisher:
             return
         stored, disk = found
         if not disk.started:
-            publish_disk(self._coordination, disk)
-            self._stores.tell_workers([disk_key(disk.id)])
+            with self._stores.telling_workers([disk_key(disk.id)]):
+                publish_disk(self._coordination, disk)
             return
         entries = exports_in(self._coordination.list(exports_prefix(disk.id)).entries)
         missing = _exports(disk) - {export for export, entry in entries.items() if is_usable(entry)}
@@ -143,9 +145,9 @@ class Publisher:
             if not self._images.set_metadata(disk.image, METADATA_KEY, disk.model_dump_json(), expected=stored):
                 return
             self._note(disk)
-        publish_disk(self._coordination, disk)
-        publish_exports(self._coordination, disk, client_of=lambda export: clients.get(export, UNKNOWN_CLIENT))
-        self._stores.tell_workers(keys_for(disk))
+        with self._stores.telling_workers([*view.claimants(missing), *keys_for(disk)]):
+            publish_disk(self._coordination, disk)
+            publish_exports(self._coordination, disk, client_of=lambda export: clients.get(export, UNKNOWN_CLIENT))
         log.warning("published again", disk=disk.id, generation=disk.generation, clients={str(e): c for e, c in clients.items()})
 
     def _client(self, export: ExportId, view: _View) -> str:
@@ -184,8 +186,9 @@ class Publisher:
             if client and entry.consul_session is None:
                 fence_left(self._images, image, client)
                 mark_left(self._coordination, entry)  # changes the key: the next turn removes it
-        if delete_keys(self._coordination, entries):
-            self._stores.tell_workers(entry.key for entry in entries)
+        with self._stores.telling_workers([entry.key for entry in entries]):
+            is_cleared = delete_keys(self._coordination, entries)
+        if is_cleared:
             log.warning("cleared away", disk=disk_id)
 
     def _tell_to_stop(self, disk_id: str, published: Disk | None, described: Disk | None) -> None:
@@ -195,8 +198,8 @@ class Publisher:
         if described is None:
             log.error("a gateway holds an export of which nothing is known", disk=disk_id)
             return
-        publish_disk(self._coordination, described)
-        self._stores.tell_workers([disk_key(disk_id)])
+        with self._stores.telling_workers([disk_key(disk_id)]):
+            publish_disk(self._coordination, described)
         log.warning("told to stop once more", disk=disk_id, revision=described.revision)
 
     def _end(self, disk_id: str, clients: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """Repeating announcements: a neighbour may miss the first, and whoever waited for the others would hold up other exports."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 import structlog
@@ -18,8 +18,9 @@ log = structlog.get_logger(__name__)
 class Announcements:
     """What is still to be announced again. `follow` runs in a thread of its own; every other method returns at once."""
 
-    def __init__(self, settings: Worker, addresses: Addresses, *, clock: Clock) -> None:
-        self._settings, self._addresses, self._clock = settings, addresses, clock
+    def __init__(self, settings: Worker, addresses: Addresses, *, certain: Callable[[], bool], clock: Clock) -> None:
+        """Nothing is announced unless `certain` says that the locks were proved a moment ago: another may have taken over."""
+        self._settings, self._addresses, self._certain, self._clock = settings, addresses, certain, clock
         self._lock = threading.Lock()
         self._due: dict[str, tuple[Path, list[float]]] = {}
         self._more = threading.Event()
@@ -47,11 +48,12 @@ class Announcements:
     def turn(self) -> float | None:
         """Announce what is due; seconds until there is more, None when there is nothing left."""
         with self._lock:  # held while announcing, so that nothing is announced once it was forgotten
-            now = self._clock.monotonic()
+            now, certain = self._clock.monotonic(), self._certain()
             for path, moments in list(self._due.values()):
                 while moments and moments[0] <= now:
                     moments.pop(0)
-                    self._announce(path)
+                    if certain:
+                        self._announce(path)
                 if not moments:
                     del self._due[path.address]
             return min(moments[0] for _, moments in self._due.values()) - now if self._due else None

@@ -5,6 +5,7 @@ read, or a read through the export itself still succeeds, since nobody takes ove
 store that is away costs nothing, and an owner that was cut off stops as soon as it has been fenced.
 """
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,12 +30,12 @@ LOOKS_MOST: Final = 3  # at a connection that has yet to log in
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An export whose process runs here. `owned`: the present session locks it, so proof of the session is proof of it."""
+    """An export whose process runs here, and the session that locks it if it is this node's: proof of that is proof of both."""
 
     export: ExportId
     client: str
     paths: tuple[Path, ...]
-    owned: bool
+    consul_session: str | None
     gate_open: bool
 
 
@@ -73,7 +74,7 @@ class Leases:
         settings: Worker,
         seams: Seams,
         *,
-        proven_until: Callable[[], float],
+        proven_until: Callable[[str | None], float],
         on_change: Callable[[], None],
         clock: Clock,
     ) -> None:
@@ -116,7 +117,7 @@ class Leases:
         """Move every deadline that this node can account for; the rest lapse by themselves."""
         self._forget_what_is_gone()
         for lease in self._leases:
-            now, proven = self._clock.monotonic(), self._proven_until() if lease.owned else 0.0
+            now, proven = self._clock.monotonic(), self._proven_until(lease.consul_session)
             if proven > now:
                 self._extend(lease, until=proven)
             due = now - self._probed_at.get(lease.export, -self._settings.probe_interval_s) >= self._pause_s(lease)
@@ -183,7 +184,7 @@ class Leases:
                     path.address,
                     prefix_len=path.prefix_len,
                     interface=path.interface,
-                    lifetime_s=self._settings.address_lifetime_s,
+                    lifetime_s=min(self._settings.address_lifetime_s, max(1, math.ceil(until - self._clock.monotonic()))),
                 )
             except AddressFailed as problem:
                 log.error("address cannot be renewed", export=str(lease.export), address=path.address, problem=problem.detail)

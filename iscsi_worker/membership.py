@@ -41,17 +41,16 @@ class Membership:
     def consul_session(self) -> str | None:
         return self._session
 
-    @property
-    def proven_until(self) -> float:
-        """Until when (monotonic) the present session is known to hold what it locks, for the purpose of leases."""
+    def proven_until(self, consul_session: str | None) -> float:
+        """Until when (monotonic) this session is known to hold what it locks, for the purpose of leases; 0 for one of before."""
         session, until = self._proof
-        return until if session is not None and session == self._session else 0.0
+        return until if session is not None and session == self._session == consul_session else 0.0
 
     @property
     def is_certain(self) -> bool:
         """Whether the present session was proved within the last two renewals: too short a time for a take-over."""
         own = self._settings.iscsi_worker
-        return self.proven_until - self._clock.monotonic() > own.lease_s - 2 * own.renew_interval_s
+        return self.proven_until(self._session) - self._clock.monotonic() > own.lease_s - 2 * own.renew_interval_s
 
     @property
     def is_member(self) -> bool:
@@ -142,18 +141,11 @@ class Membership:
         return self._coordination.acquire(key, value, consul_session=self._session)
 
     def leave(self) -> None:
-        """Give the keys back, and end the session."""
+        """End the session, and with it what it locks."""
         if self._session is not None:
-            if self._gateway is not None:
-                self._release(self._gateway.key, self._gateway.model_dump_json().encode())
-                self._journal.write(self._release, again=True)
             self._coordination.close_session(self._session)
         self._file.unlink(missing_ok=True)
         self._session = self._gateway = None
-
-    def _release(self, key: str, value: bytes) -> bool:
-        assert self._session is not None, "released without a session"
-        return self._coordination.release(key, value, consul_session=self._session)
 
     def _lose(self, session: str) -> None:
         log.error("consul session lost", consul_session=session)

@@ -38,8 +38,8 @@ class Moves:
 
     def hand_over(
         self, export: ExportId, held: Held, running: Running, prepared: Prepared, *, to: str, heir: str, consul_session: str
-    ) -> None:
-        """Stop doing I/O, pass the lock to consul session `heir` of gateway `to`, and end once that one serves.
+    ) -> bool:
+        """Stop doing I/O, pass the lock to consul session `heir` of gateway `to`, and end; whether that one was seen to serve.
 
         `MoveFailed` when the export goes on being served here. Initiators are told last: what reconnects finds the new owner.
         """
@@ -66,6 +66,7 @@ class Moves:
         self._service.retire(export, [path.address for path in running.paths])
         log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
         self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s, client=running.client)
+        return serves
 
     def _kept(self, export: ExportId, held: Held, running: Running, why: str, *, to: str, closed_at: float) -> MoveFailed:
         """Serve on, and say for how long operations were held for nothing."""
@@ -131,6 +132,6 @@ class Moves:
                 return False
             now = Export.model_validate_json(entry.value)
             if now.epoch != value.epoch or now.phase is ExportPhase.SERVING:
-                return now.phase is ExportPhase.SERVING
+                return now.epoch == value.epoch
             index = listing.index
         return False

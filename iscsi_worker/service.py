@@ -4,7 +4,7 @@ Taking, giving up and moving are made of these; in which order is theirs to say.
 """
 
 import contextlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -37,13 +37,14 @@ class Seams:
 class Service:
     """What serving an export takes on this node. Calls for different exports may run at once."""
 
-    def __init__(self, settings: Worker, seams: Seams, reports: Reports, *, clock: Clock) -> None:
+    def __init__(self, settings: Worker, seams: Seams, reports: Reports, *, certain: Callable[[], bool], clock: Clock) -> None:
+        """`certain` says that the locks were proved a moment ago: what is announced then is this node's to announce."""
         self._settings = settings
         self._images = seams.images
         self._targets, self._addresses = seams.targets, seams.addresses
         self._reports = reports
         self._clock = clock
-        self.announcements = Announcements(settings, seams.addresses, clock=clock)
+        self.announcements = Announcements(settings, seams.addresses, certain=certain, clock=clock)
 
     def serve_on(self, export: ExportId, running: Running) -> None:
         """Open the gate of what was to be handed on; a process that is dead by now is found by the next turn."""

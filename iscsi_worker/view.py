@@ -116,6 +116,7 @@ class _Change:
     def __init__(self, before: View) -> None:
         self.before = before
         self._marks = before.marks
+        self._disks_differ = False
         exports: Map[ExportId, Held] = Map(before.exports)
         self._disks, self._exports = Map(before.disks).mutate(), exports.mutate()
         self._gateways, self._sessions = Map(before.gateways).mutate(), Map(before.sessions).mutate()
@@ -125,10 +126,13 @@ class _Change:
     def view(self, index: int) -> View:
         by_session = Map(self.before.by_session).mutate()
         for session, ids in self._by_session.items():
-            by_session[session] = ids.finish()
+            if len(ids):
+                by_session[session] = ids.finish()
+            else:
+                by_session.pop(session, None)
         return View(
             index=index,
-            disks=self._disks.finish(),
+            disks=self._disks.finish() if self._disks_differ else self.before.disks,
             exports=self._exports.finish(),
             gateways=self._gateways.finish(),
             sessions=self._sessions.finish(),
@@ -148,7 +152,7 @@ class _Change:
         self._read[entry.key] = (entry, value)
         match value:
             case Disk():
-                self._disks[rest] = value
+                self._disks[rest], self._disks_differ = value, True
             case Export():
                 export = _export_of(rest)
                 if export is not None:
@@ -168,7 +172,7 @@ class _Change:
         noun, _, rest = key.partition("/")
         match noun:
             case "disks":
-                self._disks.pop(rest, None)
+                self._disks_differ = self._disks.pop(rest, None) is not None or self._disks_differ
             case "exports":
                 export = _export_of(rest)
                 held = self._exports.pop(export, None) if export is not None else None
@@ -190,4 +194,5 @@ class _Change:
 
 def _export_of(rest: str) -> ExportId | None:
     disk_id, _, number = rest.rpartition("/")
-    return ExportId(disk_id, int(number)) if number.isdecimal() else None
+    found = ExportId(disk_id, int(number)) if number.isdecimal() else None
+    return found if found is not None and str(found) == rest else None  # "00" is not what we write, and must not stand for 0

@@ -6,7 +6,6 @@ number of keys: moves of other gateways, which concern nobody else, are found ou
 
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -38,7 +37,7 @@ class Watch:
         self._accepted_at = 0.0
         self._index = 0  # of the journals
         self._all_read_at = 0.0
-        self._looked: dict[str, tuple[Entry, float]] = {}  # single keys, and when they were asked for
+        self._looked: dict[str, tuple[Entry | None, float]] = {}  # single keys, and when they were asked for
         self._attended: dict[str, float] = {}
         self._stopped = threading.Event()
 
@@ -61,14 +60,16 @@ class Watch:
             return self.fresh()
         for key in keys:
             began = self._clock.monotonic()
-            view = self._seen(key, self._coordination.get(key), began)
+            entry = self._coordination.get(key)
+            if entry is not None and _is_older(view, entry):
+                return self.fresh()  # the store is another than it was, or somebody else was faster
+            view = self._seen(key, entry, began)
         return view
 
     def _seen(self, key: str, entry: Entry | None, began: float) -> View:
         with self._lock:
             assert self._view is not None, "a view is never forgotten"
-            if entry is not None:
-                self._looked[key] = entry, began
+            self._looked[key] = entry, began
             self._view = _with(self._view, key, entry)
             return self._view
 
@@ -154,8 +155,11 @@ class Watch:
         if known is None:
             return self._all_anew(known)
         listing = self._coordination.watch(PREFIX, index=self._index, timeout_s=self._settings.coordination.watch_timeout_s)
-        self._index = listing.index
-        known = self._view or known
+        read = self._follow_up(self._view or known, listing)
+        self._index = listing.index  # last: what could not be followed up is found again at once
+        return read
+
+    def _follow_up(self, known: View, listing: Listing) -> int:
         journals = parse(listing).journals
         if journals == known.journals:
             return 0
@@ -164,7 +168,11 @@ class Watch:
             return self._all_anew(known)
         self.look(*keys)
         with self._lock:
-            self._view = replace(self._view or known, journals=journals)
+            view = self._view or known
+            for entry in listing.entries:
+                if entry.key not in view.read or view.read[entry.key][0] != entry:
+                    view = view.changed(entry.key, entry)
+            self._view = view
         self._on_change()
         return len(listing.entries) + len(keys)
 
@@ -200,9 +208,12 @@ class Watch:
 
 def _with(view: View, key: str, entry: Entry | None) -> View:
     """The view with the key as in this entry, unless the view has a newer one."""
-    known = view.read.get(key)
-    is_older = known is not None and entry is not None and known[0].modify_index > entry.modify_index
-    return view if is_older else view.changed(key, entry)
+    return view if entry is not None and _is_older(view, entry) else view.changed(key, entry)
+
+
+def _is_older(view: View, entry: Entry) -> bool:
+    known = view.read.get(entry.key)
+    return known is not None and known[0].modify_index > entry.modify_index
 
 
 def _missed(known: View, journals: Mapping[str, tuple[Changes, str | None]]) -> list[str] | None:

@@ -78,7 +78,7 @@ class Worker:
         self._node = settings.sanderling.node
         self._bus, self._targets, self._addresses = bus, targets, addresses
         self._reports = Reports(bus, self._node, own, clock=clock)
-        self._service = Service(own, seams, self._reports, clock=clock)
+        self._service = Service(own, seams, self._reports, certain=lambda: self._membership.is_certain, clock=clock)
         self._pulse = Pulse(touched or images, own, clock=clock)
         self._exports = Exports(
             self._node,
@@ -91,7 +91,7 @@ class Worker:
         )
         self._moves = Moves(self._node, own, seams, self._service, self._reports, clock=clock)
         self._membership = Membership(settings, coordination, clock=clock)
-        self._leases = Leases(own, seams, proven_until=lambda: self._membership.proven_until, on_change=self.wake, clock=clock)
+        self._leases = Leases(own, seams, proven_until=self._membership.proven_until, on_change=self.wake, clock=clock)
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
         self._neighbours = self._asking_neighbours()
         self._image_store = self._asking_the_image_store()
@@ -102,6 +102,7 @@ class Worker:
         self._pending: dict[ExportId, float] = {}
         self._touched: set[ExportId] = set()  # by this node since the last view
         self._waiting: dict[ExportId, Waiting] = {}
+        self._is_view_doubted = False
         self._ran: set[ExportId] = set()
         self._unserved: dict[ExportId, float] = {}  # since when nobody is seen to serve what was served before
         self._awake = threading.Event()
@@ -230,9 +231,12 @@ class Worker:
         session = self._membership.ensure()
         view = self._seen()
         now = self._clock.monotonic()
-        passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items()}
+        passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items() if waiting.passed_over}
         placed = free_placed(view, passed_over)
-        self._waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
+        waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
+        if any(one.passed_over and export not in passed_over for export, one in waiting.items()):
+            self._is_view_doubted = True  # others may place by another view than this one
+        self._waiting = waiting
         self._unserved = {export: self._unserved.get(export, now) for export in unserved(view, session, running)}
         self._intents.settle(view)
         told = self._intents.told()
@@ -252,7 +256,8 @@ class Worker:
         """The latest view, holding what this node's own lanes have written."""
         with self._lock:
             touched = sorted(self._touched)
-        view = self._watch.look(*(export.key for export in touched))
+        view = self._watch.fresh() if self._is_view_doubted else self._watch.look(*(export.key for export in touched))
+        self._is_view_doubted = False
         with self._lock:
             self._touched.difference_update(touched)
         return view
@@ -282,7 +287,10 @@ class Worker:
         view, session = self._watch.latest, self._membership.consul_session
         owned = view.held_by(session) if view and session else ()
         self._leases.cover(
-            [Lease(export, one.client, one.paths, export in owned, one.gate_open) for export, one in running.items()]
+            [
+                Lease(export, one.client, one.paths, session if export in owned else None, one.gate_open)
+                for export, one in running.items()
+            ]
         )
 
     def _gateway(self, view: View, local: Local, told: Told) -> Gateway:
@@ -316,7 +324,7 @@ class Worker:
         try:
             done = self._act(action, view, session, running)
             later = None if done else self._own.take_retry_s
-            concerns_all = done and isinstance(action, Take | Adopt | GiveUp)
+            concerns_all = isinstance(action, Take | Adopt | GiveUp) if done else isinstance(action, HandOver)
         except SessionLost as problem:
             log.warning("session lost in the middle", export=str(export), problem=problem.detail)
         except Problem as problem:
@@ -354,7 +362,9 @@ class Worker:
                 self._moves.prepare(export, disk, held)
             case HandOver(export, held, handing, heir, prepared):
                 assert running is not None, "decided without a process"
-                self._moves.hand_over(export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session)
+                return self._moves.hand_over(
+                    export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session
+                )
             case Activate(export, held, ready):
                 certain = self._membership.is_certain  # a node that was frozen meanwhile must not draw initiators back to it
                 return certain and self._moves.activate(export, held, ready, consul_session=session)

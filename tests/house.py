@@ -172,9 +172,9 @@ class House:
         """The disk's keys in coordination."""
         return [entry.key for prefix in ("disks/", "exports/") for entry in self.coordination.list(f"{prefix}{disk.id}").entries]
 
-    def another_conductor(self) -> None:
-        """Go on as one that has told workers of nothing yet."""
-        self.stores = replace(self.stores, journal=Journal("conductor", str(uuid4())))
+    def another_conductor(self, name: str = "") -> None:
+        """Go on as one that has told workers of nothing yet; as the same one, begun again, if that is its name."""
+        self.stores = replace(self.stores, journal=Journal("conductor", name or str(uuid4())))
 
     @property
     def noted(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ that the attempt still counts, and is itself a compare-and-set or harmless when 
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,14 @@ class Stores:
     clock: Clock
     journal: Journal
 
-    def tell_workers(self, keys: Iterable[str] = ()) -> None:
-        """Have them look at these keys of coordination, and at those that they could not be told of before."""
+    @contextlib.contextmanager
+    def telling_workers(self, keys: Collection[str] = ()) -> Iterator[None]:
+        """Around a change of these keys of coordination: workers look at them then, and at what they could not be told before.
+
+        They are noted before it as well: of a change that was made although it failed, workers hear with the next one.
+        """
+        self.journal.note(keys)
+        yield
         self.journal.note(keys)
         self.journal.write(self.coordination.put)
 

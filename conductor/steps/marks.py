@@ -23,6 +23,7 @@ def publish_marks(stores: Stores) -> bool:
             wanted = marks.read(session)
         if wanted == (value_of(entry, Marks) if entry else Marks()):
             return False
+        stores.journal.note([MARKS_KEY])  # before it: a change whose answer is lost may have been made
         if stores.coordination.put(
             MARKS_KEY, wanted.model_dump_json().encode(), expected=entry.modify_index if entry else ABSENT
         ):
@@ -70,9 +71,8 @@ def _drain(context: Context, *, is_drained: bool) -> None:
 
 
 def _publish(context: Context) -> None:
-    with context.effect("publish"):
+    with context.effect("publish"), context.stores.telling_workers([MARKS_KEY]):
         publish_marks(context.stores)
-    context.stores.tell_workers([MARKS_KEY])
 
 
 MARK = Action(mark, effects=("record", "publish"))

@@ -17,22 +17,22 @@ def publish(context: Context) -> None:
     if context.operation.kind is OperationKind.DELETE_DISK and undescribed(context):
         return
     disk, coordination = described(context), context.stores.coordination
-    with context.effect("disk"):
-        publish_disk(coordination, disk)
-    with context.effect("exports"):
-        client = "" if _is_new(context) else UNKNOWN_CLIENT
-        publish_exports(coordination, disk, client_of=lambda _: client)
-    context.stores.tell_workers(keys_for(disk))
+    with context.stores.telling_workers(keys_for(disk)):
+        with context.effect("disk"):
+            publish_disk(coordination, disk)
+        with context.effect("exports"):
+            client = "" if _is_new(context) else UNKNOWN_CLIENT
+            publish_exports(coordination, disk, client_of=lambda _: client)
 
 
 def unpublish(context: Context) -> None:
     """Tell the workers to give the disk up, wait until they have, and remove its keys."""
     disk, coordination = described(context), context.stores.coordination
-    with context.effect("disk"):
-        publish_disk(coordination, stopped_again(disk, context))
-    with context.effect("exports"):
-        publish_exports(coordination, disk, client_of=lambda _: UNKNOWN_CLIENT)
-    context.stores.tell_workers(keys_for(disk))
+    with context.stores.telling_workers(keys_for(disk)):
+        with context.effect("disk"):
+            publish_disk(coordination, stopped_again(disk, context))
+        with context.effect("exports"):
+            publish_exports(coordination, disk, client_of=lambda _: UNKNOWN_CLIENT)
     await_released(context)
     retract(context)
 
@@ -41,9 +41,8 @@ def retract(context: Context) -> None:
     coordination = context.stores.coordination
     while True:
         entries = keys_of(coordination, context.disk_id)
-        with context.effect("delete"):
+        with context.effect("delete"), context.stores.telling_workers([entry.key for entry in entries]):
             if delete_keys(coordination, entries):
-                context.stores.tell_workers(entry.key for entry in entries)
                 return
         context.check("its exports to stay free")
         await_released(context)

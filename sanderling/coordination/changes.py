@@ -38,7 +38,7 @@ class Journal:
     def __init__(self, kind: str, name: str) -> None:
         self.key: Final = f"{PREFIX}{kind}/{name}"
         self._changes = Changes(since=uuid4().hex)
-        self._written = self._changes
+        self._written: Changes | None = None
         self._lock = threading.Lock()
 
     def note(self, keys: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 CHECK_MARK = "sanderling:"  # begins the id of every check of ours
 RETRY_PAUSE_S = 0.02
+STANDSTILL_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,13 @@ class ConsulCoordination:
         else:
             try:
                 # Consul takes index 0 for "do not wait" and wait 0 for its default of five minutes
+                began = self._clock.monotonic()
                 listing = self._listing(prefix, index=max(1, index), wait=_milliseconds(timeout_s))
             except Unavailable:
                 self._interrupted.add(prefix)
                 raise
+            if listing.index == index and self._clock.monotonic() - began < min(timeout_s, STANDSTILL_PAUSE_S):
+                self._clock.wait(threading.Event(), min(timeout_s, STANDSTILL_PAUSE_S))  # it neither waited nor has news
         self._interrupted.discard(prefix)
         return listing
 

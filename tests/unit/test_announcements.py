@@ -16,8 +16,12 @@ class Bench:
         self.clock = ManualClock()
         self.addresses = Memory(self.clock)
         self.addresses.add(PATH.address, prefix_len=24, interface="eth0", lifetime_s=1000)
-        self.announcements = Announcements(Worker(announcements=3, announce_interval_s=0.1), self.addresses, clock=self.clock)
-        self.many = Announcements(Worker(announce_interval_s=0.1, announce_interval_most_s=2), self.addresses, clock=self.clock)
+        self.certain = True
+        self.announcements = self.made(Worker(announcements=3, announce_interval_s=0.1))
+        self.many = self.made(Worker(announce_interval_s=0.1, announce_interval_most_s=2))
+
+    def made(self, settings: Worker) -> Announcements:
+        return Announcements(settings, self.addresses, certain=lambda: self.certain, clock=self.clock)
 
     @property
     def announced(self) -> int:
@@ -56,6 +60,18 @@ def test_announcements_go_on_further_and_further_apart_until_whoever_was_deaf_ha
     assert max(pauses) == 2.0
     assert bench.announced == len(pauses) == Worker().announcements - 1
     assert sum(pauses) > 30
+
+
+def test_nothing_is_announced_while_it_is_not_certain_whose_it_is(bench: Bench) -> None:
+    bench.many.repeat([PATH])
+    bench.certain = False
+    bench.clock.advance(10)
+    bench.many.turn()
+    assert bench.announced == 0
+    bench.certain = True
+    bench.clock.advance(2)
+    bench.many.turn()
+    assert bench.announced == 1
 
 
 def test_what_is_forgotten_is_announced_no_more(bench: Bench) -> None:

@@ -118,7 +118,7 @@ class Lab:
             parts = tuple(Killing(part, self.calls, kill_at, after=after) for part in parts)
         reports = Reports(cast(Bus, None), node, self.settings, clock=self.clock)
         seams = Seams(*parts)
-        service = Service(self.settings, seams, reports, clock=self.clock)
+        service = Service(self.settings, seams, reports, certain=lambda: True, clock=self.clock)
         return Exports(node, self.settings, seams, service, reports, store_is_silent=lambda: self.is_silent, clock=self.clock)
 
     def take(self, node: str, *, kill_at: int = 0, after: bool = False) -> bool:

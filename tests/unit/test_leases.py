@@ -51,6 +51,9 @@ class Asked(MemoryTargets):
         return {address: {*others, *self.strangers} for address, others in {PATH.address: (), **super().connected()}.items()}
 
 
+SESSION = "session"
+
+
 class Bench:
     def __init__(self) -> None:
         self.clock, self.store, self.images = ManualClock(), MemoryStore(), Images()
@@ -63,7 +66,7 @@ class Bench:
         self.leases = Leases(
             SETTINGS,
             seams,
-            proven_until=lambda: self.proven_until,
+            proven_until=lambda session: self.proven_until if session == SESSION else 0.0,
             on_change=lambda: self.changes.append(self.clock.monotonic()),
             clock=self.clock,
         )
@@ -71,7 +74,7 @@ class Bench:
     def serve(self) -> None:
         running = self.targets.start(SPEC, epoch=(1, 1), revision=1, lease_s=SETTINGS.lease_s)
         self.targets.ungate(E)
-        self.leases.cover([Lease(E, running.client, (PATH,), owned=True, gate_open=True)])
+        self.leases.cover([Lease(E, running.client, (PATH,), SESSION, gate_open=True)])
 
     def turn(self, *, proven: bool, seconds: float = SETTINGS.renew_interval_s) -> None:
         """One interval: a proof if the store answers, a renewal, and the probes it began."""
@@ -129,6 +132,16 @@ def test_an_outage_of_the_image_store_costs_no_export_while_the_session_is_prove
     assert bench.leases.sick == frozenset()
 
 
+def test_an_address_is_not_kept_for_longer_than_the_export_may_serve(bench: Bench) -> None:
+    bench.serve()
+    bench.turn(proven=True)
+    bench.store.stuck = True
+    for _ in range(3):
+        bench.turn(proven=False)
+    bench.clock.advance(SETTINGS.lease_s - 4 * SETTINGS.renew_interval_s + 1.0)
+    assert PATH.address not in bench.addresses.present()
+
+
 @pytest.mark.rows("IS-14", "W-IS-2")
 def test_with_neither_proof_nor_probe_the_export_ends_within_a_lease(bench: Bench) -> None:
     bench.serve()
@@ -148,7 +161,7 @@ def test_a_fenced_export_ends_at_its_next_probe(bench: Bench) -> None:
 
 def test_proof_of_a_session_that_does_not_hold_the_lock_lends_nothing(bench: Bench) -> None:
     bench.serve()
-    bench.leases.cover([Lease(E, bench.targets.actual()[0].client, (PATH,), owned=False, gate_open=True)])
+    bench.leases.cover([Lease(E, bench.targets.actual()[0].client, (PATH,), None, gate_open=True)])
     bench.store.stuck = True
     for _ in range(6):
         bench.turn(proven=True)
@@ -246,7 +259,7 @@ def test_who_connects_to_what_stands_behind_a_closed_gate_is_not_asked_for(bench
     bench.turn(proven=True)
     asked = bench.targets.asked
     running = bench.targets.actual()[0]
-    bench.leases.cover([Lease(E, running.client, (PATH,), owned=True, gate_open=False)])
+    bench.leases.cover([Lease(E, running.client, (PATH,), SESSION, gate_open=False)])
     bench.targets.login(portal(bench), "iqn.x:early")
     bench.turn(proven=True)
     assert bench.targets.asked == asked

@@ -156,4 +156,5 @@ def test_workers_are_told_to_give_up_a_disk_whose_creation_is_undone(house: Hous
     entry = house.coordination.get(house.stores.journal.key)
     assert entry is not None
     keys = [f"disks/{disk.id}", f"exports/{disk.id}/0"]
-    assert list(Changes.model_validate_json(entry.value).keys) == keys + keys + keys[::-1], "made, stopped, removed"
+    told = list(Changes.model_validate_json(entry.value).keys)
+    assert told == 4 * keys + 2 * keys[::-1], "made, stopped, removed; each before and after"

@@ -83,13 +83,15 @@ def test_the_session_is_proven_only_from_the_moment_the_question_was_asked(
     start: Callable[[], Membership], settings: Settings, clock: ManualClock
 ) -> None:
     membership = start()
-    assert membership.proven_until == 0.0
+    assert membership.proven_until(membership.consul_session) == 0.0
     membership.ensure()
-    assert membership.proven_until == clock.monotonic() + settings.iscsi_worker.lease_s, "who has just opened it has proof of it"
+    assert membership.proven_until(membership.consul_session) == clock.monotonic() + settings.iscsi_worker.lease_s, (
+        "who has just opened it has proof of it"
+    )
     clock.advance(1.0)
     membership.turned()
     membership.prove()
-    assert membership.proven_until == clock.monotonic() + settings.iscsi_worker.lease_s
+    assert membership.proven_until(membership.consul_session) == clock.monotonic() + settings.iscsi_worker.lease_s
 
 
 def test_a_proof_of_one_session_says_nothing_of_the_next(
@@ -100,10 +102,12 @@ def test_a_proof_of_one_session_says_nothing_of_the_next(
     membership.prove()
     clock.advance(1.0)
     second = start()
-    assert second.proven_until == 0.0, "one that was found on disk has yet to be proved"
+    assert second.proven_until(second.consul_session) == 0.0, "one that was found on disk has yet to be proved"
+    before = second.consul_session
     second.prove()
     second.ensure()
-    assert second.proven_until == clock.monotonic() + settings.iscsi_worker.lease_s
+    assert second.proven_until(before) == 0.0
+    assert second.proven_until(second.consul_session) == clock.monotonic() + settings.iscsi_worker.lease_s
 
 
 def test_a_worker_whose_loop_hangs_lets_its_session_die(
@@ -231,4 +235,4 @@ def test_a_session_is_certain_only_for_a_moment_after_it_was_proved(
     assert membership.is_certain
     clock.advance(2 * settings.iscsi_worker.renew_interval_s)
     assert not membership.is_certain
-    assert membership.proven_until > clock.monotonic(), "leases last longer"
+    assert membership.proven_until(membership.consul_session) > clock.monotonic(), "leases last longer"

@@ -9,7 +9,9 @@ import pytest
 from cli.lab.parts.daemons import start_time
 from conductor.publisher import Publisher
 from sanderling.coordination.base import Put
+from sanderling.coordination.changes import Changes
 from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.errors import Unavailable
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.model.operations import OperationKind
@@ -36,6 +38,24 @@ def publisher(house: House) -> Publisher:
     return Publisher(Settings(), house.stores, tell=lambda: None)
 
 
+class Mute(EmbeddedCoordination):
+    """A store that does what it is asked to and fails to say so, but for journals."""
+
+    is_mute = False
+
+    def put(self, key: str, value: bytes, *, expected: int | None = None) -> bool:
+        done = super().put(key, value, expected=expected)
+        if self.is_mute and not key.startswith("changes/"):
+            raise Unavailable("no answer", dependency="consul")
+        return done
+
+
+def journal(house: House) -> bytes:
+    entry = house.coordination.get(house.stores.journal.key)
+    assert entry is not None
+    return entry.value
+
+
 def lose_coordination(house: House) -> None:
     house.use(EmbeddedCoordination(clock=house.stores.clock))
 
@@ -59,9 +79,43 @@ def export(house: House, disk: Disk) -> Export:
 
 
 def test_what_is_as_it_should_be_is_left_alone(house: House, disk: Disk) -> None:
-    before = house.coordination.list("")
+    before = house.coordination.list("").entries
     publisher(house).turn()
-    assert house.coordination.list("").entries == before.entries
+    after = house.coordination.list("").entries
+    assert [entry for entry in after if entry.key != house.stores.journal.key] == list(before)
+    assert not house.noted
+
+
+def test_workers_are_told_of_what_was_published_without_an_answer(house: House, disk: Disk) -> None:
+    store = Mute(clock=house.stores.clock)
+    for entry in house.coordination.list("").entries:
+        store.put(entry.key, entry.value)
+    house.use(store)
+    mending = publisher(house)
+    mending.turn()
+    assert store.delete(f"disks/{disk.id}")
+    store.is_mute = True
+    mending.turn()
+    store.is_mute = False
+    assert house.keys(disk) == [f"disks/{disk.id}", f"exports/{disk.id}/0"]
+    assert not house.noted
+    mending.turn()
+    assert f"disks/{disk.id}" in house.noted
+
+
+def test_a_conductor_that_begins_has_workers_look_for_what_it_may_have_told_nobody(house: House, disk: Disk) -> None:
+    publisher(house).turn()
+    before = Changes.model_validate_json(journal(house))
+    house.another_conductor(house.stores.journal.key.rpartition("/")[2])
+    publisher(house).turn()
+    assert Changes.model_validate_json(journal(house)).after(before) is None
+
+
+def test_of_what_is_published_again_workers_hear_who_says_that_he_serves_it(house: House, disk: Disk) -> None:
+    lose_coordination(house)
+    serve(house, "g1", ExportId(disk.id, 0), own_client())
+    publisher(house).turn()
+    assert "nodes/g1" in house.noted
 
 
 def test_a_description_that_is_missing_is_published_again_in_the_same_generation(house: House, disk: Disk) -> None:

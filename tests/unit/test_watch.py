@@ -31,10 +31,17 @@ class Held(EmbeddedCoordination):
         super().__init__(clock=CLOCK)
         self.asked, self.let = threading.Event(), threading.Event()
         self.listed = 0
+        self.asked_with: list[int] = []
         self.got: list[str] = []
         self.is_away = False
 
+    def watch(self, prefix: str, *, index: int, timeout_s: float) -> Listing:
+        self.asked_with.append(index)
+        return super().watch(prefix, index=index, timeout_s=timeout_s)
+
     def list(self, prefix: str) -> Listing:
+        if self.is_away:
+            raise Unavailable("away", dependency="consul")
         self.listed += 1
         return self._held(super().list(prefix))
 
@@ -240,6 +247,78 @@ def test_the_end_of_a_workers_session_frees_what_it_held_before_anybody_says_so(
     site.store.close_session(session)
     site.watch.turn()
     assert set(site.watch.latest.held_by(None)) == {A}
+
+
+def test_what_could_not_be_read_after_a_session_had_ended_is_read_again_at_once(site: Site) -> None:
+    session = site.store.open_session("x", check_ttl_s=3600)
+    site.tell(Journal("iscsi_worker", "x"), session=session)
+    for _ in range(2):
+        site.watch.turn()
+    site.store.close_session(session)
+    site.store.is_away = True
+    with pytest.raises(Unavailable):
+        site.watch.turn()
+    site.store.is_away = False
+    site.store.asked_with.clear()
+    site.watch.turn()
+    assert site.store.asked_with[0] < site.store.list("").index, "it does not wait for the next change"
+
+
+def test_a_journal_that_came_and_went_between_two_readings_is_forgotten(site: Site) -> None:
+    journal, passing = Journal("conductor", "x"), Journal("conductor", "y")
+    site.watch.turn()
+    site.tell(passing, A)
+    site.watch.turn()
+    assert site.store.delete(passing.key)
+    site.watch.turn()
+    listed = site.store.listed
+    for _ in range(3):
+        site.tell(journal, A)
+        site.watch.turn()
+    assert site.store.listed == listed
+
+
+def test_a_store_that_was_put_back_to_an_older_state_is_believed(site: Site) -> None:
+    for number in range(5):
+        site.write(A, str(number))
+    site.watch.turn()
+    with site.store._lock:
+        old = Entry(A.key, Export(generation=1, node="old").model_dump_json().encode(), 1)
+        site.store._store.entries[A.key] = old
+    site.watch.look(A.key)
+    assert site.node() == "old"
+
+
+def test_a_key_that_is_gone_stays_gone_when_a_listing_from_before_arrives_late(site: Site) -> None:
+    site.write(A, "1")
+    site.watch.fresh()
+    let = slowly(site, site.watch.fresh)
+    site.watch.look(A.key)
+    site.store.delete(A.key)
+    site.watch.look(A.key)
+    let()
+    assert site.node() is None
+
+
+def test_a_key_that_only_looks_like_that_of_an_export_is_not_taken_for_it(site: Site) -> None:
+    site.write(A, "1")
+    stray = f"exports/{A.disk_id}/0{A.index}"
+    assert site.store.put(stray, Export(generation=9).model_dump_json().encode())
+    site.watch.fresh()
+    assert site.store.delete(stray)
+    view = site.watch.fresh()
+    assert site.node() == "1"
+    assert set(view.held_by(None)) == {A}
+
+
+def test_a_view_keeps_nothing_of_sessions_that_hold_nothing_and_its_disks_while_none_differs(site: Site) -> None:
+    session = site.store.open_session("x", check_ttl_s=3600)
+    assert site.store.acquire(A.key, Export(generation=1).model_dump_json().encode(), consul_session=session)
+    before = site.watch.fresh()
+    site.store.close_session(session)
+    after = site.watch.fresh()
+    assert set(after.by_session) == {None}
+    assert after.disks is before.disks
 
 
 def test_many_changes_at_once_are_one_listing(site: Site) -> None:

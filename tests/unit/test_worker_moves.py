@@ -144,6 +144,7 @@ class Side:
     def __init__(self, name: str, folder: Path, store: Coordination, memory: MemoryStore) -> None:
         self.name, self.addresses = name, Memory(CLOCK)
         self.calls, self.kill_at, self.after, self.is_dead = 0, 0, False, False
+        self.is_following = False  # what it sees is what the journals name, as in a worker's process
         self._store, self._memory, self.is_proving = store, memory, True
         self._settings = Settings(
             sanderling=General(node=name, runtime_dir=str(folder / name)),
@@ -177,7 +178,8 @@ class Side:
     def turn(self) -> None:
         if self.is_dead:
             return
-        self.worker._watch.fresh()
+        if not self.is_following:
+            self.worker._watch.fresh()
         self.worker._membership.feed()
         if self.is_proving:
             self.worker._membership.prove()

@@ -1,0 +1,110 @@
+"""Two workers that see of each other what the journals name, and what they follow themselves; nothing is read for them."""
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from cli.lab.parts.daemons import waited
+from sanderling.coordination.base import Op
+from sanderling.model.exports import ExportPhase
+from tests.unit.test_worker_moves import DISK, EXPORT, Pair, Side
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """a serves, b stands by, and each follows what it is told of."""
+    made, stopping = Pair(tmp_path), threading.Event()
+    followers = []
+    for side in (made.a, made.b):
+        side.is_following = True
+        followers.append(threading.Thread(target=side.worker._watch.follow, args=(stopping,), daemon=True))
+        followers[-1].start()
+    made.until(lambda: all(knows(side, "a") for side in (made.a, made.b)), "both know that a serves")
+    yield made
+    stopping.set()
+    for side in (made.a, made.b):
+        side.worker._watch.stop()
+        side.worker._lanes.shutdown(wait=True)
+        side.worker._leases.stop()
+    for follower in followers:
+        follower.join(15)
+
+
+def knows(side: Side, owner: str) -> bool:
+    """Whether that gateway serves it, as far as this one has seen; "" for nobody."""
+    view = side.worker._watch.latest
+    held = view.exports.get(EXPORT) if view else None
+    return held is not None and (held.export.node if held.consul_session else "") == owner
+
+
+def keys(side: Side) -> Collection[str]:
+    view = side.worker._watch.latest
+    return view.read if view else ()
+
+
+def test_what_is_given_up_is_taken_by_the_other_and_that_is_seen_by_the_first(pair: Pair) -> None:
+    pair.command(pair.a, "clean")
+    pair.until(pair.b.serves, "b serves")
+    pair.until(lambda: knows(pair.a, "b"), "a knows that b serves")
+
+
+def test_what_could_not_be_taken_is_taken_by_the_other(pair: Pair) -> None:
+    pair.b.targets.fails = {"start"}
+    pair.command(pair.a, "clean")
+    pair.until(lambda: pair.value.counter > 1 and pair.value.phase is ExportPhase.TAKING, "b tried")
+    pair.a.worker._intents._refused.clear()
+    pair.until(pair.a.serves, "a serves again")
+
+
+def test_what_is_adopted_is_seen_by_the_other(pair: Pair) -> None:
+    session = pair.a.worker._membership.consul_session
+    assert session is not None
+    pair.b.is_dead = True  # slower than a, for a moment
+    pair.store.close_session(session)
+    pair.a.worker._membership.prove()
+    pair.until(lambda: pair.value.counter == 2, "a has its lock again", pair.a)
+    pair.b.is_dead = False
+    pair.until(lambda: knows(pair.b, "a"), "b knows that a serves")
+    assert pair.value.node == "a"
+
+
+def test_who_is_handed_the_lock_after_it_was_told_to_stand_by_no_more_hears_of_it(pair: Pair) -> None:
+    """Its command ran out while the other drained: nothing but the other's word makes it look."""
+    handed, go = threading.Event(), threading.Event()
+    plain = pair.store.txn
+
+    def slowly(ops: Sequence[Op]) -> bool:
+        if len(ops) == 2:
+            handed.set()
+            assert go.wait(10)
+        return plain(ops)
+
+    pair.store.txn = slowly  # type: ignore[method-assign]
+    pair.ask_to_move()
+    pair.until(handed.is_set, "a is about to pass the lock on")
+    pair.b.worker._intents._wanted.clear()
+    pair.until(lambda: not pair.b.targets.actual(), "b stands ready no more")
+    pair.until(lambda: not pair.b.worker._watch._attended, "b follows nothing", pair.b)
+    go.set()
+    pair.until(pair.b.serves, "b serves")
+
+
+@pytest.mark.parametrize("lost", ["nodes/a", "changes/iscsi_worker/a"])
+def test_a_key_of_a_gateway_that_is_lost_is_written_again(pair: Pair, lost: str) -> None:
+    with pair.store._lock:
+        del pair.store._store.entries[lost]
+    pair.a.worker._watch.fresh()
+    pair.until(lambda: pair.store.get(lost) is not None, f"{lost} is back")
+
+
+def test_a_running_worker_finds_what_nobody_told_it_of(pair: Pair, tmp_path: Path) -> None:
+    side = Side("c", tmp_path, pair.store, pair.memory)
+    side.worker.start()
+    try:
+        waited(lambda: knows(side, "a"), within_s=10, what="the first view")
+        assert pair.store.put("disks/2", DISK.model_copy(update={"id": "2", "started": False}).model_dump_json().encode())
+        waited(lambda: "disks/2" in keys(side), within_s=10, what="what was written by hand")
+    finally:
+        side.worker.stop()
