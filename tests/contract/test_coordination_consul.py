@@ -16,9 +16,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cli.lab.parts.daemons import run
-from sanderling.clock import SystemClock
+from sanderling.clock import ManualClock, SystemClock
 from sanderling.coordination.base import Put
+from sanderling.coordination.consul import STANDSTILL_PAUSE_S, ConsulCoordination
 from sanderling.errors import SessionLost, SettingsRefused, TooLarge, Unavailable
+from sanderling.settings import Coordination
 from tests.contract.coordination_calls import CALLS, ID, WITHIN_S, assert_unavailable, coordination, within_bound
 
 
@@ -114,6 +116,18 @@ def test_an_index_of_0_is_never_sent_back(canned: Canned) -> None:
     store.watch("", index=listing.index, timeout_s=0.2)
     store.watch("", index=0, timeout_s=0.0)
     assert [(asked.query["index"], asked.query["wait"]) for asked in canned.asked[1:]] == [("1", "200ms"), ("1", "1ms")]
+
+
+def test_a_store_that_answers_at_once_without_news_is_not_asked_again_at_once(canned: Canned) -> None:
+    clock = ManualClock()
+    store = ConsulCoordination(Coordination(url=canned.url), clock=clock)
+    canned.answer("/v1/kv/", [raw_entry()], index="1")
+    for _ in range(4):
+        store.watch("", index=1, timeout_s=10.0)
+    assert clock.monotonic() == 4 * STANDSTILL_PAUSE_S
+    canned.answer("/v1/kv/", [raw_entry()], index="8")
+    store.watch("", index=7, timeout_s=10.0)
+    assert clock.monotonic() == 4 * STANDSTILL_PAUSE_S, "there was news"
 
 
 @pytest.mark.rows("W-LE-7")

@@ -104,7 +104,9 @@ def test_a_running_worker_finds_what_nobody_told_it_of(pair: Pair, tmp_path: Pat
     side.worker.start()
     try:
         waited(lambda: knows(side, "a"), within_s=10, what="the first view")
-        assert pair.store.put("disks/2", DISK.model_copy(update={"id": "2", "started": False}).model_dump_json().encode())
-        waited(lambda: "disks/2" in keys(side), within_s=10, what="what was written by hand")
+        for disk_id in ("2", "3", "4"):  # the first may be found while the worker still looks around
+            stopped = DISK.model_copy(update={"id": disk_id, "started": False})
+            assert pair.store.put(f"disks/{disk_id}", stopped.model_dump_json().encode())
+            waited(lambda disk_id=disk_id: f"disks/{disk_id}" in keys(side), within_s=10, what=f"{disk_id} is found")  # type: ignore[misc]
     finally:
         side.worker.stop()
