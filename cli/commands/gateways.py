@@ -55,9 +55,16 @@ def show(name: Name, json: AsJson = False) -> None:
             ("refuses", [f"{export}: {reason}" for export, reason in gateway["refused"].items()]),
             ("cannot reach", [f"{peer} on {nic}" for nic, peers in gateway["unreachable"].items() for peer in peers]),
             ("cut off on", gateway["cut_off"]),
+            ("image store", _store(gateway["image_store"])),
             ("withdrawing", gateway["withdrawing"]),
         ]
     )
+
+
+def _store(said: dict[str, bool]) -> str:
+    if not said["cut_off"]:
+        return "answers" if said["answers"] else "does not answer"
+    return "answers again, and is not relied on yet" if said["answers"] else "answers others, not this gateway"
 
 
 @app.command(epilog="Example: sanderling gateway drain node-1 --wait")
