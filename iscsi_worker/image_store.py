@@ -64,10 +64,16 @@ class Pulse:
             if began is None:
                 self._failures += 1
                 return
-            before = began if self._known_at is None else self._known_at
-            if self._failures or began - before > self._settings.store_believed_s:
-                self._steady_since = began
-            self._failures, self._known_at, self._heard_at = 0, began, self._clock.monotonic()
+            now, before = self._clock.monotonic(), began if self._known_at is None else self._known_at
+            late = began - before > self._settings.store_believed_s or now - began > self._settings.store_ask_timeout_s / 2
+            if self._failures or late:
+                self._steady_since = now
+            self._failures, self._known_at, self._heard_at = 0, began, now
+
+    def heard(self) -> None:
+        """The store has answered somebody else on this node: an export that is served is not cut off, whatever else is."""
+        with self._lock:
+            self._heard_at = self._clock.monotonic()
 
     @property
     def is_fresh(self) -> bool:

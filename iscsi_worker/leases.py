@@ -18,7 +18,7 @@ from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.service import Seams
 from iscsi_worker.targets.base import Targets
 from sanderling.clock import Clock
-from sanderling.errors import AddressFailed, Problem, TargetFailed
+from sanderling.errors import AddressFailed, TargetFailed
 from sanderling.model.disks import Path
 from sanderling.model.exports import Connection, ExportId
 from sanderling.settings import Worker
@@ -76,14 +76,19 @@ class Leases:
         *,
         proven_until: Callable[[str | None], float],
         on_change: Callable[[], None],
+        on_answer: Callable[[], None],
+        store_answers: Callable[[], bool],
         clock: Clock,
     ) -> None:
-        """`on_change` is called when `connections` is not what it was."""
+        """`on_change` is called when `connections` is not what it was, `on_answer` when the image store answered an export.
+
+        `store_answers` tells whether it has lately answered whoever asked, and soon: only then does a probe that fails say
+        something about the process.
+        """
         self._settings = settings
-        self._on_change = on_change
+        self._on_change, self._on_answer, self._store_answers = on_change, on_answer, store_answers
         self._targets: Targets = seams.targets
         self._addresses: Addresses = seams.addresses
-        self._images = seams.images
         self._proven_until = proven_until
         self._clock = clock
         self._leases: Sequence[Lease] = ()
@@ -209,13 +214,13 @@ class Leases:
     def _probe(self, lease: Lease) -> None:
         began = self._clock.monotonic()
         if self._targets.probe(lease.export, timeout_s=self._settings.probe_timeout_s):
+            self._on_answer()
             self._failures.pop((lease.export, lease.client), None)
             self._extend(lease, until=began + self._settings.lease_s)
             self._note_connections(lease.export)
             return
-        failures = self._failures.get((lease.export, lease.client), 0)
-        if self._store_answers():
-            self._failures[lease.export, lease.client] = failures + 1
+        failures = self._failures.get((lease.export, lease.client), 0) if self._store_answers() else -1
+        self._failures[lease.export, lease.client] = failures + 1
         log.warning("probe failed", export=str(lease.export), in_a_row=failures + 1)
 
     def _note_connections(self, export: ExportId) -> None:
@@ -227,14 +232,6 @@ class Leases:
         before, self._connections[export] = self._connections.get(export), found
         if found != before:
             self._on_change()
-
-    def _store_answers(self) -> bool:
-        """A probe that fails while the image store is away says nothing about the process."""
-        try:
-            self._images.ping()
-        except Problem:
-            return False
-        return True
 
 
 def every(interval_s: float, act: Callable[[], None], stopping: threading.Event, clock: Clock) -> None:

@@ -91,7 +91,15 @@ class Worker:
         )
         self._moves = Moves(self._node, own, seams, self._service, self._reports, clock=clock)
         self._membership = Membership(settings, coordination, clock=clock)
-        self._leases = Leases(own, seams, proven_until=self._membership.proven_until, on_change=self.wake, clock=clock)
+        self._leases = Leases(
+            own,
+            seams,
+            proven_until=self._membership.proven_until,
+            on_change=self.wake,
+            on_answer=self._pulse.heard,
+            store_answers=lambda: self._pulse.is_steady,
+            clock=clock,
+        )
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
         self._neighbours = self._asking_neighbours()
         self._image_store = self._asking_the_image_store()

@@ -59,7 +59,7 @@ def run(
     from cli.lab import needs, results, runner  # noqa: PLC0415
     from cli.lab.scenarios import chosen  # noqa: PLC0415
 
-    picked = chosen(scenarios or [])
+    picked = [each for each in chosen(scenarios or []) if scenarios or full or rounds or each.quick]
     needs.check()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything that was started is ended
     out_folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ class Plan:
     rounds: int | None = None
 
     def parameters(self, scenario: Scenario) -> Parameters:
-        own = scenario.full if self.full else scenario.quick
+        own = scenario.full if self.full else max(1, scenario.quick)
         return Parameters(self.seed, self.rounds or own, self.full)
 
 

@@ -316,3 +316,40 @@ def test_the_first_answer_of_all_is_relied_on_at_once_and_one_after_a_failure_is
     failed.is_cut = False
     failed.turn()
     assert failed.store.said == Store()
+
+
+def test_a_gateway_whose_exports_are_answered_is_not_cut_off_whatever_else_is() -> None:
+    site = Site("ab")
+    site.nodes["a"].is_cut = True
+    for _ in range(3 * CUT_WITHIN):
+        site.nodes["a"].pulse.heard()
+        site.turn()
+    assert not site.nodes["a"].store.said.cut_off
+    site.turn(CUT_WITHIN)
+    assert site.nodes["a"].store.said.cut_off
+
+
+def test_a_store_that_answers_late_is_not_one_that_a_failed_probe_can_be_held_against() -> None:
+    clock = ManualClock()
+    late_s = 0.0
+
+    class Late:
+        def touch(self) -> None:
+            clock.advance(late_s)
+
+    pulse = Pulse(Late(), SETTINGS, clock=clock)
+
+    def asked_for(seconds: float) -> None:
+        for _ in range(int(seconds / TURN_S)):
+            pulse.ask()
+            clock.advance(TURN_S - late_s)
+
+    asked_for(5)
+    assert pulse.is_steady
+    late_s = 0.6 * SETTINGS.store_ask_timeout_s
+    asked_for(5)
+    assert not pulse.is_steady
+    assert not pulse.is_silent
+    late_s = 0.0
+    asked_for(SETTINGS.store_believed_s + 1)
+    assert pulse.is_steady

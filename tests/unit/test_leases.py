@@ -11,7 +11,7 @@ from iscsi_worker.service import Seams
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.memory import MemoryStore, MemoryTargets
 from sanderling.clock import ManualClock
-from sanderling.errors import Fenced, TargetFailed, Unavailable
+from sanderling.errors import TargetFailed
 from sanderling.images.base import BackingStore
 from sanderling.model.disks import Path
 from sanderling.model.exports import Connection, ExportId
@@ -21,17 +21,6 @@ E = ExportId("d1", 0)
 PATH = Path(index=1, address="10.0.0.5", prefix_len=24, interface="eth0", subnet="s")
 SETTINGS = Worker()
 SPEC = TargetSpec(E, "iqn.2026-11.io.sanderling:one", 2, "0", BackingStore("memory", "i"), (), allow_any=True, paths=(PATH,))
-
-
-class Images:
-    """A store that answers or does not."""
-
-    def __init__(self) -> None:
-        self.problem: Exception | None = None
-
-    def ping(self) -> None:
-        if self.problem is not None:
-            raise self.problem
 
 
 class Asked(MemoryTargets):
@@ -56,18 +45,21 @@ SESSION = "session"
 
 class Bench:
     def __init__(self) -> None:
-        self.clock, self.store, self.images = ManualClock(), MemoryStore(), Images()
+        self.clock, self.store, self.store_answers = ManualClock(), MemoryStore(), True
         self.targets = Asked(clock=self.clock, store=self.store)
         self.targets.strangers = set()
         self.addresses = Memory(self.clock)
         self.proven_until = 0.0
-        seams = Seams(None, self.images, self.targets, self.addresses)  # type: ignore[arg-type]
+        seams = Seams(None, None, self.targets, self.addresses)  # type: ignore[arg-type]
         self.changes: list[float] = []
+        self.answers: list[float] = []
         self.leases = Leases(
             SETTINGS,
             seams,
             proven_until=lambda session: self.proven_until if session == SESSION else 0.0,
             on_change=lambda: self.changes.append(self.clock.monotonic()),
+            on_answer=lambda: self.answers.append(self.clock.monotonic()),
+            store_answers=lambda: self.store_answers,
             clock=self.clock,
         )
 
@@ -125,11 +117,21 @@ def test_an_outage_of_the_image_store_costs_no_export_while_the_session_is_prove
     bench.serve()
     bench.turn(proven=True)
     bench.store.stuck = True
-    bench.images.problem = Unavailable("away", dependency="ceph")
+    bench.store_answers = False
     for _ in range(60):
         bench.turn(proven=True, seconds=0.1)
     assert bench.alive
     assert bench.leases.sick == frozenset()
+
+
+def test_a_probe_that_succeeds_tells_that_the_image_store_answers_here(bench: Bench) -> None:
+    bench.serve()
+    bench.store.stuck = True
+    bench.turn(proven=True)
+    assert not bench.answers
+    bench.store.stuck = False
+    bench.turn(proven=True)
+    assert len(bench.answers) == 1
 
 
 def test_an_address_is_not_kept_for_longer_than_the_export_may_serve(bench: Bench) -> None:
@@ -168,15 +170,15 @@ def test_proof_of_a_session_that_does_not_hold_the_lock_lends_nothing(bench: Ben
     assert not bench.alive
 
 
-@pytest.mark.parametrize("problem", [None, Fenced("this very client")])
-def test_an_export_that_does_not_answer_is_sick_only_when_the_store_does(bench: Bench, problem: Exception | None) -> None:
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_export_that_does_not_answer_is_sick_only_when_the_store_does(bench: Bench, answers: bool) -> None:
     bench.serve()
     bench.store.stuck = True
-    bench.images.problem = problem
+    bench.store_answers = answers
     for _ in range(SETTINGS.probe_failures_max):
         bench.turn(proven=True, seconds=SETTINGS.probe_interval_s - SETTINGS.probe_timeout_s - 1)
         bench.turn(proven=True, seconds=1)
-    assert (bench.leases.sick == {E}) == (problem is None)
+    assert (bench.leases.sick == {E}) == answers
 
 
 def test_a_probe_that_failed_is_made_again_soon(bench: Bench) -> None:

@@ -121,12 +121,12 @@ def stale(lab: Lab, dice: random.Random) -> None:
 
 
 SCENARIOS = (
-    Scenario("F11-slow", "Consul slow", slow, quick=1, full=3, keeps=True, patience_s=PATIENT_S, around=proxied),
+    Scenario("F11-slow", "Consul slow", slow, quick=0, full=3, keeps=True, patience_s=PATIENT_S, around=proxied),
     Scenario("F11-errors", "Consul answers 500", errors, quick=1, full=3, around=proxied),
-    Scenario("F11-silent", "Consul refuses or never answers", silent, quick=1, full=3, around=proxied),
-    Scenario("F11-stale", "Consul answers from the past", stale, quick=1, full=2, around=proxied),
+    Scenario("F11-silent", "Consul refuses or never answers", silent, quick=0, full=3, around=proxied),
+    Scenario("F11-stale", "Consul answers from the past", stale, quick=0, full=2, around=proxied),
     Scenario(
-        "F11-backwards", "Consul's index goes back", backwards, quick=1, full=1, keeps=True, patience_s=PATIENT_S, around=proxied
+        "F11-backwards", "Consul's index goes back", backwards, quick=0, full=1, keeps=True, patience_s=PATIENT_S, around=proxied
     ),
     Scenario("F11-refused", "Consul refuses writes", refused, quick=1, full=1, keeps=True, patience_s=PATIENT_S, around=proxied),
 )

@@ -19,8 +19,9 @@ def nothing_around(_lab: Lab) -> contextlib.AbstractContextManager[None]:
 class Scenario:
     """`hurt` injects its faults (`lab.did`), lets time pass, and may mend: whatever is still broken is healed after it.
 
-    `quick` and `full` are the rounds of either run. `keeps` demands that no path changes its owner and no session is lost.
-    `around` prepares the installation for all rounds of the scenario and puts it back.
+    `quick` and `full` are the rounds of either run; what is not quick at all is run once when it is named. `keeps` demands that
+    no path changes its owner and no session is lost. `around` prepares the installation for all rounds of the scenario and puts
+    it back.
     """
 
     name: str

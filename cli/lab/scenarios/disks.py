@@ -98,5 +98,5 @@ SCENARIOS = (
         patience_s=PATIENT_S,
         around=on_a_loop,
     ),
-    Scenario("F7-slow", "the records' disk slow", slow, quick=1, full=2, keeps=True, patience_s=PATIENT_S, around=on_a_loop),
+    Scenario("F7-slow", "the records' disk slow", slow, quick=0, full=2, keeps=True, patience_s=PATIENT_S, around=on_a_loop),
 )

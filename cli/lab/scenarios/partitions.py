@@ -98,5 +98,5 @@ SCENARIOS = (
     Scenario("F3-ceph", "node cut off from Ceph only", from_ceph, quick=1, full=4),
     Scenario("F3-front", "node cut off from the initiators only", from_initiators, quick=1, full=4),
     Scenario("F3-deaf", "node that can send but not receive", deaf, quick=1, full=3),
-    Scenario("F3-dumb", "node that can receive but not send", dumb, quick=1, full=3),
+    Scenario("F3-dumb", "node that can receive but not send", dumb, quick=0, full=3),
 )
