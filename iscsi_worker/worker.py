@@ -79,6 +79,7 @@ class Worker:
         self._bus, self._targets, self._addresses = bus, targets, addresses
         self._reports = Reports(bus, self._node, own, clock=clock)
         self._service = Service(own, seams, self._reports, certain=lambda: self._membership.is_certain, clock=clock)
+        self._images = images
         self._pulse = Pulse(touched or images, own, clock=clock)
         self._exports = Exports(
             self._node,
@@ -97,7 +98,7 @@ class Worker:
             proven_until=self._membership.proven_until,
             on_change=self.wake,
             on_answer=self._pulse.heard,
-            store_answers=lambda: self._pulse.is_steady,
+            store_answers=self._store_answers,
             clock=clock,
         )
         self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
@@ -379,6 +380,14 @@ class Worker:
             case Publish(export, held, connections):
                 return self._exports.publish(export, held, connections, consul_session=session)
         return True
+
+    def _store_answers(self) -> bool:
+        """Whether the image store answers, as it may after having been away for long, and has lately answered soon."""
+        try:
+            self._images.ping()
+        except Problem:
+            return False
+        return self._pulse.is_steady
 
     def _siblings_clients(self, held: Held, view: View, export: ExportId) -> frozenset[str]:
         """Who must not be fenced with everybody else. It counts only where all are to be, and then as it is now."""
