@@ -76,7 +76,7 @@ class Watch:
     def attend(self, key: str, *, for_s: float) -> None:
         """Follow this one key for a while, so that its changes are seen at once however many others there are.
 
-        What is more than `ATTENDED_MAX` at a time is left to the watch of everything.
+        What is more than `ATTENDED_MAX` at a time is found when everything is read again.
         """
         until = self._clock.monotonic() + for_s
         with self._lock:

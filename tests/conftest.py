@@ -133,3 +133,13 @@ def cluster(_cluster: Any) -> Iterator[Any]:
 def unique() -> str:
     """A name that no other test of any run has: a prefix for keys, queues, images and disks."""
     return f"t{os.getpid():x}{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def disks(cluster: Any, unique: str, libiscsi: str) -> Iterator[list[dict[str, Any]]]:
+    """One disk that is served; those that a test adds are deleted with it."""
+    made = [cluster.create_disk(unique, paths=2)]
+    yield made
+    cluster.heal()
+    for disk in made:
+        cluster.delete_disk(disk["name"])

@@ -41,16 +41,6 @@ def cut_in_front(cluster: Cluster, node: str, fault: str) -> Iterator[None]:
         run(["nft", "delete", "table", "inet", "cut"], netns=inside)
 
 
-@pytest.fixture
-def disks(cluster: Cluster, unique: str, libiscsi: str) -> Iterator[list[dict[str, Any]]]:
-    """One disk that is served; those that a test adds are deleted with it."""
-    made = [cluster.create_disk(unique, paths=2)]
-    yield made
-    cluster.heal()
-    for disk in made:
-        cluster.delete_disk(disk["name"])
-
-
 def neighbour(cluster: Cluster, address: str) -> str:
     """The hardware address that the initiator sends to for a path's address."""
     said = run(["ip", "neigh", "show", "to", address], netns=cluster.network.initiator)

@@ -1,7 +1,6 @@
 """A node that Ceph answers no more, while it answers others, loses its paths and is used later; without Ceph nothing moves."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from cli.lab.parts.daemons import waited
 from cli.lab.scenarios.partitions import dropping, to_ceph
 from sanderling.clock import SystemClock
 from sanderling.model.exports import Gateway, Store
+from tests.functional.test_front_side import add
 from tests.functional.test_serving import (
     PATIENT_S,
     gateway_of,
@@ -25,23 +25,6 @@ from tests.functional.test_serving import (
 
 CLOCK = SystemClock()
 SILENT_FOR = 8  # asks in a row without an answer: twice as long as it takes to find oneself cut off
-
-
-@pytest.fixture
-def disks(cluster: Cluster, unique: str, libiscsi: str) -> Iterator[list[dict[str, Any]]]:
-    """One disk that is served; those that a test adds are deleted with it."""
-    made = [cluster.create_disk(unique, paths=2)]
-    yield made
-    cluster.heal()
-    for disk in made:
-        cluster.delete_disk(disk["name"])
-
-
-def add(cluster: Cluster, disks: list[dict[str, Any]], more: int) -> set[str | None]:
-    """Create this many more disks; the nodes that serve them."""
-    made = [cluster.create_disk(f"{disks[0]['name']}-{len(disks) + number}", paths=1) for number in range(more)]
-    disks += made
-    return {gateway_of(cluster, disk["id"]) for disk in made}
 
 
 def said(cluster: Cluster, node: str) -> Store:
