@@ -17,6 +17,7 @@ from sanderling import coordination, images, logs, settings
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem, SettingsRefused
 from sanderling.records.database import Records
+from sanderling.signals import Told
 
 log = structlog.get_logger(__name__)
 
@@ -107,9 +108,7 @@ def main() -> None:
 
 def serve(loaded: settings.Settings) -> None:
     """Serve until a signal asks to stop."""
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    asked = Told(signal.SIGTERM, signal.SIGINT)
     clock = SystemClock()
     with contextlib.ExitStack() as open_parts:
         records = Records(loaded.records, clock=clock)

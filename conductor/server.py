@@ -28,6 +28,7 @@ from sanderling.errors import Problem, Unavailable
 from sanderling.images.base import Images
 from sanderling.records.database import Records
 from sanderling.settings import Settings
+from sanderling.signals import Told
 
 log = structlog.get_logger(__name__)
 
@@ -102,9 +103,7 @@ def main() -> None:
 def _run() -> None:
     configured = settings.load(sys.argv[1:])
     logs.configure(configured.sanderling, process="conductor")
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+    told = Told(signal.SIGTERM, signal.SIGINT)
     clock = SystemClock()
     records = Records(configured.records, clock=clock)
     records.migrate()

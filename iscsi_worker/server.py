@@ -4,7 +4,6 @@ import gc
 import os
 import signal
 import sys
-import threading
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +18,7 @@ from iscsi_worker.worker import Worker
 from sanderling import logs, settings
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
+from sanderling.signals import Told
 
 log = structlog.get_logger(__name__)
 
@@ -47,15 +47,7 @@ def _serve() -> None:
     configured = settings.load(sys.argv[1:])
     logs.configure(configured.sanderling, process="iscsi_worker")
     clock = SystemClock()
-    told, withdraw = threading.Event(), True
-
-    def on_signal(number: int, _frame: object) -> None:
-        nonlocal withdraw
-        withdraw = number != signal.SIGHUP
-        told.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    told = Told(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     coordination = sanderling.coordination.connect(configured, clock=clock)
     images = sanderling.images.connect(configured, clock=clock)
     own = configured.iscsi_worker
@@ -75,6 +67,7 @@ def _serve() -> None:
     worker.start()
     log.info("serving")
     told.wait()
+    withdraw = told.number != signal.SIGHUP
     log.info("stopping", withdraw=withdraw)
     if not withdraw:
         os._exit(0)  # stopping in order would take as long as the leases last, and the next worker needs none of it

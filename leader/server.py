@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import threading
 
 import structlog
 
@@ -12,6 +11,7 @@ from leader.service import Candidate
 from sanderling import logs, settings
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
+from sanderling.signals import Told
 
 SERVICE = "cluster"
 DUTIES = ("statistics", "notifications")
@@ -34,9 +34,7 @@ def _stand() -> None:
     coordination = sanderling.coordination.connect(configured, clock=clock)
     duties = [LogDuty(name, clock=clock) for name in DUTIES]
     candidate = Candidate(SERVICE, duties, configured, coordination=coordination, clock=clock)
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+    told = Told(signal.SIGTERM, signal.SIGINT)
     signal.signal(signal.SIGUSR1, lambda *_: candidate.step_down())
     candidate.start()
     log.info("standing", service=SERVICE)

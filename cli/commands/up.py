@@ -19,6 +19,7 @@ from sanderling import logs
 from sanderling.clock import SystemClock
 from sanderling.errors import Conflict, Malformed, NotFound, SettingsRefused
 from sanderling.model.disks import PORTAL_PORT
+from sanderling.signals import Told
 
 PORTAL = ("127.0.1.1", PORTAL_PORT)  # the first address of the subnet
 SUBNET = {"name": "loopback", "cidr": "127.0.1.0/24", "interface": "lo"}
@@ -37,9 +38,7 @@ def up(
 
     Needs tgt on this machine, and the iSCSI port 3260 for itself. No root, RabbitMQ, Consul or Ceph.
     """
-    told = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.set())
+    told = Told(signal.SIGINT, signal.SIGTERM)
     with _owned(state) as folder, (folder / "sanderling.log").open("a") as journal:
         from cli.together import running, settings_of  # noqa: PLC0415  a second of imports that no other command needs
 

@@ -27,6 +27,7 @@ from cli.lab.parts.daemons import Daemon, spawn, waited
 from cli.lab.registers import NEVER_WRITTEN, UNREADABLE, History, Read, Write
 from sanderling.clock import SystemClock
 from sanderling.errors import TargetFailed
+from sanderling.signals import Told
 
 T = TypeVar("T")
 CLOCK: Final = SystemClock()
@@ -265,9 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patience", type=float, required=True, help="longest time to wait for one answer")
     said = parser.parse_args(argv)
     asked = _Asked(said.target, tuple(said.portal), said.name, said.pace, said.patience)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = Told(signal.SIGTERM, signal.SIGINT)
     with said.journal.open("a") as file:
         journal = Journal(file)
         threads = [threading.Thread(target=act, args=(asked, journal, stopping), daemon=True) for act in (write, read)]

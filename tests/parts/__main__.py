@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cli.lab.parts.ceph import CephCluster
 from cli.lab.parts.consul import ConsulAgent
 from cli.lab.parts.daemons import Daemon, spawn, start_time, waited
 from cli.lab.parts.rabbitmq import RabbitMQ
+from sanderling.signals import Told
 from tests.parts.running import STATE, Kept
 
 START_WITHIN_S = 180.0
@@ -27,9 +27,7 @@ STOP_WITHIN_S = 60.0
 
 def keep(home: Path) -> None:
     """Start the parts, say where they are, and stop them at SIGTERM."""
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    ended = Told(signal.SIGTERM, signal.SIGINT)
     with contextlib.ExitStack() as stack:
         rabbitmq, consul, ceph = (
             RabbitMQ(_made(home, "rabbitmq")),
