@@ -31,8 +31,8 @@ class Announcements:
         A neighbour that heard none of the first, since its own network was being mended, would use the old one for a minute.
         """
         now, own = self._clock.monotonic(), self._settings
-        turns = range(own.announcements - 1)
-        pauses = (min(own.announce_interval_s * 2.0**turn, own.announce_interval_most_s) for turn in turns)
+        first = [own.announce_interval_s] * (own.announcements - 1)
+        pauses = accumulate(first, lambda pause_s, _: min(2 * pause_s, own.announce_interval_most_s))
         moments = list(accumulate(pauses, initial=now))[1:]
         with self._lock:
             for path in paths:

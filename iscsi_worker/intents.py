@@ -108,9 +108,11 @@ class Intents:
         """Forget what has run out, and what was said of an epoch that is over."""
         with self._lock:
             now = self._clock.monotonic()
-            self._wanted = {e: one for e, one in self._wanted.items() if one.until > now and _is_at(view, e, one.value)}
-            self._unwanted = {e: epoch for e, epoch in self._unwanted.items() if _is_at(view, e, epoch)}
-            self._handing = {e: one for e, one in self._handing.items() if one.until > now and _is_at(view, e, one.value.epoch)}
+            self._wanted = {e: one for e, one in self._wanted.items() if one.until > now and not _is_over(view, e, one.value)}
+            self._unwanted = {e: epoch for e, epoch in self._unwanted.items() if not _is_over(view, e, epoch)}
+            self._handing = {
+                e: one for e, one in self._handing.items() if one.until > now and not _is_over(view, e, one.value.epoch)
+            }
             self._refused = {e: one for e, one in self._refused.items() if one.until > now}
             self._kept = {e: one for e, one in self._kept.items() if one.until > now}
             waited_for = {export.key for export in self._wanted}
@@ -131,5 +133,6 @@ def _in_force(known: Mapping[ExportId, _Until[T]], now: float) -> dict[ExportId,
     return {export: one.value for export, one in known.items() if one.until > now}
 
 
-def _is_at(view: View, export: ExportId, epoch: Epoch) -> bool:
-    return export in view.exports and view.exports[export].export.epoch == epoch
+def _is_over(view: View, export: ExportId, epoch: Epoch) -> bool:
+    """Whether the export is gone or past that epoch. One that is not there yet is of a command that is newer than the view."""
+    return export not in view.exports or view.exports[export].export.epoch > epoch

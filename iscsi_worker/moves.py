@@ -4,6 +4,8 @@ Two open gates never exist: the source's is closed and nothing is in flight befo
 opens its own. A failure before that leaves the export where it was; after it, whoever is healthy takes it.
 """
 
+from collections.abc import Callable
+
 import structlog
 
 from iscsi_worker.reports import Reports
@@ -11,7 +13,7 @@ from iscsi_worker.service import Holding, Seams, Service, to_json
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held
 from sanderling.clock import Clock
-from sanderling.coordination.base import Acquire, Release
+from sanderling.coordination.base import Acquire, Listing, Release
 from sanderling.errors import MoveFailed, Problem, SessionLost, Unavailable
 from sanderling.model.disks import Disk
 from sanderling.model.exports import Export, ExportId, ExportPhase, Prepared
@@ -23,12 +25,24 @@ log = structlog.get_logger(__name__)
 class Moves:
     """Each side's part in a move. Calls for different exports may run at once."""
 
-    def __init__(self, node: str, settings: Worker, seams: Seams, service: Service, reports: Reports, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        node: str,
+        settings: Worker,
+        seams: Seams,
+        service: Service,
+        reports: Reports,
+        *,
+        saw: Callable[[str, Listing], None],
+        clock: Clock,
+    ) -> None:
+        """`saw` is told what became of a key that was handed on, so that this node knows at once that it is another's."""
         self._node = node
         self._settings = settings
         self._coordination, self._targets = seams.coordination, seams.targets
         self._service = service
         self._reports = reports
+        self._saw = saw
         self._clock = clock
 
     def prepare(self, export: ExportId, disk: Disk, held: Held) -> None:
@@ -124,6 +138,7 @@ class Moves:
         while (left_s := deadline - self._clock.monotonic()) > 0:
             try:
                 listing = self._coordination.watch(export.key, index=index, timeout_s=left_s)
+                self._saw(export.key, listing)
             except Unavailable as problem:
                 log.warning("not known whether the new owner serves", export=str(export), problem=problem.detail)
                 return False

@@ -63,7 +63,13 @@ def interfaces(disks: Mapping[str, Disk]) -> tuple[str, ...]:
 
 
 def portals(view: View, interface: str, gateway: str) -> list[str]:
-    """Where to ask for a live gateway: some of its portals on this interface, or its own addresses while it has none there."""
+    """Where to ask for a live gateway: its own addresses on this interface, or some of its portals where it has none there.
+
+    What others have moved is known late, so that a portal may be another's by now; a node's own address stays where it is.
+    """
+    own = view.gateways[gateway].front.own.get(interface, ())
+    if own:
+        return [address.partition("/")[0] for address in own]
     held = ((export, view.exports[export]) for export in view.held_by(view.sessions[gateway]))
     serving = (
         path.address
@@ -72,8 +78,7 @@ def portals(view: View, interface: str, gateway: str) -> list[str]:
         for path in view.disks[export.disk_id].export_paths(export.index)
         if path.interface == interface
     )
-    own = view.gateways[gateway].front.own.get(interface, ())
-    return list(islice(serving, PORTALS_MOST)) or [address.partition("/")[0] for address in own]
+    return list(islice(serving, PORTALS_MOST))
 
 
 def probes(view: View, asked: Sequence[str], node: str, own: Mapping[str, Sequence[str]], *, peers_max: int) -> list[Probe]:

@@ -66,11 +66,20 @@ class Watch:
             view = self._seen(key, entry, began)
         return view
 
+    def saw(self, key: str, listing: Listing) -> None:
+        """Take in what a watch of this key has just answered."""
+        entry = next((entry for entry in listing.entries if entry.key == key), None)
+        if entry is None or self._view is None:
+            self.look(key)
+        else:
+            self._seen(key, entry, self._clock.monotonic())
+
     def _seen(self, key: str, entry: Entry | None, began: float) -> View:
         with self._lock:
             assert self._view is not None, "a view is never forgotten"
-            self._looked[key] = entry, began
-            self._view = _with(self._view, key, entry)
+            if entry is None or not _is_older(self._view, entry):
+                self._looked[key] = entry, began
+                self._view = self._view.changed(key, entry)
             return self._view
 
     def attend(self, key: str, *, for_s: float) -> None:
@@ -102,7 +111,7 @@ class Watch:
             try:
                 listing = self._coordination.watch(key, index=index, timeout_s=min(left_s, ATTENTION_TURN_S))
                 if listing.index != index:
-                    self._attended_to(key, listing)
+                    self.saw(key, listing)
                     self._on_change()
                 index = listing.index
             except Unavailable as problem:
@@ -111,13 +120,6 @@ class Watch:
             except Exception:
                 log.exception("following failed", key=key)
                 self._clock.wait(self._stopped, self._settings.iscsi_worker.take_retry_s)
-
-    def _attended_to(self, key: str, listing: Listing) -> None:
-        entry = next((entry for entry in listing.entries if entry.key == key), None)
-        if entry is None or self._view is None:
-            self.look(key)
-        else:
-            self._seen(key, entry, self._clock.monotonic())
 
     def _attention_left(self, key: str) -> float:
         with self._lock:
@@ -183,7 +185,10 @@ class Watch:
             return  # whoever needs the first view reads it
         every_s = min(own.read_all_most_s, len(known.read) * own.read_all_per_key_s)
         if self._clock.monotonic() - self._all_read_at >= every_s:
-            self._all_anew(known)
+            try:
+                self._all_anew(known)
+            except Unavailable as problem:
+                log.warning("cannot read everything again", problem=problem.detail)
 
     def _all_anew(self, known: View | None) -> int:
         view = self.fresh()

@@ -80,6 +80,7 @@ class Worker:
         self._reports = Reports(bus, self._node, own, clock=clock)
         self._service = Service(own, seams, self._reports, certain=lambda: self._membership.is_certain, clock=clock)
         self._images = images
+        self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
         self._pulse = Pulse(touched or images, own, clock=clock)
         self._exports = Exports(
             self._node,
@@ -90,7 +91,15 @@ class Worker:
             store_is_silent=lambda: self._pulse.is_silent,
             clock=clock,
         )
-        self._moves = Moves(self._node, own, seams, self._service, self._reports, clock=clock)
+        self._moves = Moves(
+            self._node,
+            own,
+            seams,
+            self._service,
+            self._reports,
+            saw=self._watch.saw,
+            clock=clock,
+        )
         self._membership = Membership(settings, coordination, clock=clock)
         self._leases = Leases(
             own,
@@ -101,7 +110,6 @@ class Worker:
             store_answers=self._store_answers,
             clock=clock,
         )
-        self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
         self._neighbours = self._asking_neighbours()
         self._image_store = self._asking_the_image_store()
         self._lanes = ThreadPoolExecutor(own.lanes, thread_name_prefix="lane")
@@ -112,6 +120,7 @@ class Worker:
         self._touched: set[ExportId] = set()  # by this node since the last view
         self._waiting: dict[ExportId, Waiting] = {}
         self._is_view_doubted = False
+        self._view_session = ""  # that the view was read with
         self._ran: set[ExportId] = set()
         self._unserved: dict[ExportId, float] = {}  # since when nobody is seen to serve what was served before
         self._awake = threading.Event()
@@ -238,12 +247,14 @@ class Worker:
         running = {one.export: one for one in self._targets.actual()}
         self._cover(running)
         session = self._membership.ensure()
+        if session != self._view_session:  # what the one before it held is not free in a view of before
+            self._view_session, self._is_view_doubted = session, True
         view = self._seen()
         now = self._clock.monotonic()
         passed_over = {export: waiting.passed_over for export, waiting in self._waiting.items() if waiting.passed_over}
         placed = free_placed(view, passed_over)
         waiting = wait_on(self._waiting, placed, now=now, grace_s=self._own.grace_s)
-        if any(one.passed_over and export not in passed_over for export, one in waiting.items()):
+        if any(one.passed_over > passed_over.get(export, frozenset()) for export, one in waiting.items()):
             self._is_view_doubted = True  # others may place by another view than this one
         self._waiting = waiting
         self._unserved = {export: self._unserved.get(export, now) for export in unserved(view, session, running)}
@@ -257,7 +268,8 @@ class Worker:
         for action in actions.values():
             self._hand_out(action, view, session, running.get(action.export))
         self._cover(running)
-        seen = view.sessions.get(self._node) == session and self._membership.journal_key in view.journals
+        _, journal_session = view.journals.get(self._membership.journal_key, (None, None))
+        seen = view.sessions.get(self._node) == session == journal_session
         self._membership.announce(self._gateway(view, local, told), seen=seen)
         self._settle(view, session, running)
 

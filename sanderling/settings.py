@@ -351,6 +351,24 @@ def _check_sense(settings: Settings) -> None:
             "[conductor] move_settle_s: must be more than move_intent_s + move_drain_s of [iscsi_worker], or a move that was "
             "recorded as failed could still happen"
         )
+    _check_worker(worker, coordination)
+    if leader.renew_interval_s * 2 > leader.lease_s:
+        raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
+    if leader.lease_s >= leader.check_ttl_s + leader.lock_delay_s:
+        raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")
+
+
+def _check_worker(worker: Worker, coordination: Coordination) -> None:
+    if worker.store_ask_interval_s + 2 * worker.store_ask_timeout_s > worker.store_believed_s:
+        raise SettingsRefused(
+            "[iscsi_worker] store_believed_s: must be at least store_ask_interval_s + two store_ask_timeout_s, or every "
+            "answer of the image store is too old to count"
+        )
+    if worker.store_silent_s <= coordination.check_ttl_s:
+        raise SettingsRefused(
+            "[iscsi_worker] store_silent_s: must be more than [coordination] check_ttl_s, or a gateway gives up its exports "
+            "on the word of one that is dead"
+        )
     if worker.store_silent_s < 2 * worker.store_believed_s:
         raise SettingsRefused(
             "[iscsi_worker] store_silent_s: must be at least two store_believed_s, or a gateway gives up its exports before the "
@@ -363,11 +381,7 @@ def _check_sense(settings: Settings) -> None:
             "[iscsi_worker] lease_s: longer than [coordination] check_ttl_s: a dead worker's export would go on after another "
             "may take it; lower it"
         )
-    if leader.renew_interval_s * 2 > leader.lease_s:
-        raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
     if worker.address_lifetime_s < 2 * worker.renew_interval_s + 1:
         raise SettingsRefused("[iscsi_worker] address_lifetime_s: must be more than two renew_interval_s, or addresses flap")
     if coordination.check_ttl_s < 2 * worker.renew_interval_s:
         raise SettingsRefused("[coordination] check_ttl_s: must be at least two renew_interval_s, or live workers are replaced")
-    if leader.lease_s >= leader.check_ttl_s + leader.lock_delay_s:
-        raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")

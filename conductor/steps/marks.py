@@ -27,6 +27,7 @@ def publish_marks(stores: Stores) -> bool:
         if stores.coordination.put(
             MARKS_KEY, wanted.model_dump_json().encode(), expected=entry.modify_index if entry else ABSENT
         ):
+            stores.journal.note([MARKS_KEY])  # and after it: whoever looked in between saw the old ones
             return True
     raise Unavailable(f"{MARKS_KEY} was changed by others {_TRIES_MAX} times in a row", dependency="coordination")
 
@@ -71,7 +72,7 @@ def _drain(context: Context, *, is_drained: bool) -> None:
 
 
 def _publish(context: Context) -> None:
-    with context.effect("publish"), context.stores.telling_workers([MARKS_KEY]):
+    with context.effect("publish"), context.stores.telling_workers():
         publish_marks(context.stores)
 
 

@@ -39,7 +39,8 @@ class Journal:
         self.key: Final = f"{PREFIX}{kind}/{name}"
         self._changes = Changes(since=uuid4().hex)
         self._written: Changes | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards what is noted; never held while a store is waited for
+        self._writing = threading.Lock()
 
     def note(self, keys: Iterable[str]) -> None:
         """These have changed. Nobody is told before `write`."""
@@ -58,10 +59,11 @@ class Journal:
 
         What `put` raises is raised, and what was noted stays to be written.
         """
-        with self._lock:
-            if self._written == self._changes and not again:
+        with self._writing:
+            changes = self._changes
+            if self._written == changes and not again:
                 return True
-            if not put(self.key, self._changes.model_dump_json().encode()):
+            if not put(self.key, changes.model_dump_json().encode()):
                 return False
-            self._written = self._changes
+            self._written = changes
             return True

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
@@ -17,7 +19,7 @@ from sanderling import settings
 from sanderling.clock import SystemClock
 from sanderling.errors import OutOfSpace, Unavailable
 from sanderling.records import events
-from sanderling.records.database import Records
+from sanderling.records.database import MIGRATIONS, Records
 from sanderling.records.tables import Base
 
 CLOCK = SystemClock()
@@ -70,6 +72,29 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(records: Records, ur
     wanted = {str(index.name) for table in Base.metadata.sorted_tables for index in table.indexes}
     assert wanted <= made
     records.migrate()
+
+
+def test_records_of_before_are_brought_up_to_date_with_what_is_under_way(url: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(
+            text(
+                "INSERT INTO operations (id, kind, resource_id, resource_name, state, params, requested_by, cancel_requested, "
+                "claim_epoch, created_at) VALUES ('1', 'gateway.drain', 'r', 'san1', 'running', :params, 'a', 0, 1, '2026-01-01')"
+            ),
+            {"params": '{"gateway": "san1"}'},
+        )
+    records = Records(settings.Records(url=url), clock=CLOCK)
+    records.migrate()
+    records.close()
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert connection.execute(text("SELECT gateway FROM operations")).scalar_one() == "san1"
+    engine.dispose()
 
 
 def test_processes_that_migrate_at_once_make_the_schema_once(tmp_path: Path, url: str) -> None:

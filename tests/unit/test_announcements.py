@@ -62,6 +62,15 @@ def test_announcements_go_on_further_and_further_apart_until_whoever_was_deaf_ha
     assert sum(pauses) > 30
 
 
+def test_any_number_of_announcements_can_be_asked_for(bench: Bench) -> None:
+    often = bench.made(Worker(announcements=5_000, announce_interval_s=0.1, announce_interval_most_s=2))
+    often.repeat([PATH])
+    bench.clock.advance(10_000)
+    bench.addresses.add(PATH.address, prefix_len=24, interface="eth0", lifetime_s=1000)
+    assert often.turn() is None
+    assert bench.announced == 4_999
+
+
 def test_nothing_is_announced_while_it_is_not_certain_whose_it_is(bench: Bench) -> None:
     bench.many.repeat([PATH])
     bench.certain = False

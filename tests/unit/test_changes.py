@@ -1,5 +1,7 @@
 """Journals: what a reader is told of, and when it cannot tell what it missed."""
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,3 +70,25 @@ def test_nothing_is_written_twice_but_when_that_is_asked_for() -> None:
     assert len(written.values) == 1
     assert journal.write(written.put, again=True)
     assert len(written.values) == 2
+
+
+def test_who_notes_a_change_does_not_wait_for_a_store_that_hangs() -> None:
+    journal, written, hangs, go = Journal("kind", "name"), Written(), threading.Event(), threading.Event()
+
+    def slowly(key: str, value: bytes) -> bool:
+        hangs.set()
+        return go.wait(10) and written.put(key, value)
+
+    journal.note(["a"])
+    writing = threading.Thread(target=journal.write, args=(slowly,), daemon=True)
+    writing.start()
+    assert hangs.wait(10)
+    noting = threading.Thread(target=journal.note, args=(["b"],), daemon=True)
+    noting.start()
+    noting.join(10)
+    assert not noting.is_alive()
+    go.set()
+    writing.join(10)
+    assert not journal.is_written, "what was noted meanwhile is still to be told"
+    assert journal.write(written.put)
+    assert [changes.keys for changes in written.values] == [("a",), ("a", "b")]

@@ -204,6 +204,18 @@ def test_of_two_conductors_that_publish_marks_at_once_the_one_that_knows_more_pr
     assert published(house) == Marks(drained=frozenset({"g1"}), pins={disk.id: "g2"})
 
 
+def test_marks_are_told_once_more_after_they_were_changed(house: House) -> None:
+    """Another thread of the conductor may have told of them too early: workers then looked and saw the old ones."""
+    store, journal = Overtaken(clock=house.stores.clock), house.stores.journal
+    store.before = []
+    house.use(store)
+    with house.records.begin() as session:
+        marks.drain(session, "g1", is_drained=True, now=house.records.now(), actor="alice", operation_id="o")
+    store.before = [lambda: journal.write(store.put)]
+    assert publish_marks(house.stores)
+    assert not journal.is_written
+
+
 def test_a_disk_that_is_deleted_leaves_no_marks(house: House) -> None:
     disk = house.disk()
     house.done(OperationKind.CREATE_DISK, disk, start=False)

@@ -59,7 +59,7 @@ def test_what_could_not_be_taken_is_taken_by_the_other(pair: Pair) -> None:
 
 
 def test_what_is_adopted_is_seen_by_the_other(pair: Pair) -> None:
-    session = pair.a.worker._membership.consul_session
+    session, client = pair.a.worker._membership.consul_session, pair.value.client
     assert session is not None
     pair.b.is_dead = True  # slower than a, for a moment
     pair.store.close_session(session)
@@ -67,7 +67,7 @@ def test_what_is_adopted_is_seen_by_the_other(pair: Pair) -> None:
     pair.until(lambda: pair.value.counter == 2, "a has its lock again", pair.a)
     pair.b.is_dead = False
     pair.until(lambda: knows(pair.b, "a"), "b knows that a serves")
-    assert pair.value.node == "a"
+    assert (pair.value.node, pair.value.client) == ("a", client), "the process that ran goes on"
 
 
 def test_who_is_handed_the_lock_after_it_was_told_to_stand_by_no_more_hears_of_it(pair: Pair) -> None:
@@ -97,6 +97,31 @@ def test_a_key_of_a_gateway_that_is_lost_is_written_again(pair: Pair, lost: str)
         del pair.store._store.entries[lost]
     pair.a.worker._watch.fresh()
     pair.until(lambda: pair.store.get(lost) is not None, f"{lost} is back")
+
+
+def test_a_journal_that_a_stranger_has_written_is_locked_by_its_gateway_again(pair: Pair) -> None:
+    key = "changes/iscsi_worker/a"
+    before = pair.store.get(key)
+    assert before is not None
+    with pair.store._lock:
+        del pair.store._store.entries[key]
+    assert pair.store.put(key, before.value)
+    pair.a.worker._watch.fresh()
+
+    def is_locked() -> bool:
+        now = pair.store.get(key)
+        return now is not None and now.consul_session == pair.a.worker._membership.consul_session
+
+    pair.until(is_locked, "a has its journal again")
+
+
+def test_who_has_handed_an_export_on_knows_whose_it_is_before_that_one_serves(pair: Pair) -> None:
+    """Or it would take the address that the other announces for claimed by a stranger, and announce it as well."""
+    pair.ask_to_move()
+    pair.until(lambda: bool(pair.b.worker._membership._gateway.prepared), "b stands ready", pair.b)  # type: ignore[union-attr]
+    pair.until(lambda: knows(pair.a, "b"), "a knows that b has it", pair.a)
+    assert pair.a.worker._busy, "a still waits for b"
+    pair.until(pair.b.serves, "b serves")
 
 
 def test_a_running_worker_finds_what_nobody_told_it_of(pair: Pair, tmp_path: Path) -> None:

@@ -281,13 +281,14 @@ def test_a_gateway_without_an_address_in_the_subnet_asks_nobody_there() -> None:
     assert probes(seen, ["eth1"], "a", own, peers_max=4) == []
 
 
-def test_a_gateway_is_asked_for_at_the_portals_it_serves_and_at_its_own_address_while_it_serves_none() -> None:
+def test_a_gateway_is_asked_for_at_its_own_address_and_at_portals_it_serves_where_it_has_none() -> None:
     site = Site("ab", disks={"d1": "a", "d2": "a", "d3": "a"})
-    site.turn(2)
-    asked = portals(site.view(), "eth1", "a")
+    asked = portals(site.view(), "eth1", "a")  # a has yet to say what addresses it has
     assert len(asked) == 2
     assert set(asked) < {"10.0.0.101", "10.0.0.102", "10.0.0.103"}
-    assert portals(site.view(), "eth1", "b") == ["10.0.0.2"]
+    assert portals(site.view(), "eth1", "b") == []
+    site.turn(2)
+    assert [portals(site.view(), "eth1", name) for name in "ab"] == [["10.0.0.1"], ["10.0.0.2"]]
 
 
 def gateways(**cut: tuple[str, ...]) -> dict[str, Gateway]:

@@ -374,3 +374,26 @@ def test_an_attended_key_stays_as_it_is_when_a_listing_from_before_arrives_late(
     let()
     assert site.node() == "2"
     site.watch.stop()
+
+
+def test_what_was_read_late_of_a_key_does_not_come_back_with_a_listing_from_before(site: Site) -> None:
+    site.write(A, "1")
+    site.watch.fresh()
+    old = site.store.watch(A.key, index=0, timeout_s=0)
+    slow = threading.Thread(target=site.watch.fresh, name="slow", daemon=True)
+    slow.start()
+    assert site.store.asked.wait(10)
+    site.write(A, "2")
+    site.watch.look(A.key)
+    site.watch.saw(A.key, old)
+    site.store.let.set()
+    slow.join(10)
+    assert site.node() == "2"
+
+
+def test_a_store_that_is_away_is_no_failure_of_reading_everything_again() -> None:
+    site = Site(read_all_s=0.0)
+    site.watch.fresh()
+    site.store.is_away = True
+    site.watch.sweep()
+    assert site.changes == 0

@@ -1,4 +1,4 @@
-"""Assigning paths: moves of operations, plans that were shown, marks of operators, the gateway that is drained or undrained."""
+"""Assigning paths: moves of operations, plans that were shown, marks of operators."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("layout", sa.JSON(), nullable=False),
         sa.Column("moves", sa.JSON(), nullable=False),
+        sa.Column("requested_by", sa.String(length=64), nullable=False),
         sa.Column("created_at", Moment, nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
@@ -47,13 +48,4 @@ def upgrade() -> None:
         sa.Column("set_by", sa.String(length=64), nullable=False),
         sa.Column("set_at", Moment, nullable=False),
         sa.PrimaryKeyConstraint("kind", "gateway", "disk_id"),
-    )
-    op.add_column("operations", sa.Column("gateway", sa.String(length=255), nullable=True))
-    op.create_index(
-        "uq_operations_open_gateway",
-        "operations",
-        ["gateway"],
-        unique=True,
-        sqlite_where=sa.text("ended_at IS NULL"),
-        postgresql_where=sa.text("ended_at IS NULL"),
     )
