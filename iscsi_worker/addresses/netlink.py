@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_NEWADDR
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
 from iscsi_worker.addresses.memory import canonical
 from sanderling.errors import AddressFailed
@@ -32,6 +35,8 @@ BROADCAST = b"\xff" * 6
 ALL_NODES = "ff02::1"
 NA_OVERRIDE = 0x20000000
 TCP_ACK = 0x10
+NLMSGERR = struct.Struct("=16xi")  # netlink(7): the header, then the negative errno, 0 for done
+ANSWER_BYTES = 4096
 
 
 class Netlink:
@@ -44,22 +49,14 @@ class Netlink:
 
     def add(self, address: str, *, prefix_len: int, interface: str, lifetime_s: int) -> None:
         address = canonical(address, prefix_len)
-        with _failures(address, interface), IPRoute() as route:
+        with _failures(address, interface):
             index = socket.if_nametoindex(interface)
             if (address, interface) not in self._renewed:
-                _refuse_the_nodes_own(route, address, interface)
+                if _is_here(address):
+                    _refuse_the_nodes_own(address, interface)
                 if isinstance(ip_address(address), IPv4Address):
                     _keep_the_others(interface)
-            route.addr(
-                "replace",
-                index=index,
-                address=address,
-                prefixlen=prefix_len,
-                valid_lft=lifetime_s,
-                preferred_lft=lifetime_s,
-                flags=IFA_F_NODAD,
-                proto=PROTOCOL,
-            )
+            _lend(address, prefix_len, index, lifetime_s)
             self._renewed.add((address, interface))
 
     def remove(self, address: str) -> None:
@@ -124,9 +121,49 @@ def _failures(address: str, where: str) -> Iterator[None]:
         raise AddressFailed(f"{address} on {where}: {error.strerror or error}", address=address, where=where) from error
 
 
-def _refuse_the_nodes_own(route: Any, address: str, interface: str) -> None:
-    if any(_text(found) == address and not _is_lent(found) for found in route.get_addr()):
-        raise AddressFailed(f"{address} on {interface}: it is the node's own, and would be lost with the loan", address=address)
+def _is_here(address: str) -> bool:
+    """Whether it may be on this node, on any interface: the kernel lets a socket have no other (unless told to)."""
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as asking:
+        try:
+            asking.bind((address, 0))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return False
+    return True
+
+
+def _refuse_the_nodes_own(address: str, interface: str) -> None:
+    with IPRoute() as route:
+        if any(_text(found) == address and not _is_lent(found) for found in route.get_addr()):
+            raise AddressFailed(
+                f"{address} on {interface}: it is the node's own, and would be lost with the loan", address=address
+            )
+
+
+def _lend(address: str, prefix_len: int, index: int, lifetime_s: int) -> None:
+    """Add it, or have it for longer, by one message and its answer: the library's own call takes as long as a whole move may."""
+    asked = ifaddrmsg()
+    asked["family"], asked["prefixlen"], asked["index"] = _family(address), prefix_len, index
+    asked["attrs"] = [
+        ("IFA_LOCAL", address),
+        ("IFA_ADDRESS", address),
+        ("IFA_CACHEINFO", {"ifa_preferred": lifetime_s, "ifa_valid": lifetime_s}),
+        ("IFA_FLAGS", IFA_F_NODAD),
+        ("IFA_PROTO", PROTOCOL),
+    ]
+    asked["header"]["type"] = RTM_NEWADDR
+    asked["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    asked.encode()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.send(asked.data)
+        (code,) = NLMSGERR.unpack_from(kernel.recv(ANSWER_BYTES))
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET if isinstance(ip_address(address), IPv4Address) else socket.AF_INET6
 
 
 def _take_off(route: Any, found: Any) -> None:
