@@ -25,6 +25,7 @@ from sanderling.model.disks import LUN
 CLOCK: Final = SystemClock()
 ATTEMPT_S: Final = 1.0  # silence for this long makes the initiator give its session up
 SETTLED: Final = 50  # answers after which a gap is over
+PACE_S: Final = 0.001  # between two writes when one is in flight
 STAMP: Final = struct.Struct("=d")
 IN_FLIGHT: Final = 64
 _GOOD: Final = 0
@@ -45,7 +46,6 @@ class Probe:
         self._name, self._folder, self._netns = name, folder, netns
         self._words = ["--target", iqn, "--portal", portal, "--in-flight", str(in_flight)]
         self._file = folder / f"{name}.stamps"
-        self._stamps: list[float] = []
         self._daemon: Daemon | None = None
 
     def start(self) -> None:
@@ -71,25 +71,24 @@ class Probe:
         since = CLOCK.monotonic()
 
         def enough() -> bool:
-            stamps = self.stamps()
-            return len(stamps) > more and stamps[-more] > since
+            stamps = self.stamps(newest=more)  # no more: the reading would take the processor from what is measured
+            return len(stamps) == more and stamps[0] > since
 
         waited(enough, within_s=within_s, what=f"{more} answers to {self._name}", every_s=0.005)
 
     def gap(self, since: float, *, within_s: float = 60.0) -> float:
         """The longest gap since then, once answers come again."""
         self.answered(SETTLED, within_s=within_s)
-        return longest_gap(self._stamps, since=since)
+        return longest_gap(self.stamps(newest=_KEPT), since=since)
 
-    def stamps(self) -> list[float]:
-        """All so far; only the newest are kept."""
+    def stamps(self, *, newest: int) -> list[float]:
+        """The newest of all so far."""
         assert self._daemon is not None, f"{self._name} was never started"
         assert self._daemon.alive, f"{self._name} ended: {self._log()}"
         with self._file.open("rb") as file:
             whole = file.seek(0, 2) // STAMP.size * STAMP.size
-            file.seek(max(0, whole - _KEPT * STAMP.size))
-            self._stamps = [at for (at,) in STAMP.iter_unpack(file.read(whole - file.tell()))]
-        return self._stamps
+            file.seek(max(0, whole - newest * STAMP.size))
+            return [at for (at,) in STAMP.iter_unpack(file.read(whole - file.tell()))]
 
     def _signal(self, number: int) -> None:
         assert self._daemon is not None, f"{self._name} was never started"
@@ -103,7 +102,7 @@ class Flood(IscsiSession):
     """A session with so many writes in flight until nothing has been answered for a while."""
 
     def run(self, in_flight: int, stamps: BinaryIO) -> None:
-        """Ends with `TargetFailed` when the session is lost or silent."""
+        """Ends with `TargetFailed` when the session is lost or silent. A single write is followed by the next at its time."""
         slots = [_Slot(place, self._lib) for place in range(in_flight)]
         try:
             for slot in slots:
@@ -114,6 +113,8 @@ class Flood(IscsiSession):
                 done = [slot for slot in slots if slot.status is not None]
                 good = [slot.at for slot in done if slot.status == _GOOD]
                 stamps.write(b"".join(map(STAMP.pack, good)))
+                if in_flight == 1 and good:
+                    pause(PACE_S - CLOCK.monotonic() % PACE_S)
                 for slot in done:
                     self._submit(slot)
                 heard = good[-1] if good else heard

@@ -2,6 +2,7 @@
 the gateway key, and the journal of the keys it has changed.
 """
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,6 +37,7 @@ class Membership:
         self._gateway: Gateway | None = None
         self._journal = Journal("iscsi_worker", settings.sanderling.node)
         self._turned_at = clock.monotonic()
+        self._announced_at = -math.inf
 
     @property
     def consul_session(self) -> str | None:
@@ -113,12 +115,17 @@ class Membership:
         """Let everybody look at these, with the next `announce`."""
         self._journal.note(keys)
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether nothing was announced for so long that it should not be put off any more."""
+        return now - self._announced_at >= self._settings.iscsi_worker.renew_interval_s
+
     def announce(self, gateway: Gateway, *, seen: bool) -> None:
         """Publish this gateway if it differs from what was published, or if its keys are not `seen` any more; then the journal.
 
         A key that cannot be had is tried for again next time.
         """
         assert self._session is not None, "announced before there was a session"
+        self._announced_at = self._clock.monotonic()
         try:
             if not (seen and gateway == self._gateway) and not self._say(gateway):
                 log.warning("the gateway key is held by another session; waiting for it to end", gateway=gateway.name)

@@ -275,6 +275,27 @@ def test_who_stands_ready_serves_nothing_until_the_lock_is_handed_on(pair: Pair)
     assert pair.gateways["b"].running == {}
 
 
+def test_who_was_handed_an_export_publishes_nothing_before_it_serves_but_is_not_silent_for_long(pair: Pair) -> None:
+    """Initiators wait for it: what else it has to say would take the processor and the store's time from them."""
+
+    def handed() -> bool:
+        return pair.value.node == "b"
+
+    def says_that_it_stands_ready() -> bool:
+        return bool(pair.gateways["b"].prepared)
+
+    pair.ask_to_move()
+    pair.until(says_that_it_stands_ready, "b stands ready", pair.b)
+    pair.until(handed, "the lock goes over", pair.a)
+    membership = pair.b.worker._membership
+    membership._announced_at = CLOCK.monotonic()
+    pair.b.turn()
+    assert says_that_it_stands_ready()
+    pair.until(lambda: not says_that_it_stands_ready(), "b says what has changed")
+    assert not membership.is_overdue(membership._announced_at + 0.9)
+    assert membership.is_overdue(membership._announced_at + 1.0)
+
+
 def test_who_is_still_starting_does_not_stand_ready(pair: Pair) -> None:
     pair.command(pair.b, "path_host")
     pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready")
