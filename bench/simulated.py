@@ -184,6 +184,12 @@ def settings(name: str, folder: Path, *, consul: str, bus: str = "") -> Settings
             renew_interval_s=10.0,
             address_lifetime_s=100,
             withdraw_timeout_s=1.0,
+            store_silent_s=121.0,
+            store_ask_interval_s=20.0,
+            store_believed_s=60.0,
+            front_probe_interval_s=10.0,
+            read_all_per_key_s=0.1,
+            move_linger_s=20.0,
         ),
     )
 

@@ -117,7 +117,7 @@ class Membership:
 
     def is_overdue(self, now: float) -> bool:
         """Whether nothing was announced for so long that it should not be put off any more."""
-        return now - self._announced_at >= self._settings.iscsi_worker.renew_interval_s
+        return now - self._announced_at >= self._settings.iscsi_worker.take_retry_s
 
     def announce(self, gateway: Gateway, *, seen: bool) -> None:
         """Publish this gateway if it differs from what was published, or if its keys are not `seen` any more; then the journal.

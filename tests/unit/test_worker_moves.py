@@ -292,8 +292,8 @@ def test_who_was_handed_an_export_publishes_nothing_before_it_serves_but_is_not_
     pair.b.turn()
     assert says_that_it_stands_ready()
     pair.until(lambda: not says_that_it_stands_ready(), "b says what has changed")
-    assert not membership.is_overdue(membership._announced_at + 0.9)
-    assert membership.is_overdue(membership._announced_at + 1.0)
+    assert not membership.is_overdue(membership._announced_at + 0.009)
+    assert membership.is_overdue(membership._announced_at + 0.011)
 
 
 def test_who_is_still_starting_does_not_stand_ready(pair: Pair) -> None:
