@@ -106,7 +106,8 @@ class Watch:
         self._stopped.set()
 
     def _attend(self, key: str) -> None:
-        index = 0
+        known = self._view.read.get(key) if self._view else None
+        index = known[0].modify_index if known else 0  # so that the first answer has news, too
         while not self._stopped.is_set() and (left_s := self._attention_left(key)) > 0:
             try:
                 listing = self._coordination.watch(key, index=index, timeout_s=min(left_s, ATTENTION_TURN_S))

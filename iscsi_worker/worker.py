@@ -365,7 +365,8 @@ class Worker:
             with self._lock:
                 if later is not None:
                     self._pending[export] = self._clock.monotonic() + later
-                self._touched.add(export)
+                if not isinstance(action, Prepare | Drop):  # which write nothing
+                    self._touched.add(export)
                 self._busy.discard(export)
             self.wake()
 
