@@ -154,7 +154,7 @@ def _back(here: Site, ours: Ours, victim: str) -> None:
         value = ours.value()
         entries = ours.coordination.list("nodes/").entries
         ready = [Gateway.model_validate_json(entry.value) for entry in entries if entry.consul_session]
-        standing_back = any(gateway.front.cut_off for gateway in ready)
+        standing_back = any(gateway.front.cut_off or gateway.store.cut_off for gateway in ready)
         return value.phase is ExportPhase.SERVING and value.node == heir and len(ready) == len(NODES) and not standing_back
 
     waited(settled, within_s=BACK_WITHIN_S, what=f"{heir} serves it and {victim} is back")

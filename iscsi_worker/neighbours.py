@@ -1,6 +1,6 @@
 """Noticing that this node is cut off on a network of the paths, while coordination and the images can still be reached.
 
-Each worker asks some of its peers' portals over those networks and publishes whom it reaches. A node is cut off where at least
+Each worker asks for some of its peers over those networks and publishes whom it reaches. A node is cut off where at least
 two peers that reach somebody else do not reach it, and nobody does; or where its own link is gone and a peer's is not. With two
 gateways only the link tells: each would be the only witness against the other, and both could give up at once.
 """

@@ -1,4 +1,4 @@
-"""Asking whether portals of other nodes can be reached over the networks of the paths: TCP connects, many at once, in process.
+"""Asking whether other nodes can be reached over the networks of the paths: TCP connects, many at once, in process.
 
 A refused connection is an answer: somebody holds the address and the network carries both directions.
 """

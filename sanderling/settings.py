@@ -189,10 +189,8 @@ class Worker:
         3.0, "How long handing an export on waits for operations in flight before it goes on serving", least=0.1
     )
     move_linger_s: float = _of(2.0, "How long the process of an export that was handed on waits for its heir", least=0.1)
-    front_probe_interval_s: float = _of(
-        0.5, "How often portals of other gateways are asked for over their own network", least=0.1
-    )
-    front_probe_timeout_s: float = _of(0.25, "How long a portal of another gateway may take to answer", least=0.05)
+    front_probe_interval_s: float = _of(0.5, "How often other gateways are asked for over the networks of the paths", least=0.1)
+    front_probe_timeout_s: float = _of(0.25, "How long another gateway may take to answer there", least=0.05)
     front_probe_failures_max: int = _of(
         3, "Times in a row that a gateway does not answer before it is said to be unreachable", least=1
     )

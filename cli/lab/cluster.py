@@ -132,7 +132,7 @@ class Cluster:
                 list(pool.map(lambda agent: agent.start(), self.agents.values()))
             for process in self.processes.values():
                 process.start()
-            self._wait(self._answers, within_s=READY_WITHIN_S, what="the API answers")
+            self._wait(self.answers, within_s=READY_WITHIN_S, what="the API answers")
             self._http = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self._token()}"}, timeout=30.0)
             self.wait_until_ready()
             self._make_subnet()
@@ -181,7 +181,7 @@ class Cluster:
 
     def wait_until_ready(self, *, within_s: float = READY_WITHIN_S) -> None:
         """Until the API reaches all it needs and every worker that should run is live; the failing part's words if not."""
-        self._wait(lambda: self._answers("/readyz"), within_s=within_s, what="the API is ready")
+        self._wait(lambda: self.answers("/readyz"), within_s=within_s, what="the API is ready")
         self._wait(self._all_live, within_s=within_s, what="every worker is live")
 
     def live(self) -> set[str]:
@@ -272,7 +272,8 @@ class Cluster:
             assert worker.alive or worker.daemon is None, f"{worker.name} ended:\n{worker.tail()}"
         return self.live() >= {worker.name for worker in self.workers}
 
-    def _answers(self, path: str = "/healthz") -> bool:
+    def answers(self, path: str = "/healthz") -> bool:
+        """Whether the API answers there."""
         assert self["api"].alive, f"the API ended:\n{self['api'].tail()}"
         try:
             return httpx.get(f"{self.url}{path}", timeout=10.0).status_code == 200

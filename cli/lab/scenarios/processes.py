@@ -6,6 +6,7 @@ import signal
 from cli.lab.lab import NODES, Lab
 from cli.lab.scenarios.base import Scenario
 
+ANSWERS_WITHIN_S = 30.0
 AWAY_S = (0.0, 0.5, 12.0)  # at once, as by a supervisor; soon; later than another node takes over
 
 
@@ -14,6 +15,8 @@ def _kill_and_start(lab: Lab, name: str, *, away_s: float) -> None:
     lab.did(f"SIGKILL {name}, started again after {away_s} s")
     lab.hold(away_s)
     lab.cluster[name].start()
+    if name == "api":
+        lab.until(lab.cluster.answers, within_s=ANSWERS_WITHIN_S, what="the API answers again")  # to say who serves what
 
 
 def worker(lab: Lab, dice: random.Random) -> None:
