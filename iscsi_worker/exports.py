@@ -77,7 +77,7 @@ class Exports:
         paths = disk.export_paths(export.index)
         addresses = [path.address for path in paths]
         try:
-            self._service.retire(export, addresses)
+            self._service.end(export, addresses)  # an address that is here stays: who is not answered asks again a second later
             self._fence_previous(export, disk, holding, siblings)
             holding.write(client=UNKNOWN_CLIENT)
             running = self._service.start(export, disk, holding.value.epoch, lent_s=self._settings.lease_s)

@@ -92,10 +92,14 @@ class Service:
         log.info("gate closed", export=str(export), at=self._clock.monotonic(), drained=drained, client=running.client)
         return drained
 
-    def retire(self, export: ExportId, addresses: Collection[str]) -> None:
-        """End the process first: its connections must be reset while the address is still here to send the reset from."""
+    def end(self, export: ExportId, addresses: Collection[str]) -> None:
+        """End the process, if there is one, and leave the addresses: who connects to them is refused, and comes again at once."""
         self.announcements.forget(addresses)
         self._targets.stop(export)
+
+    def retire(self, export: ExportId, addresses: Collection[str]) -> None:
+        """End the process first: its connections must be reset while the address is still here to send the reset from."""
+        self.end(export, addresses)
         for address in addresses:
             self._addresses.remove(address)
 

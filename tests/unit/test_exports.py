@@ -10,6 +10,7 @@ from iscsi_worker.addresses.memory import Memory
 from iscsi_worker.exports import Exports
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Seams, Service
+from iscsi_worker.targets.base import Running, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.view import Held, View, parse
 from rpc.bus import Bus
@@ -185,6 +186,24 @@ def test_a_taken_export_serves_and_says_so(lab: Lab) -> None:
     lab.writes("a")
     assert lab.written() == b"a"
     assert lab.addresses["a"].announced[ADDRESS] == 1
+
+
+def test_what_is_started_again_on_its_node_keeps_its_address_meanwhile(lab: Lab) -> None:
+    """Who connects then is refused and tries again at once; a SYN that nobody answers is sent again a second later."""
+    lab.take("a")
+    lab.nodes["a"].processes.clear()
+    lent: list[frozenset[str]] = []
+
+    class Watched(MemoryTargets):
+        def start(self, spec: TargetSpec, *, epoch: tuple[int, int], revision: int, lease_s: float) -> Running:
+            lent.append(lab.addresses["a"].lent())
+            return super().start(spec, epoch=epoch, revision=revision, lease_s=lease_s)
+
+    lab.targets_kind = Watched
+    assert lab.exports("a").take(E, DISK, lab.held, unserved_since=None, consul_session=lab.sessions["a"], siblings=frozenset())
+    assert lent == [frozenset({ADDRESS})]
+    lab.writes("a")
+    assert lab.written() == b"a"
 
 
 def test_the_last_owner_can_write_no_more_once_another_serves(lab: Lab) -> None:
