@@ -245,7 +245,8 @@ class Worker:
         with self._lock:
             busy = frozenset(self._busy)  # read first: what a lane ends from here on is decided next time
         running = {one.export: one for one in self._targets.actual()}
-        self._cover(running)
+        covered_by = self._watch.latest, self._membership.consul_session
+        self._cover(running)  # also when the store does not answer
         session = self._membership.ensure()
         if session != self._view_session:  # what the one before it held is not free in a view of before
             self._view_session, self._is_view_doubted = session, True
@@ -267,7 +268,8 @@ class Worker:
         self._ran = set(running)
         for action in actions.values():
             self._hand_out(action, view, session, running.get(action.export))
-        self._cover(running)
+        if self._watch.latest is not covered_by[0] or session != covered_by[1]:
+            self._cover(running)
         _, journal_session = view.journals.get(self._membership.journal_key, (None, None))
         seen = view.sessions.get(self._node) == session == journal_session
         if not any(isinstance(action, Activate) for action in actions.values()) or self._membership.is_overdue(now):

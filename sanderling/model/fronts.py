@@ -29,8 +29,11 @@ def stands_back(
     Only when some live gateway is cut off on none of the interfaces that the export needs, and no worse off with the image store:
     where all are cut off none stands back, so that the first whose network is mended already serves. Never both of two.
     """
+    level = _level(store)
+    if not cut_off and level == _FINE:
+        return False
     needed = {path.interface for path in disk.export_paths(export.index)}
-    unreached, level = not needed.isdisjoint(cut_off), _level(store)
+    unreached = not needed.isdisjoint(cut_off)
     if not unreached and level == _FINE:
         return False
     return any(
