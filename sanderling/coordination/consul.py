@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import consul
-import requests
 import structlog
 from consul.callback import CB
+from urllib3.exceptions import HTTPError
 
 from sanderling import settings
 from sanderling.clock import Clock
 from sanderling.coordination.base import ABSENT, Acquire, Delete, Entry, Listing, Op, Put, Release, assert_sound
+from sanderling.coordination.consul_http import ConsulHttp
 from sanderling.errors import SessionLost, SettingsRefused, TooLarge, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -115,7 +116,7 @@ class ConsulCoordination:
             self._client.agent.check.register(f"{CHECK_MARK}{name}", check=check, check_id=check_id)
             try:
                 consul_session = self._session_on(name, check_id, lock_delay_s)
-            except (consul.ConsulException, requests.RequestException):
+            except (consul.ConsulException, HTTPError):
                 self._client.agent.check.deregister(check_id)
                 raise
         self._checks[consul_session] = check_id
@@ -141,7 +142,7 @@ class ConsulCoordination:
         self._gone(consul_session)
 
     def close(self) -> None:
-        self._client.http.session.close()
+        self._client.http.close()
 
     def _listing(self, prefix: str, **blocking: Any) -> Listing:
         with self._asking():
@@ -237,7 +238,7 @@ class ConsulCoordination:
         where = f"Consul at {self._bounds.url}"
         try:
             yield
-        except requests.RequestException as error:
+        except HTTPError as error:
             raise Unavailable(f"{where} does not answer: {error}", dependency="consul") from error
         except consul.ACLPermissionDenied as error:
             raise Unavailable(f"{where} refuses the token of [coordination] token: {error}", dependency="consul") from error
@@ -261,14 +262,9 @@ def _client(bounds: settings.Coordination) -> Any:
         raise SettingsRefused(f"[coordination] prefix: Consul's keys do not begin with a slash; drop it from {bounds.prefix!r}")
     if bounds.ca_file and not Path(bounds.ca_file).is_file():
         raise SettingsRefused(f"[coordination] ca_file: there is no file {bounds.ca_file!r}; name the CA's file")
-    host = f"[{host}]" if ":" in host else host
-    timeout_s = bounds.request_timeout_s
-    client = consul.Consul(host, port, scheme=url.scheme, verify=bounds.ca_file or True, connections_timeout=timeout_s)
+    client = consul.Consul(host, port, scheme=url.scheme)
+    client.http = ConsulHttp(bounds, host, port, url.scheme)
     client.token = None  # py-consul lets an environment variable win over settings, and sends none with a transaction
-    if bounds.token:
-        client.http.session.headers["X-Consul-Token"] = bounds.token
-    client.http.session.headers["Accept-Encoding"] = "identity"  # the agent is on this node: packing costs more than it saves
-    client.http.session.trust_env = False  # no proxy, no .netrc, no other CA
     return client
 
 
