@@ -134,5 +134,5 @@ def _in_force(known: Mapping[ExportId, _Until[T]], now: float) -> dict[ExportId,
 
 
 def _is_over(view: View, export: ExportId, epoch: Epoch) -> bool:
-    """Whether the export is gone or past that epoch. One that is not there yet is of a command that is newer than the view."""
+    """Whether the export is gone or past that epoch. An epoch to come is of a command that is newer than the view."""
     return export not in view.exports or view.exports[export].export.epoch > epoch

@@ -63,13 +63,7 @@ def interfaces(disks: Mapping[str, Disk]) -> tuple[str, ...]:
 
 
 def portals(view: View, interface: str, gateway: str) -> list[str]:
-    """Where to ask for a live gateway: its own addresses on this interface, or some of its portals where it has none there.
-
-    What others have moved is known late, so that a portal may be another's by now; a node's own address stays where it is.
-    """
-    own = view.gateways[gateway].front.own.get(interface, ())
-    if own:
-        return [address.partition("/")[0] for address in own]
+    """Some of the portals that a live gateway serves on this interface, as far as the view knows."""
     held = ((export, view.exports[export]) for export in view.held_by(view.sessions[gateway]))
     serving = (
         path.address
@@ -91,13 +85,23 @@ def probes(view: View, asked: Sequence[str], node: str, own: Mapping[str, Sequen
     ring = [name for name in names if name > node] + [name for name in names if name < node]
     found = []
     for interface in asked:
-        there = ((peer, at) for peer in ring if (at := portals(view, interface, peer)))
-        for peer, addresses in islice(there, peers_max):
-            for address in addresses:
-                source = _source(own.get(interface, ()), address)
-                if source:
-                    found.append(Probe(peer, interface, source, address))
+        there = (asking for peer in ring if (asking := _probes_of(view, interface, peer, own.get(interface, ()))))
+        for asking in islice(there, peers_max):
+            found += asking
     return found
+
+
+def _probes_of(view: View, interface: str, peer: str, own: Sequence[str]) -> list[Probe]:
+    """At the peer's own addresses, or at its portals where none of those can be asked from here.
+
+    What others have moved is known late, so that a portal may be another's by now; a node's own address stays where it is.
+    """
+    its_own = [address.partition("/")[0] for address in view.gateways[peer].front.own.get(interface, ())]
+    for addresses in (its_own, portals(view, interface, peer)):
+        found = [Probe(peer, interface, source, address) for address in addresses if (source := _source(own, address))]
+        if found:
+            return found
+    return []
 
 
 def _source(own: Sequence[str], address: str) -> str | None:

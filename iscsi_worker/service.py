@@ -93,7 +93,7 @@ class Service:
         return drained
 
     def end(self, export: ExportId, addresses: Collection[str]) -> None:
-        """End the process, if there is one, and leave the addresses: who connects to them is refused, and comes again at once."""
+        """End the process, if there is one, and leave the addresses: who connects to them is refused rather than not answered."""
         self.announcements.forget(addresses)
         self._targets.stop(export)
 

@@ -367,7 +367,7 @@ class Worker:
             with self._lock:
                 if later is not None:
                     self._pending[export] = self._clock.monotonic() + later
-                if not isinstance(action, Prepare | Drop):  # which write nothing
+                if not isinstance(action, Prepare):  # which writes nothing, and whose key is followed
                     self._touched.add(export)
                 self._busy.discard(export)
             self.wake()

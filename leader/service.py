@@ -34,7 +34,7 @@ class Candidate:
         self._stop_within_s = settings.leader.watch_timeout_s + settings.leader.duty_stop_timeout_s
         self._stop_within_s += 2 * settings.coordination.request_timeout_s
         self._end_process = end_process
-        self._stopping, self._asked_to_step_down = threading.Event(), threading.Event()
+        self._stopping, self._asked_to_step_down = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=f"candidate-{service}", daemon=True)
         self._consul_session: str | None = None
         self._tenure: Tenure | None = None
@@ -54,7 +54,7 @@ class Candidate:
     def step_down(self) -> None:
         """If this one leads, let another; it does not stand again for `candidacy_pause_s`."""
         if self.leads:
-            self._asked_to_step_down.set()
+            self._asked_to_step_down = True
 
     @property
     def leads(self) -> bool:
@@ -127,7 +127,7 @@ class Candidate:
             term_seen=self._term_seen,
             wall_s=self._clock.wall().timestamp(),
             stands_from=self._stands_from,
-            asked_to_step_down=self._asked_to_step_down.is_set(),
+            asked_to_step_down=self._asked_to_step_down,
             stopping=self._stopping.is_set(),
         )
 
@@ -179,7 +179,7 @@ class Candidate:
         self._coordination.release(leader_key(self._service), left.to_value(), consul_session=self._consul_session)
 
     def _end_tenure(self) -> None:
-        self._asked_to_step_down.clear()
+        self._asked_to_step_down = False
         if self._tenure is not None:
             self._tenure.end()
             log.info("no longer leading", service=self._service, term=self._tenure.term)

@@ -225,7 +225,11 @@ class Worker:
     announce_interval_most_s: float = _of(2.0, "Longest time between two announcements", least=0)
     reports_max: int = _of(1000, "Reports kept while the broker is away; the oldest is dropped", least=1)
     report_retry_s: float = _of(1.0, "Wait before a report is sent again", least=0.05)
-    take_retry_s: float = _of(0.25, "Wait before a taking in which another was faster is tried again", least=0.01)
+    take_retry_s: float = _of(
+        0.25,
+        "Wait before a taking in which another was faster is tried again, and before a gateway's word that was put off",
+        least=0.01,
+    )
     withdraw_timeout_s: float = _of(30.0, "How long stopping waits until every export has been given up", least=1)
     tgtd: str = _of("/usr/sbin/tgtd", "The target program")
     guard: str = _of("", "The guard library; empty for the one that was installed with Sanderling")

@@ -180,7 +180,7 @@ class Writer:
         self._lbas = range(first_lba, first_lba + sectors)
         self._written = threading.Condition()
         self._count = 0
-        self._stopping = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self.run, name="writer", daemon=True)
 
     @property
@@ -198,7 +198,7 @@ class Writer:
 
     def stop(self, *, within_s: float = 30.0) -> None:
         """Stop after the write under way; an AssertionError with what went wrong if something did."""
-        self._stopping.set()
+        self._stopping = True
         self._thread.join(within_s)
         assert not self._thread.is_alive(), "the writer is stuck"
         self._initiator.close()
@@ -206,7 +206,7 @@ class Writer:
 
     def halt(self) -> None:
         """Ask a writer that runs elsewhere to stop."""
-        self._stopping.set()
+        self._stopping = True
 
     def wrote(self, more: int, *, within_s: float = 30.0) -> None:
         """Wait until this many more writes than now have been acknowledged."""
@@ -235,9 +235,9 @@ class Writer:
                 self._written.notify_all()
 
     def _places(self) -> Iterator[int]:
-        while not self._stopping.is_set():
+        while not self._stopping:
             for lba in self._lbas:
-                if self._stopping.is_set():
+                if self._stopping:
                     return
                 yield lba
 

@@ -122,14 +122,15 @@ def _failures(address: str, where: str) -> Iterator[None]:
 
 
 def _is_here(address: str) -> bool:
-    """Whether it may be on this node, on any interface: the kernel lets a socket have no other (unless told to)."""
-    with socket.socket(_family(address), socket.SOCK_DGRAM) as asking:
+    """Whether it may be on this node, on any interface. The kernel lets a socket have no other, unless told to, and none of
+    IPv6's either before they are known to be nobody else's."""
+    if _family(address) is socket.AF_INET6:
+        return True
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         try:
             asking.bind((address, 0))
         except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-            return False
+            return error.errno != errno.EADDRNOTAVAIL
     return True
 
 

@@ -304,6 +304,14 @@ def test_an_ipv6_address_is_usable_at_once(netlink: Backend) -> None:
         pass
 
 
+def test_an_ipv6_address_of_the_nodes_own_is_never_lent_not_even_before_it_is_known_to_be_nobody_elses(netlink: Backend) -> None:
+    run(["ip", "address", "add", f"{FIRST6}/64", "dev", "eth0"])
+    assert "tentative" in run(["ip", "address", "show", "dev", "eth0"])
+    with pytest.raises(AddressFailed, match=FIRST6):
+        netlink.addresses.add(FIRST6, prefix_len=64, interface="eth0", lifetime_s=LONG_S)
+    assert netlink.addresses.lent() == frozenset()
+
+
 def test_an_ipv6_address_that_is_not_here_is_not_announced(netlink: Backend) -> None:
     with pytest.raises(AddressFailed, match=FIRST6):
         netlink.addresses.announce(FIRST6, interface="eth0")

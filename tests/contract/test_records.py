@@ -81,19 +81,24 @@ def test_records_of_before_are_brought_up_to_date_with_what_is_under_way(url: st
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")
-        connection.execute(
-            text(
-                "INSERT INTO operations (id, kind, resource_id, resource_name, state, params, requested_by, cancel_requested, "
-                "claim_epoch, created_at) VALUES ('1', 'gateway.drain', 'r', 'san1', 'running', :params, 'a', 0, 1, '2026-01-01')"
-            ),
-            {"params": '{"gateway": "san1"}'},
-        )
+        for kind in ("gateway.drain", "gateway.undrain"):
+            connection.execute(
+                text(
+                    "INSERT INTO operations (id, kind, resource_id, resource_name, state, params, requested_by, claim_epoch, "
+                    "created_at, cancel_requested) VALUES (:kind, :kind, :kind, 'x', 'x', :params, 'x', 1, '2026-01-01', FALSE)"
+                ),
+                {"kind": kind, "params": '{"gateway": "san1"}'},
+            )
     records = Records(settings.Records(url=url), clock=CLOCK)
     records.migrate()
     records.close()
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-        assert connection.execute(text("SELECT gateway FROM operations")).scalar_one() == "san1"
+        rows = connection.execute(text("SELECT kind, gateway FROM operations"))
+        assert {row.kind: row.gateway for row in rows} == {
+            "gateway.drain": "san1",
+            "gateway.undrain": None,
+        }
     engine.dispose()
 
 

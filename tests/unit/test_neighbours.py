@@ -7,7 +7,7 @@ import pytest
 
 from iscsi_worker.addresses.memory import Memory
 from iscsi_worker.claims import Claims, Silence
-from iscsi_worker.neighbours import Neighbours, cut_off, portals, probes
+from iscsi_worker.neighbours import Neighbours, cut_off, probes
 from iscsi_worker.reach import Probe
 from iscsi_worker.standing import Standing
 from iscsi_worker.view import Held, View
@@ -283,12 +283,22 @@ def test_a_gateway_without_an_address_in_the_subnet_asks_nobody_there() -> None:
 
 def test_a_gateway_is_asked_for_at_its_own_address_and_at_portals_it_serves_where_it_has_none() -> None:
     site = Site("ab", disks={"d1": "a", "d2": "a", "d3": "a"})
-    asked = portals(site.view(), "eth1", "a")  # a has yet to say what addresses it has
-    assert len(asked) == 2
-    assert set(asked) < {"10.0.0.101", "10.0.0.102", "10.0.0.103"}
-    assert portals(site.view(), "eth1", "b") == []
+
+    def asked(of: str, view: View) -> set[str]:
+        return {
+            probe.address for probe in probes(view, ["eth1"], "c", {"eth1": ("10.0.0.9/24",)}, peers_max=4) if probe.peer == of
+        }
+
+    before = site.view()  # in which they have yet to say what addresses they have
+    assert len(asked("a", before)) == 2
+    assert asked("a", before) < {"10.0.0.101", "10.0.0.102", "10.0.0.103"}
+    assert asked("b", before) == set()
     site.turn(2)
-    assert [portals(site.view(), "eth1", name) for name in "ab"] == [["10.0.0.1"], ["10.0.0.2"]]
+    after = site.view()
+    assert (asked("a", after), asked("b", after)) == ({"10.0.0.1"}, {"10.0.0.2"})
+    elsewhere = Front(own={"eth1": ("fd00::1/64",)})
+    there = {"a": after.gateways["a"].model_copy(update={"front": elsewhere}), "b": after.gateways["b"]}
+    assert len(asked("a", replace(after, gateways=there))) == 2, "its own addresses cannot be asked from here"
 
 
 def gateways(**cut: tuple[str, ...]) -> dict[str, Gateway]:
