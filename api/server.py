@@ -16,6 +16,7 @@ from api.app import create_app
 from sanderling import coordination, images, logs, settings
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem, SettingsRefused
+from sanderling.garbage import collect_rarely
 from sanderling.records.database import Records
 from sanderling.signals import Told
 
@@ -98,6 +99,7 @@ class _Announcing(uvicorn.Server):
 
 def main() -> None:
     """The entry point of sanderling-api. A refusal is one line on standard error and exit code 1."""
+    collect_rarely()
     try:
         loaded = settings.load()
         logs.configure(loaded.sanderling, process="api")

@@ -15,6 +15,7 @@ from statistics import median
 from rich.console import Console
 
 from bench.report import Goal, Report, Samples
+from sanderling.garbage import collect_rarely
 from sanderling.model.balance import Layout, PlannedMove, after, average, distribution
 from sanderling.model.exports import ExportId
 
@@ -87,6 +88,7 @@ def fewest(layout: Layout) -> int:
 
 def run(*, quick: bool) -> Report:
     """Both planners in turn on the same layouts, and ours alone on the largest; the plans are checked, then the times shown."""
+    collect_rarely()  # as the processes that plan do
     compared, alone = ((1_000, 5_000), (20_000, 100_000)) if quick else ((5_000, 20_000), (1_000, 100_000))
     layouts = {size: skewed(size) for size in sorted({*compared, *alone})}
     ours = {size: Samples("ours", size) for size in layouts}

@@ -19,7 +19,6 @@ import structlog
 import rpc.oslo
 from cli.lab.parts.daemons import Daemon, spawn
 from iscsi_worker.addresses.memory import Memory
-from iscsi_worker.server import collect_rarely
 from iscsi_worker.targets.base import Running, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryTargets
 from iscsi_worker.worker import Worker
@@ -28,6 +27,7 @@ from rpc.messages import Message
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination
 from sanderling.coordination.consul import ConsulCoordination
+from sanderling.garbage import collect_rarely
 from sanderling.images.base import BackingStore, Images
 from sanderling.model.disks import Access, Disk
 from sanderling.model.disks import Path as DiskPath

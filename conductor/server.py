@@ -25,6 +25,7 @@ from sanderling.clock import Clock, SystemClock
 from sanderling.coordination.base import Coordination
 from sanderling.coordination.changes import Journal
 from sanderling.errors import Problem, Unavailable
+from sanderling.garbage import collect_rarely
 from sanderling.images.base import Images
 from sanderling.records.database import Records
 from sanderling.settings import Settings
@@ -94,6 +95,7 @@ def main() -> None:
     if "--list-failpoints" in sys.argv[1:]:
         sys.stdout.write("\n".join([*failpoints.listing(), ""]))
         return
+    collect_rarely()
     try:
         _run()
     except Problem as problem:

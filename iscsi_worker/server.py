@@ -1,11 +1,9 @@
 """The process of one storage node: `sanderling-iscsi-worker`."""
 
-import gc
 import os
 import signal
 import sys
 from dataclasses import replace
-from typing import Final
 
 import structlog
 
@@ -18,11 +16,10 @@ from iscsi_worker.worker import Worker
 from sanderling import logs, settings
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
+from sanderling.garbage import collect_rarely
 from sanderling.signals import Told
 
 log = structlog.get_logger(__name__)
-
-GARBAGE_AFTER: Final = 50_000  # more objects than a turn of the loop makes: its own die by their reference counts
 
 
 def main() -> None:
@@ -35,11 +32,6 @@ def main() -> None:
         _serve()
     except Problem as problem:
         sys.exit(f"sanderling-iscsi-worker: {problem.detail}")
-
-
-def collect_rarely() -> None:
-    """Look for garbage in cycles seldom: with Python's threshold each turn pays for a walk over every key that is known."""
-    gc.set_threshold(GARBAGE_AFTER)
 
 
 def _serve() -> None:
