@@ -47,7 +47,7 @@ from rpc import topics
 from rpc.bus import Bus, Serving
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
-from sanderling.errors import Problem, SessionLost, Unavailable
+from sanderling.errors import ClaimLost, Problem, SessionLost, Unavailable
 from sanderling.images.base import Images
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
 from sanderling.model.fronts import REASON_STORE
@@ -355,7 +355,8 @@ class Worker:
             log.warning("session lost in the middle", export=str(export), problem=problem.detail)
         except Problem as problem:
             log.error("action failed", action=type(action).__name__, export=str(export), problem=problem.detail)
-            self._refuse(action, problem.detail)
+            if isinstance(action, HandOver) or not _is_anybodys(problem):
+                self._refuse(action, problem.detail)
             later = self._own.renew_interval_s
         except Exception as error:
             log.exception("action failed", action=type(action).__name__, export=str(export))
@@ -422,3 +423,9 @@ class Worker:
             self._membership.leave()
         except Unavailable as problem:
             log.warning("the consul session could not be ended; its check will", problem=problem.detail)
+
+
+def _is_anybodys(problem: Problem) -> bool:
+    """Whether any gateway would have met it: coordination did not answer, or the lock had gone to another meanwhile."""
+    is_coordination = isinstance(problem, Unavailable) and problem.context.get("dependency") in {"consul", "coordination"}
+    return is_coordination or isinstance(problem, ClaimLost)

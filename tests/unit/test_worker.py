@@ -1,5 +1,6 @@
 """The worker's loop and its commands, on simulated targets and an embedded coordination store."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,7 @@ from rpc.bus import Bus, Serving
 from rpc.messages import ExportCommand, ExportReport, Message
 from sanderling.clock import SystemClock
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.errors import StaleEpoch, Unavailable
+from sanderling.errors import ClaimLost, Problem, StaleEpoch, Unavailable
 from sanderling.images.base import BackingStore, Images
 from sanderling.model.disks import Disk
 from sanderling.model.disks import Path as DiskPath
@@ -249,6 +250,24 @@ def test_an_export_that_cannot_be_taken_is_refused_by_name_and_reason(node: Node
     node.turn_until(lambda: str(export) in refused(), "it is refused")
     assert "eth0" in refused()[str(export)]
     assert not node.node.processes
+
+
+@pytest.mark.parametrize(
+    "problem", [Unavailable("no answer", dependency="consul"), ClaimLost("held by another")], ids=["no answer", "lost lock"]
+)
+def test_a_taking_that_fails_because_of_coordination_is_no_reason_to_stand_back(node: Node, problem: Problem) -> None:
+    """What fails for all while Consul is away would be taken by nobody for `stand_back_s` after it is back."""
+    export, plain, failed = node.publish("1"), node.store.acquire, threading.Event()
+
+    def acquire(key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
+        if key == export.key and not failed.is_set():
+            failed.set()
+            raise problem
+        return plain(key, value, consul_session=consul_session, expected=expected)
+
+    node.store.acquire = acquire  # type: ignore[method-assign]
+    node.serve(export)
+    assert failed.is_set()
 
 
 @pytest.mark.parametrize(
