@@ -272,10 +272,11 @@ class Worker:
             self._cover(running)
         _, journal_session = view.journals.get(self._membership.journal_key, (None, None))
         seen = view.sessions.get(self._node) == session == journal_session
-        if not any(isinstance(action, Activate) for action in actions.values()) or self._membership.is_overdue(now):
-            self._membership.announce(
-                self._gateway(view, local, told), seen=seen
-            )  # else once that is done: initiators wait for it
+        is_awaited = any(
+            isinstance(action, Activate) for action in actions.values()
+        )  # by initiators; what is to be said can wait
+        if not is_awaited or self._membership.is_overdue(now):
+            self._membership.announce(self._gateway(view, local, told), seen=seen)
         self._settle(view, session, running)
 
     def _seen(self) -> View:
