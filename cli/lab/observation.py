@@ -14,6 +14,7 @@ from sanderling.model.disks import image_of
 from sanderling.settings import Settings
 
 SETTLED_WITHIN_S: Final = 60.0
+READ_WITHIN_S: Final = 30
 
 
 def settled(lab: Lab, *, watchers: bool) -> tuple[list[str], list[str]]:
@@ -55,7 +56,8 @@ def read_directly(lab: Lab, disk: str) -> Callable[[int], bytes]:
     import rados  # noqa: PLC0415  Debian's, which a machine without the lab's packages lacks
     import rbd  # noqa: PLC0415
 
-    ceph = rados.Rados(conffile=lab.cluster.ceph.conf, rados_id=lab.cluster.ceph.user)
+    bounds = {"rados_osd_op_timeout": str(READ_WITHIN_S), "rados_mon_op_timeout": str(READ_WITHIN_S)}  # for ever, by default
+    ceph = rados.Rados(conffile=lab.cluster.ceph.conf, rados_id=lab.cluster.ceph.user, conf=bounds)
     ceph.connect(timeout=10)
     pool = ceph.open_ioctx(lab.cluster.ceph.pool)
     image = rbd.Image(pool, image_of(lab.disks[disk]["id"]), read_only=True)

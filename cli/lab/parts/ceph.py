@@ -43,6 +43,8 @@ mon data avail crit = 1
 mon data = {folder}/mon
 mon cluster log file = {folder}/cluster.log
 [osd]
+# an OSD that has stood still for longer than its read lease, 0.8 of this, waits with what it is asked to read
+osd heartbeat grace = 120
 osd data = {folder}/osd.$id
 osd objectstore = {objectstore}
 osd class update on start = false
