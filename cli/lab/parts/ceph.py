@@ -43,7 +43,7 @@ mon data avail crit = 1
 mon data = {folder}/mon
 mon cluster log file = {folder}/cluster.log
 [osd]
-# an OSD that has stood still for longer than its read lease, 0.8 of this, waits with what it is asked to read
+# placement groups of a lone OSD that stood still for longer than its read lease, 0.8 of this, never answer again (16.2.15)
 osd heartbeat grace = 120
 osd data = {folder}/osd.$id
 osd objectstore = {objectstore}
