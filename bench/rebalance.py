@@ -100,6 +100,7 @@ def run(*, quick: bool) -> Report:
     whole_s = ours[0].median_s
     whole = extrapolated(theirs.wall_s, planned, fixed_s=CONSTANTS.fixed_s)
     without = extrapolated(bare.wall_s, planned)
+    own = site.settings.iscsi_worker
     report = Report(
         f"P3: {exports:,} paths on {gateways // 2} of {gateways} gateways, spread over all: {planned} moves",
         {
@@ -107,6 +108,8 @@ def run(*, quick: bool) -> Report:
             "processors": os.cpu_count(),
             "processor seconds used while the moves were made": ", ".join(f"{name} {spent:.1f}" for name, spent in used.items()),
             "moves per gateway at once": site.settings.conductor.moves_per_gateway,
+            "beside the moves each gateway": f"asks for its peers every {own.front_probe_interval_s:g} s, reads everything "
+            f"again after {own.read_all_per_key_s:g} s for each key",
             "reference": CONSTANTS.printed("drop_sessions_s", "batch_s", "poll_s", "show_s") + ", no ssh",
             "extrapolated from": f"{len(theirs.wall_s)} moves: {whole:.0f} s, without sleeps {without:.1f} s",
         },
