@@ -4,11 +4,11 @@ The lock says who should serve; nothing here relies on it for safety, since whoe
 first. So a view that is a little old costs time, never data.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from iscsi_worker.targets.base import Running
-from iscsi_worker.view import Held, View
+from iscsi_worker.view import Held, View, export_of
 from sanderling.model.disks import Disk
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase, Prepared, Store
 from sanderling.model.fronts import standing_back, stands_back
@@ -129,9 +129,33 @@ class Local:
         return stands_back(view.gateways, self.node, disk, export, self.cut_off, self.store)
 
 
-def decide(view: View, local: Local, placed: Mapping[ExportId, str]) -> list[Action]:
-    """At most one action per export; the same arguments always give the same actions. `placed` is from `free_placed`."""
-    return list(_decided(view, local, placed))
+def decide(view: View, local: Local, placed: Mapping[ExportId, str], exports: Collection[ExportId] | None = None) -> list[Action]:
+    """At most one action per export; the same arguments always give the same actions. `placed` is from `free_placed`.
+
+    About all exports that concern this node, or about these alone.
+    """
+    if exports is None:
+        exports = {*view.held_by(local.consul_session), *view.held_by(None), *local.running, *local.wanted}
+    return list(_decided(view, local, placed, exports))
+
+
+def named(view: View, keys: Iterable[str]) -> list[ExportId] | None:
+    """The exports that these keys are about; None when their change may concern others, too.
+
+    It may when it is about a gateway or about marks, or while an export waits to be taken, which is placed by how all others are.
+    """
+    if any(_started(view, export) for export in view.held_by(None)):
+        return None
+    found: dict[ExportId, None] = {}
+    for key in keys:
+        noun, _, rest = key.partition("/")
+        if noun == "disks" and rest in view.disks:
+            found |= dict.fromkeys(ExportId(rest, index) for index in view.disks[rest].export_indexes)
+        elif noun == "exports" and (export := export_of(rest)):
+            found[export] = None
+        else:
+            return None
+    return list(found)
 
 
 def free_placed(view: View, passed_over: Mapping[ExportId, Collection[str]]) -> dict[ExportId, str]:
@@ -178,9 +202,8 @@ def _started(view: View, export: ExportId) -> bool:
     return disk is not None and disk.started and export.index in disk.export_indexes
 
 
-def _decided(view: View, local: Local, placed: Mapping[ExportId, str]) -> Iterator[Action]:
-    concerned = {*view.held_by(local.consul_session), *view.held_by(None), *local.running, *local.wanted}
-    for export in sorted(concerned):
+def _decided(view: View, local: Local, placed: Mapping[ExportId, str], exports: Collection[ExportId]) -> Iterator[Action]:
+    for export in sorted(exports):
         held = view.exports.get(export)
         if export in local.busy or held is None:
             continue  # a key that is gone does not end service: the store may have been lost

@@ -154,7 +154,7 @@ class _Change:
             case Disk():
                 self._disks[rest], self._disks_differ = value, True
             case Export():
-                export = _export_of(rest)
+                export = export_of(rest)
                 if export is not None:
                     self._exports[export] = Held(value, entry.consul_session, entry.modify_index)
                     self._ids(entry.consul_session)[export] = None
@@ -174,7 +174,7 @@ class _Change:
             case "disks":
                 self._disks_differ = self._disks.pop(rest, None) is not None or self._disks_differ
             case "exports":
-                export = _export_of(rest)
+                export = export_of(rest)
                 held = self._exports.pop(export, None) if export is not None else None
                 if held is not None:
                     del self._ids(held.consul_session)[export]
@@ -192,7 +192,8 @@ class _Change:
         return self._by_session[consul_session]
 
 
-def _export_of(rest: str) -> ExportId | None:
+def export_of(rest: str) -> ExportId | None:
+    """The export whose key is `exports/<rest>`; None when that is not how we write one."""
     disk_id, _, number = rest.rpartition("/")
     found = ExportId(disk_id, int(number)) if number.isdecimal() else None
     return found if found is not None and str(found) == rest else None  # "00" is not what we write, and must not stand for 0

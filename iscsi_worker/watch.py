@@ -25,9 +25,16 @@ LOOKED_AT_MOST: Final = 16  # single keys; reading all of them at once is less w
 
 
 class Watch:
-    """Keeps the newest view there has been; calls `on_change` when there is something to see."""
+    """Keeps the newest view there has been; calls `on_change` when there is something to see: with the keys, or None for any."""
 
-    def __init__(self, settings: Settings, coordination: Coordination, *, on_change: Callable[[], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        coordination: Coordination,
+        *,
+        on_change: Callable[[Collection[str] | None], None],
+        clock: Clock,
+    ) -> None:
         self._settings = settings
         self._coordination = coordination
         self._on_change = on_change
@@ -36,6 +43,7 @@ class Watch:
         self._view: View | None = None
         self._accepted_at = 0.0
         self._index = 0  # of the journals
+        self._journals = View()  # nothing but them, as they were when last followed up
         self._all_read_at = 0.0
         self._looked: dict[str, tuple[Entry | None, float]] = {}  # single keys, and when they were asked for
         self._attended: dict[str, float] = {}
@@ -112,8 +120,9 @@ class Watch:
             try:
                 listing = self._coordination.watch(key, index=index, timeout_s=min(left_s, ATTENTION_TURN_S))
                 if listing.index != index:
+                    all_read_at = self._all_read_at
                     self.saw(key, listing)
-                    self._on_change()
+                    self._tell([key], all_read_at)
                 index = listing.index
             except Unavailable as problem:
                 log.warning("cannot follow", key=key, problem=problem.detail)
@@ -163,12 +172,14 @@ class Watch:
         return read
 
     def _follow_up(self, known: View, listing: Listing) -> int:
-        journals = parse(listing).journals
+        self._journals = parse(listing, self._journals)
+        journals = self._journals.journals
         if journals == known.journals:
             return 0
         keys = _missed(known, journals)
         if keys is None or len(keys) > LOOKED_AT_MOST:
             return self._all_anew(known)
+        all_read_at = self._all_read_at
         self.look(*keys)
         with self._lock:
             view = self._view or known
@@ -176,8 +187,12 @@ class Watch:
                 if entry.key not in view.read or view.read[entry.key][0] != entry:
                     view = view.changed(entry.key, entry)
             self._view = view
-        self._on_change()
+        self._tell(keys, all_read_at)
         return len(listing.entries) + len(keys)
+
+    def _tell(self, keys: Collection[str], all_read_at: float) -> None:
+        """Of these, if everything was not read again since `all_read_at` for their sake."""
+        self._on_change(keys if self._all_read_at == all_read_at else None)
 
     def sweep(self) -> None:
         """Read everything again if it is time for that: what nobody told of is found so. To be called at every renewal."""
@@ -195,7 +210,7 @@ class Watch:
         view = self.fresh()
         if known is not None and view.index == known.index:
             return 0
-        self._on_change()
+        self._on_change(None)
         return len(view.read)
 
     def _accept(self, view: View, began: float) -> View:

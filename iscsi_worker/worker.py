@@ -3,8 +3,10 @@
 Lanes do what may take long, one action at a time for each export; the loop itself never waits for them.
 """
 
+import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -15,17 +17,12 @@ from iscsi_worker.claims import Claims
 from iscsi_worker.decisions import (
     Action,
     Activate,
-    Adopt,
     Drop,
-    GiveUp,
-    HandOver,
     Local,
-    Prepare,
-    Publish,
-    Take,
     Waiting,
     decide,
     free_placed,
+    named,
     prepared_here,
     unserved,
     wait_on,
@@ -34,6 +31,7 @@ from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.exports import Exports
 from iscsi_worker.image_store import ImageStore, Pulse, Touched
 from iscsi_worker.intents import Intents, Told
+from iscsi_worker.lanes import Lanes, Seen, Under
 from iscsi_worker.leases import Lease, Leases, every
 from iscsi_worker.membership import Membership
 from iscsi_worker.moves import Moves
@@ -41,19 +39,28 @@ from iscsi_worker.neighbours import Neighbours
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Seams, Service
 from iscsi_worker.targets.base import Running, Targets
-from iscsi_worker.view import Held, View
+from iscsi_worker.view import View
 from iscsi_worker.watch import Watch
 from rpc import topics
 from rpc.bus import Bus, Serving
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
-from sanderling.errors import ClaimLost, Problem, SessionLost, Unavailable
+from sanderling.errors import Problem, SessionLost, Unavailable
 from sanderling.images.base import Images
-from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
+from sanderling.model.exports import ExportId, Gateway
 from sanderling.model.fronts import REASON_STORE
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """The last turn: when it looked, what ran then, and how many actions had ended; one that never ended looked never."""
+
+    at: float = -math.inf
+    running: Mapping[ExportId, Running] = field(default_factory=dict)
+    ended: int = 0
 
 
 class Worker:
@@ -80,9 +87,9 @@ class Worker:
         self._reports = Reports(bus, self._node, own, clock=clock)
         self._service = Service(own, seams, self._reports, certain=lambda: self._membership.is_certain, clock=clock)
         self._images = images
-        self._watch = Watch(settings, coordination, on_change=self.wake, clock=clock)
+        self._watch = Watch(settings, coordination, on_change=self._changed, clock=clock)
         self._pulse = Pulse(touched or images, own, clock=clock)
-        self._exports = Exports(
+        exports = Exports(
             self._node,
             own,
             seams,
@@ -91,7 +98,7 @@ class Worker:
             store_is_silent=lambda: self._pulse.is_silent,
             clock=clock,
         )
-        self._moves = Moves(
+        moves = Moves(
             self._node,
             own,
             seams,
@@ -112,12 +119,21 @@ class Worker:
         )
         self._neighbours = self._asking_neighbours()
         self._image_store = self._asking_the_image_store()
-        self._lanes = ThreadPoolExecutor(own.lanes, thread_name_prefix="lane")
         self._intents = Intents(own, self._watch, wake=self.wake, clock=clock)
-        self._lock = threading.Lock()  # guards what lanes write: the three below
-        self._busy: set[ExportId] = set()
-        self._pending: dict[ExportId, float] = {}
-        self._touched: set[ExportId] = set()  # by this node since the last view
+        self._lanes = Lanes(
+            own,
+            exports,
+            moves,
+            membership=self._membership,
+            intents=self._intents,
+            watch=self._watch,
+            on_end=self.wake,
+            clock=clock,
+        )
+        self._lock = threading.Lock()  # guards the one below
+        self._news: frozenset[str] | None = None  # the keys that changed since the loop last looked, when nothing else did
+        self._turned = Turned()
+        self._covered: Collection[ExportId] = ()
         self._waiting: dict[ExportId, Waiting] = {}
         self._is_view_doubted = False
         self._view_session = ""  # that the view was read with
@@ -197,7 +213,7 @@ class Worker:
             self._serving.stop()
         bound_s = self._settings.coordination.request_timeout_s
         self._threads["reconcile"].join(bound_s)
-        self._lanes.shutdown(wait=True, cancel_futures=True)
+        self._lanes.stop()
         self._leases.stop()
         if self._withdrawn.is_set():
             self._leave()  # which also ends the wait of the thread that watches
@@ -206,7 +222,13 @@ class Worker:
         self._reports.stop(timeout_s=self._settings.bus.stop_timeout_s)
 
     def wake(self) -> None:
-        """Make the loop turn now."""
+        """Make the loop turn now: anything may be different."""
+        self._changed(None)
+
+    def _changed(self, keys: Collection[str] | None) -> None:
+        """Make the loop look at these keys now; at everything when None."""
+        with self._lock:
+            self._news = None if keys is None or self._news is None else self._news | frozenset(keys)
         self._awake.set()
 
     def _watch_ends(self) -> None:
@@ -231,21 +253,27 @@ class Worker:
         while not self._stopping.is_set():
             self._awake.clear()
             try:
-                self.turn()
+                self.step()
             except (Unavailable, SessionLost) as problem:
                 log.warning("this turn changed nothing", problem=problem.detail)
             except Exception:
                 log.exception("a turn failed")
-            soon = self._own.take_retry_s if self._pending else self._own.renew_interval_s
+            soon = self._own.take_retry_s if self._lanes.pending() else self._own.renew_interval_s
             self._clock.wait(self._awake, soon)
+
+    def step(self) -> None:
+        """Glance at what changed since the last step, where that will do; turn otherwise, and every `renew_interval_s`."""
+        with self._lock:
+            news, self._news = self._news, frozenset()
+        if not self._glance(news):
+            self.turn()
 
     def turn(self) -> None:
         """Look, cover what runs by leases, decide, hand out. Never waits for a lane."""
         self._membership.turned()
-        with self._lock:
-            busy = frozenset(self._busy)  # read first: what a lane ends from here on is decided next time
+        self._turned = Turned()
+        under = self._lanes.look()
         running = {one.export: one for one in self._targets.actual()}
-        covered_by = self._watch.latest, self._membership.consul_session
         self._cover(running)  # also when the store does not answer
         session = self._membership.ensure()
         if session != self._view_session:  # what the one before it held is not free in a view of before
@@ -261,15 +289,13 @@ class Worker:
         self._unserved = {export: self._unserved.get(export, now) for export in unserved(view, session, running)}
         self._intents.settle(view)
         told = self._intents.told()
-        local = self._local(session, running, busy, told)
+        local = self._local(session, running, under, told)
         actions = {action.export: action for action in decide(view, local, placed)}
-        for ended in self._ran - running.keys() - busy - actions.keys():
+        for ended in self._ran - running.keys() - under.busy - actions.keys():
             actions[ended] = Drop(ended)  # by its lease or its fence: clear away what is left of it
         self._ran = set(running)
-        for action in actions.values():
-            self._hand_out(action, view, session, running.get(action.export))
-        if self._watch.latest is not covered_by[0] or session != covered_by[1]:
-            self._cover(running)
+        self._hand_out(actions.values(), view, local)
+        self._cover_anew(running)
         _, journal_session = view.journals.get(self._membership.journal_key, (None, None))
         seen = view.sessions.get(self._node) == session == journal_session
         is_awaited = any(
@@ -278,47 +304,71 @@ class Worker:
         if not is_awaited or self._membership.is_overdue(now):
             self._membership.announce(self._gateway(view, local, told), seen=seen)
         self._settle(view, session, running)
+        self._turned = Turned(now, running, under.ended)
+
+    def _glance(self, news: frozenset[str] | None) -> bool:
+        """Decide about the exports of these keys alone, all else being as the last turn left it; False when it may not be."""
+        last, under = self._turned, self._lanes.look()
+        view, session = self._watch.latest, self._membership.consul_session
+        is_recent = self._clock.monotonic() - last.at < self._own.renew_interval_s and under.ended == last.ended
+        is_same = session == self._view_session and not self._is_view_doubted and not self._lanes.pending()
+        exports = named(view, news) if news and view and session and is_recent and is_same else None
+        if exports is None:
+            return False
+        assert view is not None
+        assert session is not None
+        local = self._local(session, last.running, under, self._intents.told())
+        self._hand_out(decide(view, local, {}, exports), view, local)
+        self._cover_anew(last.running)
+        return True
 
     def _seen(self) -> View:
         """The latest view, holding what this node's own lanes have written."""
-        with self._lock:
-            touched = sorted(self._touched)
+        touched = self._lanes.touched
         view = self._watch.fresh() if self._is_view_doubted else self._watch.look(*(export.key for export in touched))
         self._is_view_doubted = False
-        with self._lock:
-            self._touched.difference_update(touched)
+        self._lanes.seen(touched)
         return view
 
-    def _local(self, session: str, running: dict[ExportId, Running], busy: frozenset[ExportId], told: Told) -> Local:
-        with self._lock:
-            now = self._clock.monotonic()
-            self._pending = {export: until for export, until in self._pending.items() if until > now}
-            return Local(
-                node=self._node,
-                consul_session=session,
-                running=running,
-                connections=self._leases.connections,
-                busy=busy | self._pending.keys(),
-                sick=self._leases.sick,
-                refused=told.refused.keys(),
-                wanted=told.wanted,
-                unwanted=told.unwanted,
-                handing=told.handing,
-                member=self._membership.is_member,
-                withdrawing=self._withdrawing,
-                cut_off=self._neighbours.front.cut_off,
-                store=self._image_store.said,
-            )
+    def _local(self, session: str, running: Mapping[ExportId, Running], under: Under, told: Told) -> Local:
+        return Local(
+            node=self._node,
+            consul_session=session,
+            running=running,
+            connections=self._leases.connections,
+            busy=under.busy | self._lanes.pending(),
+            sick=self._leases.sick,
+            refused=told.refused.keys(),
+            wanted=told.wanted,
+            unwanted=told.unwanted,
+            handing=told.handing,
+            member=self._membership.is_member,
+            withdrawing=self._withdrawing,
+            cut_off=self._neighbours.front.cut_off,
+            store=self._image_store.said,
+        )
 
-    def _cover(self, running: dict[ExportId, Running]) -> None:
+    def _hand_out(self, actions: Iterable[Action], view: View, local: Local) -> None:
+        for action in actions:
+            running, since = local.running.get(action.export), self._unserved.get(action.export)
+            self._lanes.hand_out(action, Seen(view, local.consul_session, running, since))
+
+    def _owns(self) -> Collection[ExportId]:
         view, session = self._watch.latest, self._membership.consul_session
-        owned = view.held_by(session) if view and session else ()
+        return view.held_by(session) if view and session else ()
+
+    def _cover(self, running: Mapping[ExportId, Running]) -> None:
+        session, self._covered = self._membership.consul_session, self._owns()
         self._leases.cover(
             [
-                Lease(export, one.client, one.paths, session if export in owned else None, one.gate_open)
+                Lease(export, one.client, one.paths, session if export in self._covered else None, one.gate_open)
                 for export, one in running.items()
             ]
         )
+
+    def _cover_anew(self, running: Mapping[ExportId, Running]) -> None:
+        if self._owns() is not self._covered:  # a view shares with the one before it what did not change
+            self._cover(running)
 
     def _gateway(self, view: View, local: Local, told: Told) -> Gateway:
         prepared = prepared_here(view, local)
@@ -335,71 +385,9 @@ class Worker:
             store=self._image_store.said,
         )
 
-    def _settle(self, view: View, session: str, running: dict[ExportId, Running]) -> None:
-        with self._lock:
-            busy = bool(self._busy or self._touched)
-        if self._withdrawing and not busy and not view.held_by(session) and not running:
+    def _settle(self, view: View, session: str, running: Mapping[ExportId, Running]) -> None:
+        if self._withdrawing and self._lanes.is_idle and not view.held_by(session) and not running:
             self._withdrawn.set()
-
-    def _hand_out(self, action: Action, view: View, session: str, running: Running | None) -> None:
-        with self._lock:
-            self._busy.add(action.export)
-        self._lanes.submit(self._carry_out, action, view, session, running)
-
-    def _carry_out(self, action: Action, view: View, session: str, running: Running | None) -> None:
-        export, later, concerns_all = action.export, None, not isinstance(action, Publish | Drop)
-        try:
-            done = self._act(action, view, session, running)
-            later = None if done else self._own.take_retry_s
-            concerns_all = isinstance(action, Take | Adopt | GiveUp) if done else isinstance(action, HandOver)
-        except SessionLost as problem:
-            log.warning("session lost in the middle", export=str(export), problem=problem.detail)
-        except Problem as problem:
-            log.error("action failed", action=type(action).__name__, export=str(export), problem=problem.detail)
-            if isinstance(action, HandOver) or not _is_anybodys(problem):
-                self._refuse(action, problem.detail)
-            later = self._own.renew_interval_s
-        except Exception as error:
-            log.exception("action failed", action=type(action).__name__, export=str(export))
-            self._refuse(action, repr(error))
-            later = self._own.renew_interval_s
-        finally:
-            if concerns_all:
-                self._membership.note([export.key])
-            with self._lock:
-                if later is not None:
-                    self._pending[export] = self._clock.monotonic() + later
-                if not isinstance(action, Prepare):  # which writes nothing, and whose key is followed
-                    self._touched.add(export)
-                self._busy.discard(export)
-            self.wake()
-
-    def _act(self, action: Action, view: View, session: str, running: Running | None) -> bool:
-        addresses = [path.address for path in running.paths] if running else []
-        match action:
-            case Take(export, disk, held):
-                since, siblings = self._unserved.get(export), self._siblings_clients(held, view, export)
-                return self._exports.take(export, disk, held, unserved_since=since, consul_session=session, siblings=siblings)
-            case Adopt(export, held, adopted, disk):
-                siblings = self._siblings_clients(held, view, export)
-                return self._exports.adopt(export, held, adopted, disk, consul_session=session, siblings=siblings)
-            case GiveUp(export, held):
-                self._exports.give_up(export, held, addresses, running, consul_session=session)
-            case Drop(export):
-                self._exports.drop(export, addresses, running)
-            case Prepare(export, disk, held):
-                self._moves.prepare(export, disk, held)
-            case HandOver(export, held, handing, heir, prepared):
-                assert running is not None, "decided without a process"
-                return self._moves.hand_over(
-                    export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session
-                )
-            case Activate(export, held, ready):
-                certain = self._membership.is_certain  # a node that was frozen meanwhile must not draw initiators back to it
-                return certain and self._moves.activate(export, held, ready, consul_session=session)
-            case Publish(export, held, connections):
-                return self._exports.publish(export, held, connections, consul_session=session)
-        return True
 
     def _store_answers(self) -> bool:
         """Whether the image store answers, as it may after having been away for long, and has lately answered soon."""
@@ -409,24 +397,8 @@ class Worker:
             return False
         return self._pulse.is_steady
 
-    def _siblings_clients(self, held: Held, view: View, export: ExportId) -> frozenset[str]:
-        """Who must not be fenced with everybody else. It counts only where all are to be, and then as it is now."""
-        return (self._watch.fresh() if held.export.client == UNKNOWN_CLIENT else view).siblings_clients(export)
-
-    def _refuse(self, action: Action, reason: str) -> None:
-        if isinstance(action, Take | Prepare | Activate):
-            self._intents.refuse(action.export, reason)
-        elif isinstance(action, HandOver):
-            self._intents.keep(action.export, action.handing.operation_id, reason)
-
     def _leave(self) -> None:
         try:
             self._membership.leave()
         except Unavailable as problem:
             log.warning("the consul session could not be ended; its check will", problem=problem.detail)
-
-
-def _is_anybodys(problem: Problem) -> bool:
-    """Whether any gateway would have met it: coordination did not answer, or the lock had gone to another meanwhile."""
-    is_coordination = isinstance(problem, Unavailable) and problem.context.get("dependency") in {"consul", "coordination"}
-    return is_coordination or isinstance(problem, ClaimLost)

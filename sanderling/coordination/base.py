@@ -7,8 +7,11 @@ every backend. Keys are relative ("exports/…"); a backend puts its own prefix 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from sanderling.errors import Problem, Unavailable
+
+_NAMES: Final = frozenset({"consul", "coordination"})
 ABSENT = 0  # `expected=ABSENT`: only when there is no such key
 
 
@@ -156,3 +159,8 @@ class Coordination(Protocol):
     def close(self) -> None:
         """Give back connections and threads; sessions stay as they are."""
         ...
+
+
+def is_about_coordination(problem: Problem) -> bool:
+    """Whether it was raised because the coordination store does not answer, by whatever name a backend or a user of it goes."""
+    return isinstance(problem, Unavailable) and problem.context.get("dependency") in _NAMES

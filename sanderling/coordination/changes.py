@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict
 
 PREFIX: Final = "changes/"
-KEPT: Final = 32  # keys that a journal names; whoever has missed more reads everything
+KEPT: Final = 16  # keys that a journal names; whoever has missed more reads everything, which is less work than so many keys
 
 
 class Changes(BaseModel):

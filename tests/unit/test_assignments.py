@@ -200,7 +200,7 @@ def test_a_worker_that_is_told_to_hand_on_to_itself_serves_on_and_forgets_what_i
     before = pair.value.epoch
     for _ in range(5):
         pair.a.turn()
-        waited(lambda: not pair.a.worker._busy, within_s=10, what="it has done what it decided")
+        waited(lambda: not pair.a.worker._lanes.look().busy, within_s=10, what="it has done what it decided")
     assert pair.a.serves()
     assert (pair.value.node, pair.value.epoch) == ("a", before)
 

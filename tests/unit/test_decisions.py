@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iscsi_worker.decisions import (
     Activate,
@@ -16,6 +18,7 @@ from iscsi_worker.decisions import (
     Waiting,
     decide,
     free_placed,
+    named,
     wait_on,
 )
 from iscsi_worker.targets.base import Running
@@ -352,3 +355,100 @@ def test_an_export_of_which_nothing_is_known_is_kept_while_it_serves_and_given_u
     assert decided(unknown, replace(LOCAL, running={E: RUNS})) == []
     closed = replace(LOCAL, running={E: replace(RUNS, gate_open=False)})
     assert decided(unknown, closed) == [GiveUp(E, unknown.exports[E])]
+
+
+DISKS = ("d1", "d2")
+EXPORTS = [ExportId(disk_id, index) for disk_id in DISKS for index in (1, 2)]
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> dict[str, Entry]:
+    """Keys as gateways and a conductor may have left them: of two disks with two paths each, and of three gateways."""
+    found = {}
+    for name, session in (("a", MINE), ("b", OTHER), ("c", "session-c")):
+        ready = Prepared(generation=1, counter=3, client="c2")
+        prepared = {str(export): ready for export in EXPORTS if draw(st.booleans())} if name != "a" else {}
+        front = Front(cut_off=draw(st.sampled_from([(), ("eth0",)])))
+        value = Gateway(name=name, interfaces=("eth0",), prepared=prepared, front=front)
+        found[f"nodes/{name}"] = Entry(f"nodes/{name}", value.model_dump_json().encode(), 1, session)
+    for disk_id in DISKS:
+        if draw(st.integers(0, 9)):
+            found[f"disks/{disk_id}"] = draw(disk_entries(disk_id))
+    for export in EXPORTS:
+        if draw(st.integers(0, 9)):
+            found[export.key] = draw(export_entries(export))
+    return found
+
+
+@st.composite
+def disk_entries(draw: st.DrawFn, disk_id: str) -> Entry:
+    paths = tuple(Path(index=n, address=f"10.0.{n}.5", prefix_len=24, interface="eth0", subnet="s") for n in (1, 2))
+    some = {"id": disk_id, "access": Access.SHARED, "paths": paths}
+    drawn = {"started": draw(st.booleans()), "revision": draw(st.integers(1, 2))}
+    return Entry(f"disks/{disk_id}", DISK.model_copy(update=some | drawn).model_dump_json().encode(), draw(st.integers(2, 99)))
+
+
+@st.composite
+def export_entries(draw: st.DrawFn, export: ExportId) -> Entry:
+    session = draw(st.sampled_from([MINE, MINE, MINE, OTHER, OTHER, OTHER, None]))  # one that is free names none, mostly
+    value = Export(
+        generation=1,
+        counter=3,
+        node="a" if session == MINE else "b",
+        client=draw(st.sampled_from(["c1", "c2", UNKNOWN_CLIENT])),
+        phase=draw(st.sampled_from([ExportPhase.SERVING, ExportPhase.TAKING, ExportPhase.LEFT])),
+        revision=draw(st.integers(1, 2)),
+    )
+    return Entry(export.key, value.model_dump_json().encode(), draw(st.integers(2, 99)), session)
+
+
+@st.composite
+def locals_of(draw: st.DrawFn) -> Local:
+    some = st.sets(st.sampled_from(EXPORTS))
+    runs = {export: replace(RUNS, export=export, gate_open=draw(st.booleans())) for export in draw(some)}
+    return Local(
+        node="a",
+        consul_session=MINE,
+        running=runs,
+        busy=draw(some),
+        sick=draw(some),
+        refused=draw(some),
+        wanted=dict.fromkeys(draw(some), Epoch(1, 3)),
+        unwanted=dict.fromkeys(draw(some), Epoch(1, 3)),
+        handing=dict.fromkeys(draw(some), Handing(Epoch(1, 3), "b", "o")),
+        cut_off=draw(st.sampled_from([(), ("eth0",)])),
+        withdrawing=draw(st.booleans()),
+    )
+
+
+@given(before=entries(), local=locals_of(), data=st.data())
+def test_a_key_that_changed_changes_what_is_done_about_the_exports_it_names_and_no_other(
+    before: dict[str, Entry], local: Local, data: st.DataObject
+) -> None:
+    export = data.draw(st.sampled_from(EXPORTS))
+    changed = data.draw(st.one_of(export_entries(export), disk_entries(export.disk_id)))
+    old = parse(Listing(tuple(before.values()), 1))
+    new = parse(Listing(tuple((before | {changed.key: changed}).values()), 2), old)
+    names = named(new, [changed.key])
+    if names is None:
+        return
+    was = {action.export: action for action in decide(old, local, free_placed(old, {}))}
+    now = {action.export: action for action in decide(new, local, free_placed(new, {}))}
+    others = set(EXPORTS) - set(names)
+    assert {one: was.get(one) for one in others} == {one: now.get(one) for one in others}
+    assert list(decide(new, local, {}, names)) == [now[one] for one in sorted(names) if one in now]
+
+
+@pytest.mark.parametrize("key", ["nodes/b", "marks", "disks/unknown", "exports/d1/00", "changes/conductor/x"])
+def test_a_key_that_may_concern_any_export_names_none(key: str) -> None:
+    assert named(view(), [E.key, "disks/d1"]) == [E]
+    assert named(view(), [E.key, key]) is None
+
+
+def test_while_an_export_waits_to_be_taken_a_change_may_concern_it_whatever_it_is() -> None:
+    two = ExportId("d2", 0)
+    both = {E: Held(SERVING, MINE, 7), two: Held(SERVING, None, 7)}
+    disks = {"d1": DISK, "d2": DISK.model_copy(update={"id": "d2"})}
+    assert named(view_of(disks, both), [E.key]) is None
+    disks["d2"] = disks["d2"].model_copy(update={"started": False})
+    assert named(view_of(disks, both), [E.key]) == [E]

@@ -26,7 +26,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     stopping.set()
     for side in (made.a, made.b):
         side.worker._watch.stop()
-        side.worker._lanes.shutdown(wait=True)
+        side.worker._lanes.stop()
         side.worker._leases.stop()
     for follower in followers:
         follower.join(15)
@@ -120,7 +120,7 @@ def test_who_has_handed_an_export_on_knows_whose_it_is_before_that_one_serves(pa
     pair.ask_to_move()
     pair.until(lambda: bool(pair.b.worker._membership._gateway.prepared), "b stands ready", pair.b)  # type: ignore[union-attr]
     pair.until(lambda: knows(pair.a, "b"), "a knows that b has it", pair.a)
-    assert pair.a.worker._busy, "a still waits for b"
+    assert pair.a.worker._lanes.look().busy, "a still waits for b"
     pair.until(pair.b.serves, "b serves")
 
 

@@ -1,9 +1,9 @@
 """The worker's view of the store: everything now and then, single keys at once, and never an older value after a newer one."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
@@ -61,7 +61,7 @@ class Held(EmbeddedCoordination):
 class Site:
     def __init__(self, rest_s: float = 0.0, read_all_s: float = 3600.0) -> None:
         self.store = Held()
-        self.changes = 0
+        self.changes, self.news = 0, cast(Collection[str] | None, None)
         own = Worker(
             watch_rest_per_key_s=rest_s,
             watch_rest_most_s=rest_s,
@@ -72,8 +72,9 @@ class Site:
         settings = Settings(coordination=Coordination(backend="embedded", watch_timeout_s=0.2), iscsi_worker=own)
         self.watch = Watch(settings, self.store, on_change=self.changed, clock=CLOCK)
 
-    def changed(self) -> None:
+    def changed(self, keys: Collection[str] | None) -> None:
         self.changes += 1
+        self.news = keys
 
     def write(self, export: ExportId, node: str) -> None:
         assert self.store.put(export.key, Export(generation=1, node=node).model_dump_json().encode())
@@ -202,6 +203,31 @@ def test_what_a_journal_names_is_looked_at_and_nothing_else(site: Site) -> None:
     assert site.watch.turn() == 2  # the journal, and what it names
     assert (site.node(A), site.node(B), site.changes) == ("2", "1", 1)
     assert (site.store.got, site.store.listed) == ([A.key], listed)
+
+
+def test_whoever_is_told_of_a_change_is_told_which_keys_it_was_in(site: Site) -> None:
+    journal = Journal("iscsi_worker", "x")
+    site.write(A, "1")
+    site.watch.turn()
+    site.write(A, "2")
+    site.tell(journal, A, B)
+    site.watch.turn()
+    assert site.news == [A.key, B.key]
+    journal.note(f"disks/{number}" for number in range(KEPT + 1))
+    site.tell(journal)
+    site.watch.turn()
+    assert site.news is None, "anything may have changed"
+
+
+def test_whoever_is_told_of_a_change_for_which_everything_had_to_be_read_is_told_of_everything(site: Site) -> None:
+    site.write(A, "1")
+    site.write(A, "2")
+    site.watch.turn()
+    with site.store._lock:
+        site.store._store.entries[A.key] = Entry(A.key, Export(generation=1, node="old").model_dump_json().encode(), 1)
+    site.tell(Journal("iscsi_worker", "x"), A)
+    site.watch.turn()
+    assert (site.node(A), site.news) == ("old", None)
 
 
 def test_a_change_that_was_seen_already_is_no_news(site: Site) -> None:

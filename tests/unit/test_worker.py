@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +11,7 @@ import pytest
 from cli.lab.parts.daemons import waited
 from iscsi_worker.addresses.memory import Memory
 from iscsi_worker.endpoints.exports import endpoint
+from iscsi_worker.targets.base import Running
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.worker import Worker
 from rpc.bus import Bus, Serving
@@ -293,3 +295,77 @@ def test_a_report_says_how_long_nobody_served_what_was_served_before(node: Node,
     (report,) = served
     assert report.detail.get("kind") == kind
     assert (report.detail.get("gap_s", 0) > 0) == (kind is not None)
+
+
+def settled(node: Node, *exports: ExportId) -> list[None]:
+    """All of them are served and nothing is under way; what is returned has an entry for each whole turn from here on."""
+    for export in exports:
+        node.serve(export)
+    node.turn_until(lambda: node.worker._lanes.is_idle, "nothing is under way")
+    node.worker.step()
+    turns: list[None] = []
+    plain = node.worker._targets.actual
+
+    def actual() -> tuple[Running, ...]:
+        turns.append(None)
+        return plain()
+
+    node.worker._targets.actual = actual  # type: ignore[method-assign]
+    return turns
+
+
+def heard(node: Node, *keys: str) -> None:
+    """What a watch does that has seen these change, and the loop after it."""
+    node.worker._watch.look(*keys)
+    node.worker._changed(keys)
+    node.worker.step()
+
+
+def test_a_change_of_one_disk_is_acted_on_without_looking_at_what_else_runs(node: Node) -> None:
+    one, two = node.publish("1"), node.publish("2")
+    turns = settled(node, one, two)
+    node.publish("1", started=False, revision=2)
+    heard(node, "disks/1")
+    waited(lambda: node.value(one).phase is ExportPhase.LEFT, within_s=10, what="it is given up")
+    assert not turns
+    assert node.value(two).phase is ExportPhase.SERVING
+    node.worker.step()
+    assert turns, "an action has ended: what runs may be different"
+
+
+@pytest.mark.parametrize("why", ["an action has ended", "somebody else woke the loop", "the last turn is long ago", "it failed"])
+def test_the_loop_looks_at_everything_again_when_more_than_some_keys_may_be_different(node: Node, why: str) -> None:
+    one, two = node.publish("1"), node.publish("2")
+    turns = settled(node, one, two)
+    match why:
+        case "an action has ended":
+            under = node.worker._lanes.look()
+            node.worker._lanes.look = lambda: under._replace(ended=under.ended + 1)  # type: ignore[method-assign]
+        case "somebody else woke the loop":
+            node.worker.wake()
+        case "the last turn is long ago":
+            last = node.worker._turned
+            node.worker._turned = replace(last, at=last.at - node.settings.iscsi_worker.renew_interval_s)
+        case _:
+            node.worker._targets.actual = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+            with pytest.raises(ZeroDivisionError):
+                node.worker.turn()
+            node.worker._targets.actual = lambda: turns.append(None) or ()  # type: ignore[func-returns-value,method-assign]
+    heard(node, "disks/1")
+    assert turns
+
+
+def test_a_lock_that_a_glance_finds_gone_is_no_proof_of_a_lease_any_more(node: Node) -> None:
+    one, two = node.publish("1"), node.publish("2")
+    turns = settled(node, one, two)
+    session = node.worker._membership.consul_session
+    other = node.store.open_session("other", check_ttl_s=3600)
+    assert session is not None
+    value = node.value(one).model_copy(update={"node": "other", "counter": 2}).model_dump_json().encode()
+    with node.store._lock:
+        entry = node.store._store.entries[one.key]
+        node.store._store.entries[one.key] = replace(entry, value=value, consul_session=other, modify_index=10**6)
+    heard(node, one.key)
+    assert not turns
+    assert {lease.export: lease.consul_session for lease in node.worker._leases._leases} == {one: None, two: session}
+    waited(lambda: one not in node.node.processes, within_s=10, what="it is dropped")

@@ -183,7 +183,7 @@ class Side:
         self.worker._membership.feed()
         if self.is_proving:
             self.worker._membership.prove()
-        self.worker.turn()
+        (self.worker.step if self.is_following else self.worker.turn)()
         self.worker._leases.extend()
 
     def serves(self) -> bool:
@@ -401,7 +401,7 @@ def test_a_store_that_stays_away_at_the_step_keeps_the_gate_closed(pair: Pair) -
     pair.store.__class__ = Away
     with suppress(Unavailable):
         pair.a.turn()
-    waited(lambda: not pair.a.worker._busy, within_s=10, what="a has tried")
+    waited(lambda: not pair.a.worker._lanes.look().busy, within_s=10, what="a has tried")
     assert not pair.a.serves()
     pair.store.__class__ = Shaky
     pair.until(lambda: pair.value.phase is ExportPhase.SERVING and pair.value.counter > 1, "served again")
@@ -417,7 +417,7 @@ def test_a_worker_killed_at_any_call_of_a_move_leaves_one_node_that_serves(
     pair: Pair, victim: str, at: int, after: bool, returns: bool
 ) -> None:
     side = pair.a if victim == "source" else pair.b
-    waited(lambda: not side.worker._busy, within_s=10, what="nothing is under way")
+    waited(lambda: not side.worker._lanes.look().busy, within_s=10, what="nothing is under way")
     side.calls, side.kill_at, side.after = 0, at, after
     pair.ask_to_move()
     pair.until(lambda: side.is_dead or (pair.value.phase is ExportPhase.SERVING and pair.value.node == "b"), "killed, or moved")
