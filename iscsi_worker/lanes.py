@@ -154,12 +154,12 @@ class Lanes:
                 self._moves.prepare(export, disk, held)
             case HandOver(export, held, handing, heir, prepared):
                 assert running is not None, "decided without a process"
-                return self._moves.hand_over(
-                    export, held, running, prepared, to=handing.destination, heir=heir, consul_session=session
-                )
+                return self._moves.hand_over(export, held, running, prepared, handing=handing, heir=heir, consul_session=session)
             case Activate(export, held, ready):
                 certain = self._membership.is_certain  # a node that was frozen meanwhile must not draw initiators back to it
-                return certain and self._moves.activate(export, held, ready, consul_session=session)
+                return certain and self._moves.activate(
+                    export, held, ready, unserved_since=unserved_since, consul_session=session
+                )
             case Publish(export, held, connections):
                 return self._exports.publish(export, held, connections, consul_session=session)
         return True

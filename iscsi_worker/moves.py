@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import structlog
 
+from iscsi_worker.decisions import Handing
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Holding, Seams, Service, to_json
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held
 from sanderling.clock import Clock
 from sanderling.coordination.base import Acquire, Listing, Release
-from sanderling.errors import MoveFailed, Problem, SessionLost, Unavailable
+from sanderling.errors import MoveFailed, Problem, SessionLost, TargetFailed, Unavailable
 from sanderling.model.disks import Disk
 from sanderling.model.exports import Export, ExportId, ExportPhase, Prepared
 from sanderling.settings import Worker
@@ -51,17 +52,27 @@ class Moves:
         log.info("prepared", export=str(export), epoch=str(held.export.epoch.following), client=running.client)
 
     def hand_over(
-        self, export: ExportId, held: Held, running: Running, prepared: Prepared, *, to: str, heir: str, consul_session: str
+        self,
+        export: ExportId,
+        held: Held,
+        running: Running,
+        prepared: Prepared,
+        *,
+        handing: Handing,
+        heir: str,
+        consul_session: str,
     ) -> bool:
-        """Stop doing I/O, pass the lock to consul session `heir` of gateway `to`, and end; whether that one was seen to serve.
+        """Stop doing I/O, pass the lock to the consul session `heir` of the gateway that was named, and end; whether that one was
+        seen to serve.
 
         `MoveFailed` when the export goes on being served here. Initiators are told last: what reconnects finds the new owner.
         """
+        to = handing.destination
         connections = self._targets.connections(export)
         closed_at = self._clock.monotonic()
         if not self._service.drained(export, running, timeout_s=self._settings.move_drain_s):
             why = f"operations in flight did not end in {self._settings.move_drain_s:g} s"
-            raise self._kept(export, held, running, why, to=to, closed_at=closed_at)
+            raise self._kept(export, held, running, why, handing=handing, closed_at=closed_at)
         value = held.export.model_copy(
             update={
                 "counter": held.export.counter + 1,
@@ -74,25 +85,46 @@ class Moves:
         )
         if not self._passed_on(export, held, value, heir=heir, consul_session=consul_session):
             why = f"gateway {to} could not be given the lock"
-            raise self._kept(export, held, running, why, to=to, closed_at=closed_at)
+            raise self._kept(export, held, running, why, handing=handing, closed_at=closed_at)
         serves = self._wait_until_served(export, value)
         gap_s = self._clock.monotonic() - closed_at if serves else None
-        self._service.retire(export, [path.address for path in running.paths])
         log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
-        self._reports.say(export, value.epoch, "handed_on", to=to, served=serves, gap_s=gap_s, client=running.client)
+        self._reports.say(
+            export,
+            value.epoch,
+            "handed_on",
+            to=to,
+            served=serves,
+            gap_s=gap_s,
+            client=running.client,
+            operation_id=handing.operation_id,
+        )
+        try:
+            self._service.retire(export, [path.address for path in running.paths])
+        except TargetFailed as problem:  # it was handed on all the same; what is left is dropped
+            log.error("the process that was followed does not end", export=str(export), problem=problem.detail)
         return serves
 
-    def _kept(self, export: ExportId, held: Held, running: Running, why: str, *, to: str, closed_at: float) -> MoveFailed:
+    def _kept(
+        self, export: ExportId, held: Held, running: Running, why: str, *, handing: Handing, closed_at: float
+    ) -> MoveFailed:
         """Serve on, and say for how long operations were held for nothing."""
         self._service.serve_on(export, running)
-        self._reports.say(export, held.export.epoch, "kept", to=to, why=why, gap_s=self._clock.monotonic() - closed_at)
+        gap_s = self._clock.monotonic() - closed_at
+        told = {"to": handing.destination, "operation_id": handing.operation_id}
+        self._reports.say(export, held.export.epoch, "kept", why=why, gap_s=gap_s, **told)
         return MoveFailed(why, export=str(export))
 
-    def activate(self, export: ExportId, held: Held, running: Running, *, consul_session: str) -> bool:
+    def activate(
+        self, export: ExportId, held: Held, running: Running, *, unserved_since: float | None, consul_session: str
+    ) -> bool:
         """Serve with the process that stood ready, and say so; False when the store does not answer, and to be done again.
 
-        On any other failure the export is unlocked again and goes to who had it before.
+        The report tells the gap since `unserved_since`, when this node first saw that nobody serves: a source that died in the
+        middle, or saw no heir for too long, tells of none. On any other failure the export is unlocked again and goes to who had
+        it before.
         """
+        began = self._clock.monotonic() if unserved_since is None else unserved_since
         holding = Holding(self._coordination, export, held.export, consul_session)
         addresses = [path.address for path in running.paths]
         try:
@@ -105,7 +137,8 @@ class Moves:
         except Problem as problem:
             self._service.back_out(export, addresses, holding, problem)
             raise
-        self._reports.say(export, holding.value.epoch, "served", client=holding.value.client)
+        gap = {"kind": "move", "was_on": held.export.next, "gap_s": self._clock.monotonic() - began}
+        self._reports.say(export, holding.value.epoch, "served", client=holding.value.client, **gap)
         return True
 
     def _passed_on(self, export: ExportId, held: Held, value: Export, *, heir: str, consul_session: str) -> bool:

@@ -98,10 +98,17 @@ class Service:
         self._targets.stop(export)
 
     def retire(self, export: ExportId, addresses: Collection[str]) -> None:
-        """End the process first: its connections must be reset while the address is still here to send the reset from."""
+        """End the process first: its connections must be reset while the address is still here to send the reset from.
+
+        An address that will not go away is nobody's to renew: the kernel takes it off when its lifetime is over.
+        """
         self.end(export, addresses)
         for address in addresses:
-            self._addresses.remove(address)
+            try:
+                self._addresses.remove(address)
+            except AddressFailed as problem:
+                lifetime_s = self._settings.address_lifetime_s
+                log.error("an address stays until its lifetime is over", problem=problem.detail, lifetime_s=lifetime_s)
 
     def back_out(self, export: ExportId, addresses: Collection[str], holding: "Holding", problem: Problem) -> None:
         log.error("cannot take", export=str(export), problem=problem.detail, code=problem.code)

@@ -89,24 +89,6 @@ class Worker:
         self._images = images
         self._watch = Watch(settings, coordination, on_change=self._changed, clock=clock)
         self._pulse = Pulse(touched or images, own, clock=clock)
-        exports = Exports(
-            self._node,
-            own,
-            seams,
-            self._service,
-            self._reports,
-            store_is_silent=lambda: self._pulse.is_silent,
-            clock=clock,
-        )
-        moves = Moves(
-            self._node,
-            own,
-            seams,
-            self._service,
-            self._reports,
-            saw=self._watch.saw,
-            clock=clock,
-        )
         self._membership = Membership(settings, coordination, clock=clock)
         self._leases = Leases(
             own,
@@ -120,16 +102,7 @@ class Worker:
         self._neighbours = self._asking_neighbours()
         self._image_store = self._asking_the_image_store()
         self._intents = Intents(own, self._watch, wake=self.wake, clock=clock)
-        self._lanes = Lanes(
-            own,
-            exports,
-            moves,
-            membership=self._membership,
-            intents=self._intents,
-            watch=self._watch,
-            on_end=self.wake,
-            clock=clock,
-        )
+        self._lanes = self._acting(seams)
         self._lock = threading.Lock()  # guards the one below
         self._news: frozenset[str] | None = None  # the keys that changed since the loop last looked, when nothing else did
         self._turned = Turned()
@@ -145,6 +118,19 @@ class Worker:
         self._withdrawn = threading.Event()
         self._serving: Serving | None = None
         self._threads: dict[str, threading.Thread] = {}
+
+    def _acting(self, seams: Seams) -> Lanes:
+        node, own, clock, parts = self._node, self._own, self._clock, (self._service, self._reports)
+        return Lanes(
+            own,
+            Exports(node, own, seams, *parts, store_is_silent=lambda: self._pulse.is_silent, clock=clock),
+            Moves(node, own, seams, *parts, saw=self._watch.saw, clock=clock),
+            membership=self._membership,
+            intents=self._intents,
+            watch=self._watch,
+            on_end=self.wake,
+            clock=clock,
+        )
 
     def _asking_neighbours(self) -> Neighbours:
         own, clock = self._own, self._clock

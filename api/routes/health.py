@@ -74,7 +74,7 @@ def _measure_gaps(context: Context) -> None:
     with context.records.read() as session:
         found = gaps.recent(session, limit=context.settings.api.gaps_max)
     context.metrics.gaps.clear()
-    for kind, seconds in (("move", found.moves), ("failover", found.failovers)):
+    for kind, seconds in (("move", found.moves), ("failover", found.failovers), ("restart", found.restarts)):
         for part in _QUANTILES if seconds else ():
             context.metrics.gaps.labels(kind, f"{part:g}").set(gaps.quantile(seconds, part) or 0.0)
 

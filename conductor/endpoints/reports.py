@@ -50,10 +50,18 @@ def handlers(records: Records, *, gap_alert_s: float, tell: Callable[[], None]) 
 
 def _note_gap(session: Session, report: ExportReport) -> str | None:
     """The id of the operation whose move this gap belongs to, if it is one's."""
-    if report.seen not in {"handed_on", "kept"} or not _gap_s(report):
+    told, gap_s = report.detail, _gap_s(report)
+    if not gap_s:
         return None
-    export, to = ExportId(report.disk_id, report.index), str(report.detail.get("to", ""))
-    return moves.note_gap(session, export, source=report.node, destination=to, gap_s=_gap_s(report))
+    operation_id: str | None
+    if report.seen in {"handed_on", "kept"}:
+        source, destination, operation_id = report.node, str(told.get("to", "")), str(told.get("operation_id", ""))
+    elif report.seen == "served" and told.get("kind") == "move":
+        source, destination, operation_id = str(told.get("was_on", "")), report.node, None
+    else:
+        return None
+    export = ExportId(report.disk_id, report.index)
+    return moves.note_gap(session, export, source=source, destination=destination, gap_s=gap_s, operation_id=operation_id)
 
 
 def _gap_s(report: ExportReport) -> float:

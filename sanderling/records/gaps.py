@@ -1,17 +1,17 @@
-"""The gaps that workers have reported: how long operations were held by a move, or an export was without owner."""
+"""The gaps that workers have reported: how long operations were held by a move, or nobody served an export."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from sanderling.records.tables import EventRow
+from sanderling.records.tables import EventRow, MoveRow
 
-MOVED: Final = "export.handed_on"
 SERVED: Final = "export.served"
 FAILOVER: Final = "failover"  # the `kind` in the report of a gateway that took over from one that was gone
+RESTART: Final = "restart"  # and of one that serves again what its own process had served
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +20,18 @@ class Gaps:
 
     moves: Sequence[float]
     failovers: Sequence[float]
+    restarts: Sequence[float]
 
 
 def recent(session: Session, *, limit: int) -> Gaps:
-    """Those in the newest `limit` moves and the newest `limit` failovers that were reported."""
+    """Those of the newest `limit` moves, also of such as ended where they began, failovers, and restarts that have one."""
 
-    def reports(*these: ColumnElement[bool]) -> list[dict[str, object]]:
-        query = select(EventRow.data).where(*these).order_by(EventRow.id.desc()).limit(limit)
-        return list(session.scalars(query))
+    def reported(kind: str) -> list[float]:
+        query = select(EventRow.data).where(EventRow.kind == SERVED, EventRow.data["kind"].as_string() == kind)
+        return _seconds(list(session.scalars(query.order_by(EventRow.id.desc()).limit(limit))))
 
-    failovers = reports(EventRow.kind == SERVED, EventRow.data["kind"].as_string() == FAILOVER)
-    return Gaps(_seconds(reports(EventRow.kind == MOVED)), _seconds(failovers))
+    moved = select(MoveRow.gap_s).where(MoveRow.gap_s.is_not(None)).order_by(MoveRow.started_at.desc()).limit(limit)
+    return Gaps([gap for gap in session.scalars(moved) if gap is not None], reported(FAILOVER), reported(RESTART))
 
 
 def quantile(gaps: Sequence[float], part: float) -> float | None:

@@ -104,15 +104,20 @@ def close(session: Session, operation_id: str, *, now: datetime, actor: str) -> 
             apply(session, operation_id, move.position, event, now=now, actor=actor, problem=problem)
 
 
-def note_gap(session: Session, export: ExportId, *, source: str, destination: str, gap_s: float) -> str | None:
+def note_gap(
+    session: Session, export: ExportId, *, source: str, destination: str, gap_s: float, operation_id: str | None
+) -> str | None:
     """Store how long the export's operations were held, with its latest such move; the id of its operation if there is one.
 
-    The source's report may come before or after the move has been seen to end.
+    The source's report names the operation, and may come before or after the move has been seen to end. The heir's cannot, and
+    what it saw, which is the end of the gap alone, counts only where the source says nothing.
     """
     same = (MoveRow.disk_id == export.disk_id, MoveRow.index == export.index, MoveRow.destination == destination)
     query = select(MoveRow).where(*same, MoveRow.source == source, MoveRow.started_at.is_not(None))
+    if operation_id is not None:
+        query = query.where(MoveRow.operation_id == operation_id)
     row = session.scalars(query.order_by(MoveRow.started_at.desc()).limit(1)).first()
-    if row is None or row.gap_s is not None:
+    if row is None or (row.gap_s is not None and operation_id is None):
         return None
     row.gap_s = gap_s
     return row.operation_id

@@ -152,6 +152,9 @@ class MoveRow(Base):
     """One move of an operation that assigns paths."""
 
     __tablename__ = "moves"
+    __table_args__ = (
+        Index("ix_moves_gaps", "started_at", sqlite_where=text("gap_s IS NOT NULL"), postgresql_where=text("gap_s IS NOT NULL")),
+    )
 
     operation_id: Mapped[str] = mapped_column(ForeignKey("operations.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(Integer, primary_key=True)

@@ -6,7 +6,8 @@ from sanderling.model.disks import DiskEvent
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 from sanderling.model.moves import Move, MoveEvent, MoveState
 from sanderling.model.operations import OperationEvent
-from sanderling.records import disks, marks, moves, operations
+from sanderling.records import assignments, disks, marks, moves, operations
+from sanderling.settings import Conductor
 from tests.unit.api_app import Api
 
 
@@ -115,6 +116,20 @@ class Site:
                 moves.apply(session, operation_id, move.position, outcome, now=now, actor="c")
             end = OperationEvent.FAIL if fails else OperationEvent.SUCCEED
             operations.end(session, operation_id, end, claim_epoch=claimed.claim_epoch, now=now)
+
+    def measured(self, *gaps_s: float) -> None:
+        """Moves that are over, with their gaps."""
+        one = Move(position=0, disk_id="d", disk_name="d", index=0, addresses=(), source="node-a", destination="node-b")
+        asked = [one.model_copy(update={"position": at, "index": at}) for at in range(len(gaps_s))]
+        with self.api.records.begin() as session:
+            now = self.api.clock.wall()
+            operation = assignments.submit(session, moves=asked, conductor=Conductor(), requested_by="c", now=now)
+            session.flush()
+            for move, gap_s in zip(asked, gaps_s, strict=True):
+                moves.apply(session, operation.id, move.position, MoveEvent.START, now=now, actor="c")
+                ends = {"source": move.source, "destination": move.destination, "operation_id": operation.id}
+                moves.note_gap(session, move.export, gap_s=gap_s, **ends)
+            operations.request_cancel(session, operation.id, actor="c", now=now)
 
     def post(self, path: str, body: dict[str, Any] | None = None, *, status: int = 202) -> dict[str, Any]:
         """The answer's body, when it comes with that status."""

@@ -236,14 +236,15 @@ def test_a_reader_neither_drains_nor_marks(site: Site, role: Role) -> None:
 
 def test_metrics_tell_the_gaps_the_score_and_what_each_gateway_serves(site: Site) -> None:
     now = site.api.clock.wall()
+    site.measured(0.02, 0.04, 0.9)
     with site.api.records.begin() as session:
-        for gap_s in (0.02, 0.04, 0.9):
-            events.append(session, "export.handed_on", at=now, actor="node-a", data={"gap_s": gap_s})
-        events.append(session, "export.served", at=now, actor="node-a", data={"gap_s": 3.5, "kind": "failover"})
+        for kind, gap_s in (("failover", 3.5), ("restart", 0.3), ("move", 7.0)):
+            events.append(session, "export.served", at=now, actor="node-a", data={"gap_s": gap_s, "kind": kind})
     text = site.get_text("/metrics")
     assert 'sanderling_gap_seconds{kind="move",quantile="0.5"} 0.04' in text
     assert 'sanderling_gap_seconds{kind="move",quantile="1"} 0.9' in text
     assert 'sanderling_gap_seconds{kind="failover",quantile="0.99"} 3.5' in text
+    assert 'sanderling_gap_seconds{kind="restart",quantile="0.99"} 0.3' in text
     assert 'sanderling_gateway_exports{gateway="node-a"} 1.0' in text
     assert "sanderling_unserved_after_one_loss 0.0" in text
     site.mark("db", avoid=("node-b", "node-c"))

@@ -176,9 +176,11 @@ def calls_of_a_takeover() -> int:
 PLACES = [(at, after) for at in range(1, calls_of_a_takeover() + 1) for after in (False, True)]
 
 
-@pytest.mark.rows("PA-13", "IS-15", "IS-16")
+@pytest.mark.rows("PA-13", "IS-15", "IS-16", "W-IS-10")
 def test_a_taken_export_serves_and_says_so(lab: Lab) -> None:
+    before = lab.clock.monotonic()
     assert lab.take("a")
+    assert lab.clock.monotonic() == before, "no step waits for time to pass"
     held = lab.held
     assert (held.export.phase, held.export.node, held.export.counter) == (ExportPhase.SERVING, "a", 1)
     assert held.consul_session == lab.sessions["a"]
@@ -294,6 +296,7 @@ def test_initiators_of_the_last_owner_are_tickled_from_this_path_only(lab: Lab) 
     assert list(lab.addresses["a"].tickled) == [here]
 
 
+@pytest.mark.rows("PA-41")
 def test_an_export_given_up_in_order_needs_no_fence(lab: Lab) -> None:
     lab.take("a")
     give_up(lab, "a")
@@ -422,7 +425,7 @@ def test_a_process_that_hangs_is_given_up_all_the_same(lab: Lab) -> None:
     assert lab.targets("a").actual() == ()
 
 
-@pytest.mark.rows("W-PA-15")
+@pytest.mark.rows("PA-39", "PA-40", "W-PA-15")
 def test_giving_up_from_an_old_view_does_not_make_a_removed_key_again(lab: Lab) -> None:
     lab.take("a")
     old, running = lab.held, lab.targets("a").actual()[0]

@@ -66,12 +66,13 @@ def alerts(records: Records) -> list[EventRow]:
 @pytest.mark.parametrize("first", ["report", "end"])
 def test_the_gap_of_a_move_is_stored_with_it_whichever_comes_first(records: Records, first: str) -> None:
     operation_id = moved(records)
+    said: dict[str, Any] = {"to": "g2", "served": True, "gap_s": 0.02, "operation_id": operation_id}
     if first == "report":
-        told(records, "handed_on", to="g2", served=True, gap_s=0.02)
+        told(records, "handed_on", **said)
     with records.begin() as session:
         moves.apply(session, operation_id, 0, MoveEvent.SUCCEED, now=records.now(), actor="c1")
     if first == "end":
-        told(records, "handed_on", to="g2", served=True, gap_s=0.02)
+        told(records, "handed_on", **said)
     with records.read() as session:
         (move,) = moves.of(session, operation_id)
         event = session.query(EventRow).filter_by(kind="export.handed_on").one()
@@ -82,7 +83,7 @@ def test_the_gap_of_a_move_is_stored_with_it_whichever_comes_first(records: Reco
 
 def test_a_move_that_was_refused_at_the_end_has_its_gap_too(records: Records) -> None:
     operation_id = moved(records)
-    told(records, "kept", to="g2", why="busy", gap_s=3.1)
+    told(records, "kept", to="g2", why="busy", gap_s=3.1, operation_id=operation_id)
     with records.begin() as session:
         moves.apply(session, operation_id, 0, MoveEvent.FAIL, now=records.now(), actor="c1")
     with records.read() as session:
@@ -91,14 +92,38 @@ def test_a_move_that_was_refused_at_the_end_has_its_gap_too(records: Records) ->
 
 def test_a_gap_of_another_move_is_not_mixed_up_with_it(records: Records) -> None:
     operation_id = moved(records, source="g3")
-    told(records, "handed_on", to="g2", served=True, gap_s=0.02)
+    told(records, "handed_on", to="g2", served=True, gap_s=0.02, operation_id=operation_id)
     with records.read() as session:
         assert moves.of(session, operation_id)[0].gap_s is None
 
 
+def test_a_report_that_was_late_says_nothing_of_the_next_move_between_the_same_gateways(records: Records) -> None:
+    operation_id = moved(records)
+    told(records, "handed_on", to="g2", served=True, gap_s=0.02, operation_id="an earlier one")
+    with records.read() as session:
+        assert moves.of(session, operation_id)[0].gap_s is None
+
+
+@pytest.mark.parametrize("first", ["heir", "source", "heir alone"])
+def test_the_gap_that_the_heir_saw_counts_when_the_source_tells_of_none(records: Records, first: str) -> None:
+    """A source that dies in the middle, or does not see its heir serve in time, has no gap to tell of."""
+    operation_id = moved(records)
+    source: dict[str, Any] = {"to": "g2", "operation_id": operation_id, "served": first != "heir alone"}
+    if first != "heir alone":
+        source["gap_s"] = 0.5
+    if first == "source":
+        told(records, "handed_on", **source)
+    told(records, "served", report_id="r2", node="g2", kind="move", was_on="g1", gap_s=8.0)
+    if first != "source":
+        told(records, "handed_on", **source)
+    with records.read() as session:
+        assert moves.of(session, operation_id)[0].gap_s == (8.0 if first == "heir alone" else 0.5)
+    assert len(alerts(records)) == 1, "it is longer than allowed, whoever says so"
+
+
 def test_a_gap_that_is_longer_than_allowed_is_an_alert(records: Records) -> None:
     operation_id = moved(records)
-    told(records, "handed_on", to="g2", served=True, gap_s=6.0)
+    told(records, "handed_on", to="g2", served=True, gap_s=6.0, operation_id=operation_id)
     told(records, "served", report_id="r2", node="g2", gap_s=7.5, kind="failover")
     told(records, "served", report_id="r3", gap_s=4.9, kind="failover")
     move, failover = alerts(records)

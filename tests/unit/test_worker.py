@@ -203,6 +203,7 @@ def test_clean_gives_an_export_up_and_leaves_it_to_others(node: Node) -> None:
     assert str(export) in Gateway.model_validate_json(entry.value).refused
 
 
+@pytest.mark.rows("PA-44")
 def test_path_host_takes_an_export_that_was_placed_elsewhere(node: Node) -> None:
     session = node.store.open_session("elsewhere", check_ttl_s=3600)
     node.store.acquire(ELSEWHERE.key, ELSEWHERE.model_dump_json().encode(), consul_session=session)
@@ -216,6 +217,7 @@ def test_path_host_takes_an_export_that_was_placed_elsewhere(node: Node) -> None
     node.serve(export)
 
 
+@pytest.mark.rows("PA-38")
 @pytest.mark.parametrize("method", ["clean", "path_host"])
 def test_a_command_for_an_old_epoch_is_refused_and_changes_nothing(node: Node, method: str) -> None:
     export = node.publish("1")
@@ -369,3 +371,56 @@ def test_a_lock_that_a_glance_finds_gone_is_no_proof_of_a_lease_any_more(node: N
     assert not turns
     assert {lease.export: lease.consul_session for lease in node.worker._leases._leases} == {one: None, two: session}
     waited(lambda: one not in node.node.processes, within_s=10, what="it is dropped")
+
+
+@pytest.mark.rows("W-IS-8")
+def test_an_export_whose_taking_hangs_keeps_no_other_from_being_taken_given_up_and_counted_in(node: Node) -> None:
+    hangs, others, let, asked = node.publish("1"), [node.publish("2"), node.publish("3")], threading.Event(), threading.Event()
+    plain = node.store.acquire
+
+    def acquire(key: str, value: bytes, *, consul_session: str, expected: int | None = None) -> bool:
+        if key == hangs.key:
+            asked.set()
+            assert let.wait(20)
+        return plain(key, value, consul_session=consul_session, expected=expected)
+
+    node.store.acquire = acquire  # type: ignore[method-assign]
+    for export in others:
+        node.serve(export)
+    assert asked.wait(10)
+    node.publish("2", started=False, revision=2)
+    node.turn_until(lambda: node.value(others[0]).phase is ExportPhase.LEFT, "one is given up")
+    entry = node.store.get("nodes/here")
+    assert entry is not None
+    assert str(others[1]) in Gateway.model_validate_json(entry.value).running
+    let.set()
+    node.serve(hangs)
+
+
+@pytest.mark.rows("W-IS-7")
+def test_what_is_seen_to_be_free_is_taken_at_once(node: Node) -> None:
+    node.turn()
+    node.turn()  # its gateway counts itself in
+    export = node.publish("1")
+    node.turn()
+    assert export in node.worker._lanes.look().busy or node.value(export).phase is not ExportPhase.FREE
+
+
+@pytest.mark.rows("IS-12", "IS-13", "W-IS-3")
+def test_a_loop_whose_turns_fail_tries_again_no_later_than_one_whose_turns_do_not(node: Node) -> None:
+    waits: list[float] = []
+
+    class Clock(SystemClock):
+        def wait(self, event: threading.Event, timeout_s: float) -> bool:
+            if event is node.worker._awake:
+                waits.append(timeout_s)
+            return event.is_set() if event is node.worker._awake else super().wait(event, timeout_s)
+
+    def fails() -> tuple[Running, ...]:
+        if len(waits) > 20:
+            node.worker._stopping.set()
+        raise (Unavailable("away", dependency="consul") if len(waits) % 2 else ZeroDivisionError)
+
+    node.worker._clock, node.worker._targets.actual = Clock(), fails  # type: ignore[method-assign]
+    node.worker._reconcile()
+    assert set(waits) == {node.settings.iscsi_worker.renew_interval_s}

@@ -19,11 +19,11 @@ from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.view import Held
 from iscsi_worker.worker import Worker
 from rpc.bus import Bus
-from rpc.messages import ExportCommand
+from rpc.messages import ExportCommand, ExportReport
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination, Op
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.errors import StaleEpoch, TargetFailed, Unavailable
+from sanderling.errors import AddressFailed, StaleEpoch, TargetFailed, Unavailable
 from sanderling.images.base import Images
 from sanderling.model import exports
 from sanderling.model.disks import Disk
@@ -49,6 +49,7 @@ DISK = Disk(
 EXPORT = ExportId("1", 0)
 INITIATOR = "iqn.initiator"
 LOST = exports.Store(cut_off=True)
+CALLS = 19
 
 
 class Killed(BaseException):
@@ -106,9 +107,24 @@ class Moving(MemoryTargets):
         self._maybe("open_portal")
         super().open_portal(export, address)
 
+    def stop(self, export: ExportId) -> None:
+        self._maybe("stop")
+        super().stop(export)
+
     def _maybe(self, name: str) -> None:
         if name in self.fails:
             raise TargetFailed(f"{name} refused")
+
+
+class Sticky(Memory):
+    """Addresses that cannot be taken off while told so."""
+
+    is_stuck = False
+
+    def remove(self, address: str) -> None:
+        if self.is_stuck:
+            raise AddressFailed(f"{address}: Operation not permitted", address=address)
+        super().remove(address)
 
 
 class Killing:
@@ -142,7 +158,7 @@ class Side:
     """One node of the pair. Its worker dies at its lanes' call number `kill_at`, and `revive` starts it again."""
 
     def __init__(self, name: str, folder: Path, store: Coordination, memory: MemoryStore) -> None:
-        self.name, self.addresses = name, Memory(CLOCK)
+        self.name, self.addresses = name, Sticky(CLOCK)
         self.calls, self.kill_at, self.after, self.is_dead = 0, 0, False, False
         self.is_following = False  # what it sees is what the journals name, as in a worker's process
         self._store, self._memory, self.is_proving = store, memory, True
@@ -265,6 +281,7 @@ def test_a_source_that_nobody_is_ready_to_follow_goes_on_serving(pair: Pair) -> 
     assert pair.b.targets.actual() == ()
 
 
+@pytest.mark.rows("PA-14")
 def test_who_stands_ready_serves_nothing_until_the_lock_is_handed_on(pair: Pair) -> None:
     pair.command(pair.b, "path_host")
     pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready")
@@ -408,10 +425,61 @@ def test_a_store_that_stays_away_at_the_step_keeps_the_gate_closed(pair: Pair) -
     pair.until(lambda: pair.a.serves() != pair.b.serves(), "one serves")
 
 
+def said(side: Side) -> dict[str, ExportReport]:
+    """What it has reported, by the word."""
+    return {one.seen: one for one in side.worker._reports._queue.queue if one is not None}
+
+
+@pytest.mark.rows("PA-42", "W-PA-14")
+def test_an_address_that_will_not_go_away_keeps_no_export_from_being_handed_on(pair: Pair) -> None:
+    pair.a.addresses.is_stuck = True
+    pair.ask_to_move()
+    pair.until(pair.b.serves, "b serves")
+    pair.until(lambda: "handed_on" in said(pair.a) and not pair.a.targets.actual(), "a has ended")
+    assert said(pair.a)["handed_on"].detail["gap_s"] > 0
+    assert "kept" not in said(pair.a), "it was not"
+    assert pair.a.addresses.lent() == {"10.0.0.1"}, "until its lifetime is over"
+
+
+@pytest.mark.rows("PA-42", "W-PA-14")
+def test_an_address_that_will_not_go_away_keeps_no_export_from_being_given_up(pair: Pair) -> None:
+    pair.a.addresses.is_stuck = True
+    pair.command(pair.a, "clean")
+    pair.until(pair.b.serves, "b serves")
+    assert not pair.memory.fenced, "it was given up in order"
+
+
+def test_an_address_that_will_not_go_away_keeps_no_lock_that_could_not_be_used(pair: Pair) -> None:
+    pair.b.targets.fails, pair.b.addresses.is_stuck = {"open_portal"}, True
+    pair.ask_to_move()
+    pair.until(lambda: "refused" in said(pair.b), "b has tried")
+    pair.until(pair.a.serves, "a serves again")
+
+
+def test_a_process_that_will_not_end_was_handed_on_all_the_same_and_is_dropped_once_it_can_be(pair: Pair) -> None:
+    pair.a.targets.fails = {"stop"}
+    pair.ask_to_move()
+    pair.until(lambda: pair.b.serves() and "handed_on" in said(pair.a), "b serves")
+    pair.until(lambda: bool(pair.memory.fenced), "what does not end is fenced")
+    assert "kept" not in said(pair.a)
+    pair.a.targets.fails = set()
+    pair.until(lambda: not pair.a.targets.actual() and not pair.a.addresses.lent(), "a has ended")
+    assert pair.b.serves()
+
+
+def test_a_move_makes_no_more_calls_than_those_at_which_workers_are_killed(pair: Pair) -> None:
+    waited(lambda: not pair.a.worker._lanes.look().busy, within_s=10, what="nothing is under way")
+    pair.a.calls = pair.b.calls = 0
+    pair.ask_to_move()
+    pair.until(lambda: pair.value.phase is ExportPhase.SERVING and not pair.a.targets.actual(), "moved")
+    waited(lambda: not pair.a.worker._lanes.look().busy, within_s=10, what="a is done")
+    assert max(pair.a.calls, pair.b.calls) < CALLS
+
+
 @pytest.mark.rows("W-PA-13", "W-PA-14")
 @pytest.mark.parametrize("returns", [True, False], ids=["it is started again", "it stays away"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("at", range(1, 19))
+@pytest.mark.parametrize("at", range(1, CALLS))
 @pytest.mark.parametrize("victim", ["source", "destination"])
 def test_a_worker_killed_at_any_call_of_a_move_leaves_one_node_that_serves(
     pair: Pair, victim: str, at: int, after: bool, returns: bool
@@ -458,7 +526,9 @@ def test_a_destination_whose_lock_was_not_proved_a_moment_ago_does_not_open_its_
         pair.b.turn()
     assert not pair.b.serves()
     pair.b.is_proving = True
-    pair.until(pair.b.serves, "b serves")
+    pair.until(lambda: pair.b.serves() and "served" in said(pair.b), "b serves")
+    told = said(pair.b)["served"].detail
+    assert (told["kind"], told["was_on"], told["gap_s"] > 0) == ("move", "a", True), "the source may have given up waiting"
 
 
 def test_a_repetition_that_crossed_with_the_answer_drains_nothing_again(pair: Pair) -> None:
