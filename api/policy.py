@@ -1,6 +1,7 @@
 """Who may do what: one rule for each route, denied unless the rule says otherwise, and open to a site's own policy file."""
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +9,7 @@ from oslo_config import cfg
 from oslo_policy import policy as oslo
 
 from sanderling.errors import Forbidden, SettingsRefused
+from sanderling.model.operations import OperationKind
 from sanderling.records.tokens import Role
 
 _DENY = "!"  # what decides where there is no rule; no rule can have this name
@@ -46,7 +48,8 @@ RULES: Final = [
     _rule("subnet:delete", Role.ADMIN, "Remove a subnet", "DELETE /v1/subnets/{subnet}"),
     _rule("gateway:read", Role.READER, "See the live gateways", "GET /v1/gateways", "GET /v1/gateways/{gateway}"),
     _rule("operation:read", Role.READER, "See operations", "GET /v1/operations", "GET /v1/operations/{operation}"),
-    _rule("operation:cancel", Role.OPERATOR, "Ask that an operation be undone", "POST /v1/operations/{operation}/cancel"),
+    _rule("operation:cancel", Role.OPERATOR, "Ask that an operation be undone, by who may ask for such a one",
+          "POST /v1/operations/{operation}/cancel"),
     _rule("event:read", Role.READER, "Follow the history", "GET /v1/events"),
     _rule("leader:read", Role.READER, "See who leads", "GET /v1/leaders", "GET /v1/leaders/{service}"),
     _rule("token:read", Role.ADMIN, "See tokens, never their secrets", "GET /v1/tokens"),
@@ -55,6 +58,19 @@ RULES: Final = [
     _rule("metrics:read", Role.READER, "Read the process's metrics", "GET /metrics"),
 ]
 # fmt: on
+
+
+RIGHT_TO_ASK: Final[Mapping[OperationKind, str]] = {
+    OperationKind.CREATE_DISK: "disk:create",
+    OperationKind.START_DISK: "disk:start",
+    OperationKind.STOP_DISK: "disk:stop",
+    OperationKind.DELETE_DISK: "disk:delete",
+    OperationKind.ASSIGN_PATHS: "assignment:apply",
+    OperationKind.DRAIN_GATEWAY: "gateway:drain",
+    OperationKind.UNDRAIN_GATEWAY: "gateway:drain",
+    OperationKind.MARK_DISK: "disk:mark",
+}
+"""The rule for asking for an operation, and so for cancelling it, too, whichever way that is asked for."""
 
 
 def defaults() -> list[oslo.RuleDefault]:

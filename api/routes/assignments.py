@@ -15,6 +15,7 @@ from api.changes import Change, ChangeOf, show_operation
 from api.context import Context, ContextOf
 from api.pages import PageOf
 from api.plans import Planned
+from api.policy import RIGHT_TO_ASK
 from api.rules import Address, Body, Text
 from api.situations import Seen
 from sanderling.errors import InvalidInput, NotFound
@@ -117,6 +118,7 @@ def cancel(
     """Begin no further move. Those under way come to their end, and what has been moved stays: undo is a request of its own."""
     with context.records.begin() as session:
         operation = _get(session, assignment)
+        context.policy.check(RIGHT_TO_ASK[operation.kind], caller.role)
         asked = operations.request_cancel(session, operation.id, actor=caller.name, now=context.clock.wall())
         counts = moves.counts(session, [operation.id])[operation.id]
     context.changed()

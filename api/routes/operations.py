@@ -8,6 +8,7 @@ from api.auth import Allowed, Caller
 from api.changes import show_operation
 from api.context import ContextOf
 from api.pages import PageOf
+from api.policy import RIGHT_TO_ASK
 from sanderling.model.operations import OperationKind, OperationState
 from sanderling.records import operations
 
@@ -37,8 +38,12 @@ def show(operation: str, context: ContextOf, _caller: Annotated[Caller, Depends(
 
 @router.post("/v1/operations/{operation}/cancel", status_code=202)
 def cancel(operation: str, context: ContextOf, caller: Annotated[Caller, Depends(Allowed("operation:cancel"))]) -> dict[str, Any]:
-    """Ask that it be undone. One that nobody has begun is cancelled at once; another is when its conductor comes to it."""
+    """Ask that it be undone. One that nobody has begun is cancelled at once; another is when its conductor comes to it.
+
+    It takes the right to ask for such an operation as well.
+    """
     with context.records.begin() as session:
+        context.policy.check(RIGHT_TO_ASK[operations.get(session, operation).kind], caller.role)
         asked = operations.request_cancel(session, operation, actor=caller.name, now=context.clock.wall())
     context.changed()
     return show_operation(asked)

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Depends
 
 from api import app as app_module
 from api.auth import Allowed, Caller, check_routes, everybody
-from api.policy import RULES, Policy, defaults, sample
+from api.policy import RIGHT_TO_ASK, RULES, Policy, defaults, sample
 from sanderling.errors import Forbidden, SettingsRefused
+from sanderling.model.operations import OperationKind
 from sanderling.records import tokens
 from sanderling.records.tokens import Role
 from tests.unit.api_app import GIB, Api, running
@@ -159,6 +160,11 @@ def test_a_rule_that_no_route_asks_for_is_refused_at_the_start() -> None:
     whole = [route for router in app_module.ROUTERS for route in router.routes if route.path != "/v1/subnets/{subnet}"]
     with pytest.raises(SettingsRefused, match="subnet:delete"):
         check_routes(whole)
+
+
+def test_every_kind_of_operation_has_a_rule_for_who_may_cancel_it() -> None:
+    assert set(RIGHT_TO_ASK) == set(OperationKind)
+    assert set(RIGHT_TO_ASK.values()) <= {rule.name for rule in RULES}
 
 
 def test_the_sample_of_the_policy_is_what_the_code_says() -> None:
