@@ -129,7 +129,7 @@ def _gateway_rule(seen: Seen, gateway: str) -> dict[str, str] | None:
     if gateway in seen.drained:
         return {"rule": f"{gateway} is drained", "fix": f"undrain it first, or {others}"}
     if gateway in layout.drained:
-        return {"rule": f"{gateway} is cut off on a network of the paths", "fix": f"mend that, or {others}"}
+        return {"rule": f"{gateway} is cut off from the image store", "fix": f"mend that, or {others}"}
     if gateway in seen.situation.gateways and gateway not in layout.gateways:
         return {"rule": f"{gateway} is giving up what it serves and stops", "fix": others}
     if gateway not in layout.gateways:
@@ -142,7 +142,7 @@ def _unfit(seen: Seen, gateway: str, export: ExportId, addresses: Sequence[str])
     disk, there = seen.situation.disks[export.disk_id], seen.situation.gateways[gateway]
     paths = disk.export_paths(export.index)
     where = next(number for number, address in enumerate(addresses) if address in {path.address for path in paths})
-    if gateway in seen.layout.avoid.get(disk.id, ()):
+    if gateway in seen.situation.avoid.get(disk.id, ()):
         yield {
             "field": f"paths[{where}]",
             "rule": f"disk {disk.name} avoids {gateway}",
@@ -150,7 +150,13 @@ def _unfit(seen: Seen, gateway: str, export: ExportId, addresses: Sequence[str])
         }
     elsewhere = {name for other in seen.situation.gateways.values() for name in other.interfaces}
     for path in paths:
-        if path.interface in elsewhere and path.interface not in there.interfaces:
+        if path.interface in there.front.cut_off:
+            yield {
+                "field": f"paths[{where}]",
+                "rule": f"{gateway} is cut off on {path.interface}, which {path.address} needs",
+                "fix": f"mend that, or choose another gateway for disk {disk.name}",
+            }
+        elif path.interface in elsewhere and path.interface not in there.interfaces:
             yield {
                 "field": f"paths[{where}]",
                 "rule": f"{gateway} has no working interface {path.interface}, which {path.address} needs",
@@ -168,8 +174,10 @@ def _obstacles(seen: Seen, move: Move) -> Iterator[str]:
     rule = _gateway_rule(seen, move.source)
     if rule is not None:
         yield rule["rule"]
-    if move.source in seen.layout.avoid.get(move.disk_id, ()):
+    if move.source in seen.situation.avoid.get(move.disk_id, ()):
         yield f"it avoids {move.source} now"
+    elif move.source in seen.layout.avoid.get(move.disk_id, ()):
+        yield f"{move.source} is cut off on a network of its paths now"
 
 
 def _together(seen: Seen, chosen: Collection[ExportId], addresses: Sequence[str]) -> list[str]:

@@ -16,9 +16,13 @@ from sanderling.records import disks, marks
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """`exports` holds every started export's value as far as it can be read; `disks` every started disk by its id."""
+    """`exports` holds every started export's value as far as it can be read; `disks` every started disk by its id.
+
+    `avoid` is what people have marked; the layout's holds also the disks that a gateway cannot serve for want of a network.
+    """
 
     layout: Layout
+    avoid: Mapping[str, frozenset[str]]
     exports: Mapping[ExportId, Export]
     disks: Mapping[str, Disk]
     gateways: Mapping[str, Gateway]
@@ -45,7 +49,7 @@ def read(session: Session, coordination: Coordination) -> Situation:
 def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) -> Situation:
     """The situation in these entries of `exports/` and `nodes/`; a value that cannot be read is an export without owner.
 
-    Who is cut off, in front or from the image store, gets as little as who is drained.
+    Who is cut off from the image store gets as little as who is drained; who is cut off in front, no disk that has a path there.
     """
     started = {disk.id: disk for disk in disks.started(session)}
     marked = marks.read(session)
@@ -60,10 +64,25 @@ def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) ->
             values[export] = value
             owners[export] = value.node if entry.consul_session else None
     serving = frozenset(name for name, gateway in live.items() if not gateway.withdrawing)
-    cut_off = {name for name, gateway in live.items() if gateway.front.cut_off or gateway.store.cut_off}
-    aside = marked.drained | cut_off
-    layout = Layout(owners=owners, gateways=serving, drained=aside, pins=marked.pins, avoid=marked.avoid)
-    return Situation(layout, values, started, live)
+    aside = marked.drained | {name for name, gateway in live.items() if gateway.store.cut_off}
+    avoid = _with_cut_off(marked.avoid, started, live)
+    layout = Layout(owners=owners, gateways=serving, drained=aside, pins=marked.pins, avoid=avoid)
+    return Situation(layout, marked.avoid, values, started, live)
+
+
+def _with_cut_off(
+    avoid: Mapping[str, frozenset[str]], started: Mapping[str, Disk], live: Mapping[str, Gateway]
+) -> Mapping[str, frozenset[str]]:
+    cut_off = {name: gateway.front.cut_off for name, gateway in live.items() if gateway.front.cut_off}
+    if not cut_off:
+        return avoid
+    kept_from = dict(avoid)
+    for disk in started.values():
+        needed = {path.interface for path in disk.paths}
+        unfit = {name for name, interfaces in cut_off.items() if not needed.isdisjoint(interfaces)}
+        if unfit:
+            kept_from[disk.id] = kept_from.get(disk.id, frozenset()) | unfit
+    return kept_from
 
 
 def _export_of(key: str) -> ExportId | None:

@@ -62,20 +62,29 @@ def test_a_value_that_cannot_be_read_is_an_export_without_owner(session: Session
     assert layout.owners[ExportId("a", 0)] is None
 
 
-def test_who_is_dead_or_withdrawing_is_no_gateway_and_who_is_drained_or_cut_off_gets_nothing_new(session: Session) -> None:
+def test_who_is_dead_or_withdrawing_is_no_gateway_and_who_is_drained_or_has_no_store_gets_nothing_new(session: Session) -> None:
     marks.drain(session, "n3", is_drained=True, now=NOW, actor="t", operation_id="o")
-    cut_off = Front(cut_off=("eth0",))
     entries = [
         gateway("n1"),
         gateway("n2", session=None),
         gateway("n3"),
         gateway("n4", withdrawing=True),
-        gateway("n5", front=cut_off),
         gateway("n6", store=Store(cut_off=True)),
     ]
     layout = layouts.of(session, [], entries).layout
-    assert layout.gateways == {"n1", "n3", "n5", "n6"}
+    assert layout.gateways == {"n1", "n3", "n6"}
     assert layout.usable == {"n1"}
+
+
+def test_who_is_cut_off_on_a_network_is_kept_from_the_disks_with_a_path_there_and_from_no_other(session: Session) -> None:
+    far = disk("far", 4, Access.EXCLUSIVE, started=True)
+    paths = tuple(path.model_copy(update={"interface": "eth9"}) for path in far.paths)
+    disks.insert(session, far.model_copy(update={"paths": paths}), now=NOW, state=DiskState.STARTED)
+    marks.mark_disk(session, "a", pin=None, avoid=frozenset({"n1"}), now=NOW, actor="t", operation_id="o")
+    situation = layouts.of(session, [], [gateway("n1"), gateway("n2", front=Front(cut_off=("eth0",)))])
+    assert situation.layout.usable == {"n1", "n2"}
+    assert situation.layout.avoid == {"a": {"n1", "n2"}, "b": {"n2"}}
+    assert situation.avoid == {"a": {"n1"}}, "what people have marked"
 
 
 def test_a_move_names_the_disk_and_the_addresses_that_go_along(session: Session) -> None:
