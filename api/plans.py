@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from api.situations import NAMED_MAX, Seen, changes, show_distribution, show_score
 from sanderling.errors import PlanOutdated
@@ -12,6 +12,8 @@ from sanderling.model.moves import Move
 from sanderling.records import gaps
 from sanderling.records.gaps import Gaps
 from sanderling.records.plans import StoredPlan
+
+SAID_MAX: Final = 3  # changes in the one sentence; `changes` has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +30,20 @@ def stored(seen: Seen, plan: StoredPlan) -> Planned:
     """The plan again, for what it was made from still holds; `PlanOutdated` names what does not."""
     found = changes(plan.layout, seen.layout)
     if found:
-        first = {name: value for name, value in found[0].items() if name not in {"what", "was", "is"}}
+        said = ", ".join(_said(change) for change in found[:SAID_MAX])
+        more = f" and {len(found) - SAID_MAX} more" if len(found) > SAID_MAX else ""
         raise PlanOutdated(
-            f"{len(found)} of the facts that plan {plan.id} was made from have changed, the first: "
-            f"{found[0]['what']} {next(iter(first.values()))} was {found[0]['was']}, is {found[0]['is']}; plan again",
+            f"{len(found)} of the facts that plan {plan.id} was made from have changed: {said}{more}; plan again",
             plan_id=plan.id,
             changes=found[:NAMED_MAX],
             more=max(0, len(found) - NAMED_MAX),
         )
     return Planned(plan.request, seen, plan.moves, () if plan.moves else ("nothing to do: the plan moves nothing",))
+
+
+def _said(change: Mapping[str, Any]) -> str:
+    about = next(value for name, value in change.items() if name not in {"what", "was", "is"})
+    return f"{change['what']} {about} was {change['was']} and is {change['is']}"
 
 
 def in_moves(seen: Seen, planned: Sequence[PlannedMove]) -> tuple[Move, ...]:

@@ -18,7 +18,7 @@ from sanderling import layouts
 from sanderling.errors import Busy, Problem
 from sanderling.model import balance, plans
 from sanderling.model.balance import Layout, PlannedMove
-from sanderling.model.moves import Move, MoveState
+from sanderling.model.moves import MOVES, Move, MoveState
 from sanderling.records import assignments, moves, operations
 from sanderling.settings import Conductor, Settings
 
@@ -46,15 +46,15 @@ def decide(
 ) -> Sequence[PlannedMove]:
     """The moves to make now. `lately` are those asked for within the span in which they are counted.
 
-    An export without owner is left to the workers, one whose disk has an operation to that, and one whose move failed lately
-    where it is.
+    An export without owner is left to the workers, one whose disk has an operation to that, and one whose move failed or was
+    cancelled lately where it is.
     """
     allowed = own.balance_moves_max - len(lately)
     if now - steady.since < own.balance_cool_down_s or allowed <= 0:
         return ()
-    failed = {move.export for move in lately if move.state is MoveState.FAILED}
+    tried = {move.export for move in lately if move.state in MOVES.rest and move.state is not MoveState.SUCCEEDED}
     served = [export for export, owner in layout.owners.items() if owner is not None]
-    chosen = [export for export in served if export.disk_id not in busy_disks and export not in failed]
+    chosen = [export for export in served if export.disk_id not in busy_disks and export not in tried]
     return balance.average(layout, chosen)[:allowed]
 
 

@@ -6,7 +6,7 @@ happen: the command is withdrawn first, and what a worker may still be doing abo
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sanderling.model.exports import Epoch, Export, ExportId, ExportPhase, Gateway
 from sanderling.model.moves import MOVES, Move, MoveEvent
@@ -29,13 +29,14 @@ class Held:
 class View:
     """One look. An export whose key is missing or cannot be read is left out of `exports`; `gateways` are those that live.
 
-    `started` are the ids of the disks that should be served.
+    `started` are the ids of the disks that should be served; `avoid` the gateways that people want a disk kept from.
     """
 
     exports: Mapping[ExportId, Held]
     gateways: Mapping[str, Gateway]
     started: Collection[str]
     is_cancelled: bool = False
+    avoid: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,8 @@ def _not_begun(move: Move, view: View) -> Begin | End:
     held = view.exports.get(move.export)
     if move.disk_id not in view.started:
         return End(move, MoveEvent.FAIL, f"disk {move.disk_name} is no longer started")
+    if move.destination in view.avoid.get(move.disk_id, ()):
+        return End(move, MoveEvent.FAIL, f"disk {move.disk_name} is to avoid {move.destination} now; plan again")
     if held is None:
         return End(move, MoveEvent.FAIL, "coordination does not say who serves it")
     if held.owner not in {"", move.source, move.destination}:

@@ -5,9 +5,12 @@ made from `Problem.by_code`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 Context = Any  # a JSON value
+
+
+FIELDS_NAMED_MAX: Final = 8  # in the one sentence; `errors` has them all
 
 
 class Problem(Exception):
@@ -56,8 +59,9 @@ class InvalidInput(Problem):
 
     @classmethod
     def of_all(cls, errors: Sequence[Mapping[str, str]]) -> "InvalidInput":
-        first = errors[0]
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        first, others = errors[0], [error["field"] for error in errors[1:]]
+        named = ", ".join(others[:FIELDS_NAMED_MAX])
+        more = f" (and {len(others)} more: {named}{', …' if len(others) > FIELDS_NAMED_MAX else ''})" if others else ""
         return cls(f"{first['field']}: {first['rule']}; {first['fix']}{more}", errors=[dict(e) for e in errors])
 
 

@@ -72,8 +72,9 @@ class Result:
         said += [f"not finished: {self.broken}"] if self.broken else []
         if self.cut_short and self.parameters.full:
             said.append(f"{len(self.rounds)} of {self.parameters.rounds} rounds; run again, it goes on")
-        if not self.faults_injected:
-            said.append("no fault was injected")
+        idle = ", ".join(str(each.number) for each in self.rounds if not each.injected)
+        if idle or not self.rounds:
+            said.append(f"no fault was injected in round {idle}" if idle else "no fault was injected")
         if not self.writes or not self.reads:
             said.append("no I/O: the checks prove nothing")
         return said

@@ -19,8 +19,8 @@ from sanderling.model import balance
 from sanderling.model.disks import DiskState
 from sanderling.model.exports import Epoch, ExportId
 from sanderling.model.moves import MOVES, Move, MoveEvent, MoveState
+from sanderling.records import marks, operations
 from sanderling.records import moves as recorded
-from sanderling.records import operations
 from sanderling.records.tables import DiskRow
 
 log = structlog.get_logger(__name__)
@@ -119,8 +119,8 @@ def _seen(context: Context, listing: Listing, moves: Iterable[Move]) -> View:
     with context.stores.records.read() as session:
         query = select(DiskRow.id).where(DiskRow.started.is_(True), DiskRow.state == DiskState.STARTED.value)
         started = frozenset(session.scalars(query))
-        operation = operations.get(session, context.operation.id)
-    return View(exports, {gateway.name: gateway for gateway in gateways}, started, operation.cancel_requested)
+        operation, avoid = operations.get(session, context.operation.id), marks.read(session).avoid
+    return View(exports, {gateway.name: gateway for gateway in gateways}, started, operation.cancel_requested, avoid)
 
 
 def _held(entry: Entry) -> Held | None:

@@ -273,6 +273,7 @@ def test_taking_and_leaving_a_lock_change_the_index_even_when_the_value_stays(ba
     assert not store.put("a", b"late", expected=locked)
 
 
+@pytest.mark.rows("PA-43")
 def test_releasing_writes_and_unlocks_in_one_step_for_the_holder_alone(backend: Backend) -> None:
     store, mine, other = backend.store, backend.session(), backend.session()
     assert not store.release("a", b"0", consul_session=mine)

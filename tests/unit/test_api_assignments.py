@@ -227,6 +227,7 @@ def test_a_plan_is_refused_with_the_difference_once_what_it_was_made_from_has_ch
         answer = site.api.client.post(link, json={"plan_id": plan["plan_id"]})
         assert problem(answer) == (409, "plan-outdated")
         assert [expected.items() <= found.items() for found in answer.json()["changes"]] == [True]
+        assert f"was {expected['was']} and is {expected['is']}; plan again" in answer.json()["detail"]
     assert site.get("/v1/assignments") == before
 
 
@@ -306,7 +307,8 @@ def test_every_wrong_path_is_named_at_once(site: Site) -> None:
         (lambda site: site.arrive("node-b", withdrawing=True), "gateway", "stops"),
         (lambda site: site.mark("log", avoid=("node-b",)), "paths[1]", "disk log avoids node-b"),
         (lambda site: site.arrive("node-b", interfaces=("eth0",)), "paths[0]", "no working interface eth1"),
-        (lambda site: site.arrive("node-b", front={"cut_off": ("eth1",)}), "gateway", "node-b is cut off"),
+        (lambda site: site.arrive("node-b", front={"cut_off": ("eth1",)}), "paths[0]", "node-b is cut off on eth1"),
+        (lambda site: site.arrive("node-b", store={"cut_off": True}), "gateway", "node-b is cut off from the image store"),
     ],
 )
 def test_a_gateway_that_cannot_have_the_paths_is_refused_with_the_reason(
@@ -457,9 +459,8 @@ def test_an_assignment_of_which_nothing_succeeded_cannot_be_undone(site: Site) -
 
 
 def test_a_plan_tells_the_gap_to_expect_by_the_gaps_there_have_been(site: Site) -> None:
+    site.measured(*[0.02] * 98, 0.5, 3.0)
     with site.api.records.begin() as session:
-        for gap_s in (*[0.02] * 98, 0.5, 3.0):
-            events.append(session, "export.handed_on", at=site.api.clock.wall(), actor="node-a", data={"gap_s": gap_s})
         events.append(session, "export.served", at=site.api.clock.wall(), actor="node-a", data={"client": "c"})
         events.append(session, "export.served", at=site.api.clock.wall(), actor="node-a", data={"gap_s": 4.5, "kind": "failover"})
     plan = site.post(PLAN, {"planner": "average"}, status=200)
@@ -502,6 +503,29 @@ def test_a_site_may_let_people_plan_who_may_not_apply_and_others_apply_their_pla
         assert len(site.moves(site.post("/v1/assignments", {"plan_id": plan.json()["plan_id"]})["id"])) == 1
 
 
+@pytest.mark.rows("PA-3")
+@pytest.mark.parametrize("way", ["operations", "assignments"])
+@pytest.mark.parametrize(("ask", "right"), [("assignments", "assignment:apply"), ("gateways/node-a/drain", "gateway:drain")])
+def test_who_may_not_ask_for_a_move_may_not_cancel_one_either_in_whatever_way(
+    tmp_path: Path, way: str, ask: str, right: str
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(f'"{right}": "rule:admin"\n')
+    with running(tmp_path, policy_file=str(file)) as api:
+        site = Site(api, "node-a", "node-b")
+        site.disk("db", "node-a")
+        site.disk("log", "node-a")
+        admin = {"Authorization": f"Bearer {api.secrets[Role.ADMIN]}"}
+        body = {"planner": "average"} if ask == "assignments" else {"confirm": "node-a"}
+        asked = api.client.post(f"/v1/{ask}", json=body, headers=admin)
+        assert asked.status_code == 202, asked.text
+        link = f"/v1/{way}/{asked.json()['id']}/cancel"
+        operator = {"Authorization": f"Bearer {api.secrets[Role.OPERATOR]}"}
+        refused = api.client.post(link, headers=operator)
+        assert (problem(refused), refused.json()["rule"]) == ((403, "forbidden"), right)
+        assert api.client.post(link, headers=admin).status_code == 202
+
+
 def test_without_coordination_nothing_is_planned(site: Site) -> None:
     site.api.coordination.down = True
     for link in ("/v1/assignments", PLAN):
@@ -509,7 +533,7 @@ def test_without_coordination_nothing_is_planned(site: Site) -> None:
     assert site.get("/v1/assignments") == {"assignments": [], "next": None}
 
 
-@pytest.mark.rows("PA-48", "PA-50", "PA-51", "PA-53")
+@pytest.mark.rows("PA-8", "PA-48", "PA-50", "PA-51", "PA-53")
 def test_paths_show_where_they_are_going_and_are_filtered_while_they_move(site: Site) -> None:
     path, address = "/v1/paths", site.address("db", 2)
     operation = site.post("/v1/assignments", {"planner": "manual", "paths": [address, site.address("log")], "gateway": "node-b"})

@@ -86,8 +86,9 @@ def test_what_nobody_serves_or_has_an_operation_is_left_to_others() -> None:
     assert moved
 
 
-def test_a_move_that_failed_lately_is_not_tried_again() -> None:
-    moved = decided(UNEVEN, lately=[lately(n, MoveState.FAILED) for n in range(3)])
+@pytest.mark.parametrize("end", [MoveState.FAILED, MoveState.CANCELLED])
+def test_a_move_that_failed_or_was_cancelled_lately_is_not_tried_again(end: MoveState) -> None:
+    moved = decided(UNEVEN, lately=[lately(n, end) for n in range(3)])
     assert [move.export.disk_id for move in moved] == ["d3"]
 
 

@@ -51,12 +51,13 @@ def test_a_run_without_findings_passes(tmp_path: Path) -> None:
     ("told", "said"),
     [
         (replace(result(), findings=[Finding("C2", "two gates", 1)]), "C2, round 1: two gates"),
-        (replace(result(), rounds=[replace(ROUND, injected=[])]), "no fault was injected"),
+        (replace(result(), rounds=[]), "no fault was injected"),
+        (replace(result(), rounds=[ROUND, replace(ROUND, number=2, injected=[])]), "no fault was injected in round 2"),
         (replace(result(), writes=0), "no I/O"),
         (replace(result(), reads=0), "no I/O"),
         (replace(result(), broken="LabFailed: no leader"), "not finished: LabFailed: no leader"),
     ],
-    ids=["finding", "no fault", "no writes", "no reads", "broken"],
+    ids=["finding", "no fault", "no fault in one round", "no writes", "no reads", "broken"],
 )
 def test_a_finding_and_a_run_that_proved_nothing_are_failures(tmp_path: Path, told: Result, said: str) -> None:
     found = {"F4-export": told, "F5-node": result("F5-node")}

@@ -20,6 +20,7 @@ TABLES: list[tuple[Machine[Any, Any], type[StrEnum], type[StrEnum]]] = [
 PAIRS = [(machine, state, event) for machine, states, events in TABLES for state in states for event in events]
 
 
+@pytest.mark.rows("PA-9")
 @pytest.mark.parametrize(("machine", "state", "event"), PAIRS, ids=lambda value: str(getattr(value, "noun", value)))
 def test_every_pair_is_a_move_of_the_table_or_refused_by_name(machine: Machine[Any, Any], state: Any, event: Any) -> None:
     moves = {(before, what): after for before, what, after in machine.table}

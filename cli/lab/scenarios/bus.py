@@ -5,12 +5,15 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 
-from cli.lab.lab import CLOCK, NODES, Lab, LabFailed
+from cli.lab.lab import CLOCK, NODES, Lab, LabFailed, inside
+from cli.lab.proxy import FaultProxy, Mode
 from cli.lab.scenarios.base import PATIENT_S, Scenario
 from cli.lab.scenarios.moves import moved
 from rpc import topics
@@ -24,6 +27,8 @@ BEGUN_WITHIN_S = 10.0
 TRACE = "amq.rabbitmq.trace"
 COMMANDS = {"export.path_host", "export.clean"}
 NOTHING_HAPPENS_S = 1.0
+PROXY_PORT = 18501
+_PROXIES: list[FaultProxy] = []
 
 
 def _away_s(lab: Lab) -> float:
@@ -78,6 +83,38 @@ def repeated(lab: Lab, dice: random.Random) -> None:
             lab.did(f"{len(again)} captured messages said again")
     lab.ask()
     lab.hold(3.0)
+
+
+@contextlib.contextmanager
+def proxied(lab: Lab) -> Iterator[None]:
+    """Every process talks to the broker through a proxy."""
+    broker = urlsplit(lab.cluster.rabbitmq.url)
+    assert broker.hostname is not None
+    assert broker.port is not None
+    configured = {name: process.settings for name, process in lab.cluster.processes.items()}
+    proxy = FaultProxy((broker.hostname, PROXY_PORT), (broker.hostname, broker.port))
+    with inside(lab.network.parts):
+        proxy.start()
+    _PROXIES.append(proxy)
+    try:
+        url = lab.cluster.rabbitmq.url.replace(f":{broker.port}", f":{PROXY_PORT}")
+        lab.restart({name: replace(one, bus=replace(one.bus, url=url)) for name, one in configured.items()})
+        yield
+        lab.restart(configured)
+    finally:
+        _PROXIES.remove(proxy)
+        proxy.stop()
+
+
+def late(lab: Lab, dice: random.Random) -> None:
+    """Whatever anybody says to anybody arrives that much later, and disks are made and moved meanwhile."""
+    delay_s = dice.choice((0.3, 1.0))
+    _PROXIES[0].set(Mode.SLOW, delay_s=delay_s)
+    lab.did(f"everything that is sent to RabbitMQ arrives {delay_s} s late")
+    lab.ask()
+    moved(lab, dice)
+    lab.hold(lab.span(3.0, 10.0))
+    _PROXIES[0].set(Mode.OPEN)
 
 
 def old_commands(lab: Lab, dice: random.Random) -> None:
@@ -246,6 +283,7 @@ SCENARIOS = (
     Scenario(
         "F9-repeated", "messages repeated late and out of order", repeated, quick=1, full=5, keeps=True, patience_s=PATIENT_S
     ),
+    Scenario("F9-late", "everything said arrives late", late, quick=1, full=3, patience_s=PATIENT_S, around=proxied),
     Scenario("F9-old", "commands of moves that are long over", old_commands, quick=1, full=3, patience_s=PATIENT_S),
     Scenario("F10-poison", "messages that nobody can take", poison, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
 )
