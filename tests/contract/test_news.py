@@ -13,8 +13,11 @@ from rpc import topics
 from rpc.bus import Serving
 from rpc.connections import connection
 from rpc.news import News
+from sanderling.clock import SystemClock
 from tests.parts import usage
 from tests.parts.buses import configured
+
+CLOCK = SystemClock()
 
 
 @dataclass
@@ -126,6 +129,22 @@ def test_a_stopped_listener_hears_nothing_more(stand: Stand) -> None:
     stand.connect().tell()
     waited(lambda: other.times > after, within_s=20, what="the other hears")
     assert heard.times == before
+
+
+def test_who_has_nothing_to_tell_for_long_keeps_its_connection_and_says_nothing(stand: Stand) -> None:
+    heard, again = Heard(), threading.Event()
+
+    def hear() -> None:
+        heard()
+        again.set()
+
+    stand.listen(hear)
+    heard.settled()
+    news = rpc.news.connect(configured(stand.url, heartbeat_s=1))
+    stand.made.append(news)
+    heard.after(news.tell)
+    again.clear()
+    assert not CLOCK.wait(again, 4.0), "it has told again what it told before a connection that it lost"
 
 
 def test_nobody_need_listen(stand: Stand) -> None:

@@ -19,11 +19,16 @@ from sanderling.settings import Conductor
 MOVED_WITHIN_S = 60.0
 TAKEN_OVER_WITHIN_S = 30.0
 COOL_DOWN_S, EVEN_WITHIN_S = 5.0, 25.0
+BUDGET_MOVES, BUDGET_WINDOW_S = 3, 10.0  # a return needs one or two: a spread that wanders needs more
+GAP_MOST_S = Conductor().gap_alert_s
 FAST_S = 0.002
 
 
 def under_load(lab: Lab, dice: random.Random) -> None:
-    moved(lab, dice)
+    began = CLOCK.monotonic()
+    disk = moved(lab, dice)
+    if (gap_s := lab.gap(began, CLOCK.monotonic())[disk]) > GAP_MOST_S:
+        lab.found("G-3", f"nothing was answered for {gap_s:.2f} s while {disk} was moved")
 
 
 def moved(lab: Lab, dice: random.Random) -> str:
@@ -83,7 +88,14 @@ def drained(lab: Lab, dice: random.Random) -> None:
 def balancing_soon(lab: Lab) -> Iterator[None]:
     """The spread is evened out seconds after a gateway came or went, not half a minute."""
     configured = lab.cluster["conductor-1"].settings
-    soon = replace(configured.conductor, balance="on", balance_cool_down_s=COOL_DOWN_S, balance_interval_s=1.0)
+    soon = replace(
+        configured.conductor,
+        balance="on",
+        balance_cool_down_s=COOL_DOWN_S,
+        balance_interval_s=1.0,
+        balance_moves_max=BUDGET_MOVES,
+        balance_window_s=BUDGET_WINDOW_S,
+    )
     lab.restart({"conductor-1": replace(configured, conductor=soon)})
     yield
     lab.restart({"conductor-1": configured})
@@ -92,11 +104,14 @@ def balancing_soon(lab: Lab) -> Iterator[None]:
 def returned(lab: Lab, dice: random.Random) -> None:
     """A gateway dies, comes back, and is given its share again without anybody asking."""
     node = lab.busy_node(dice)
+    foreseen = _foreseen(lab, node)
     lab.cluster[node].kill()
     for pid, _ in lab.targets(node):
         lab.signal(pid, signal.SIGKILL)
     lab.did(f"SIGKILL {node} and every target process on it")
     lab.until(lambda: _spread(lab)[node] == 0, within_s=TAKEN_OVER_WITHIN_S, what=f"all of {node} is taken over")
+    if (heirs := {address: owner for address, owner in lab.owners().items() if address in foreseen}) != foreseen:
+        lab.found("G-15", f"{heirs} have it, and {foreseen} were foreseen")
     began = CLOCK.monotonic()
     lab.cluster[node].start()
     try:
@@ -107,6 +122,12 @@ def returned(lab: Lab, dice: random.Random) -> None:
     shown = lab.cluster.http.get("/v1/assignments", params={"limit": 1000}).json()["assignments"]
     if over := over_budget(shown, lab.cluster["conductor-1"].settings.conductor):
         lab.found("G-2", over)
+
+
+def _foreseen(lab: Lab, node: str) -> dict[str, str]:
+    """Who is to have each address of this gateway when it is lost, as the API says beforehand."""
+    said = lab.cluster.http.get("/v1/whatif", params={"lose": node}).json()
+    return {address: move["to"] for move in said["moves"]["first"] for address in move["paths"]}
 
 
 def over_budget(assignments: Sequence[Mapping[str, Any]], own: Conductor) -> str | None:
@@ -134,8 +155,11 @@ def _spread(lab: Lab) -> Counter[str]:
 
 
 def _is_even(lab: Lab) -> bool:
-    spread = _spread(lab)
-    return not spread["nobody"] and max(spread[node] for node in NODES) - min(spread[node] for node in NODES) <= 1
+    """No gateway has two exports more than another, and none has two of a shared disk."""
+    spread, owners = _spread(lab), lab.owners()
+    shared = [[owners[path["address"]] for path in disk["paths"]] for disk in lab.disks.values() if disk["access"] == "shared"]
+    is_apart = all(len(set(each)) == len(each) for each in shared)
+    return is_apart and not spread["nobody"] and max(spread[node] for node in NODES) - min(spread[node] for node in NODES) <= 1
 
 
 def _pair(lab: Lab, dice: random.Random) -> tuple[str, str, str]:
