@@ -115,8 +115,9 @@ class _Shown:
 
     def one(self, name: str) -> dict[str, Any]:
         """`exports` are those whose lock it holds; `refused` those it failed to take, with the reason; `unreachable` the peers
-        it cannot reach on the network of the paths, by interface; `image_store` whether that answers it, and whether it does so
-        for others alone or has done for it only since a moment ago."""
+        it cannot reach on the network of the paths, by interface; `claimed` the addresses it serves that another machine answers
+        for as well, each with that one's hardware address; `image_store` whether that answers it, and whether it does so for
+        others alone or has done for it only since a moment ago."""
         gateway = self.gateways[name]
         said, held = gateway or Gateway(name=name), self._held.get(name, [])
         paths = sum(self._paths.get(export.disk_id, 1) if export.index == 0 else 1 for export in held)
@@ -129,6 +130,7 @@ class _Shown:
             "interfaces": list(said.interfaces),
             "unreachable": {interface: list(peers) for interface, peers in said.front.unreachable.items()},
             "cut_off": list(said.front.cut_off),
+            "claimed": said.front.claimed,
             "image_store": said.store.model_dump(),
             "exports": sorted(map(str, held)),
             "refused": said.refused,

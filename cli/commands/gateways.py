@@ -55,6 +55,7 @@ def show(name: Name, json: AsJson = False) -> None:
             ("refuses", [f"{export}: {reason}" for export, reason in gateway["refused"].items()]),
             ("cannot reach", [f"{peer} on {nic}" for nic, peers in gateway["unreachable"].items() for peer in peers]),
             ("cut off on", gateway["cut_off"]),
+            ("claimed by others", [f"{address} ({hardware})" for address, hardware in gateway["claimed"].items()]),
             ("image store", _store(gateway["image_store"])),
             ("withdrawing", gateway["withdrawing"]),
         ]

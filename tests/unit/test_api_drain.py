@@ -147,11 +147,13 @@ def test_gateways_show_how_much_they_serve_and_whom_they_cannot_reach(api: Api) 
     site = Site(api, "node-a", "node-b")
     site.disk("db", "node-a", paths=2)
     site.disk("big", "node-a", "node-b", access="shared")
-    front = {"unreachable": {"eth1": ("node-b",)}, "cut_off": ("eth1",)}
+    claimed = {"10.1.0.1": "02:00:00:00:00:01"}
+    front = {"unreachable": {"eth1": ("node-b",)}, "cut_off": ("eth1",), "claimed": claimed}
     site.arrive("node-a", front=front, store={"answers": False, "cut_off": True})
     shown = {gateway["name"]: gateway for gateway in site.get("/v1/gateways")["gateways"]}
     assert (shown["node-a"]["counts"], shown["node-b"]["counts"]) == ({"exports": 2, "paths": 3}, {"exports": 1, "paths": 1})
     assert (shown["node-a"]["unreachable"], shown["node-a"]["cut_off"]) == ({"eth1": ["node-b"]}, ["eth1"])
+    assert (shown["node-a"]["claimed"], shown["node-b"]["claimed"]) == (claimed, {})
     assert shown["node-a"]["image_store"] == {"answers": False, "cut_off": True}
     site.leave("node-b")
     assert [gateway["name"] for gateway in site.get("/v1/gateways")["gateways"]] == ["node-a"]

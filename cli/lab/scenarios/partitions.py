@@ -1,16 +1,17 @@
-"""F3: a node that cannot reach some or all of the others, in one or both directions."""
+"""F3, F14: a node that cannot reach some or all of the others, in one or both directions; links that lose packets."""
 
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
 
-from cli.lab.lab import Lab
+from cli.lab.lab import NODES, Lab
 from cli.lab.parts.ceph import CephCluster
 from cli.lab.parts.consul import ConsulPorts
 from cli.lab.parts.daemons import run
-from cli.lab.scenarios.base import Scenario
+from cli.lab.scenarios.base import PATIENT_S, Scenario
 
 OSD_PORTS = "6800-7568"
+LOST_PERCENT = 2
 LEFT_WITHIN_S = 15.0  # a node without Ceph: 8 s until it is sure (store_silent_s), two looks, giving up, fencing, taking
 
 
@@ -67,6 +68,16 @@ def from_store(lab: Lab, dice: random.Random) -> None:
     _cut_off(lab, dice, "from Consul", rules)
 
 
+def lossy(lab: Lab, _dice: random.Random) -> None:
+    """Every link loses packets, as with a bad switch, and nobody is dead: whoever moves a path now does it for nothing."""
+    with contextlib.ExitStack() as stack:
+        for node in NODES:
+            rule = f'IFNAME != "lo" numgen random mod 100 < {LOST_PERCENT}'
+            stack.enter_context(dropping(lab.network.netns(node), [rule]))
+        lab.did(f"{LOST_PERCENT} % of the packets to and from every node lost")
+        lab.hold(lab.span(20.0, 120.0))
+
+
 def to_ceph(ceph: CephCluster) -> list[str]:
     """Rules for `dropping`: whatever a node and Ceph say to each other."""
     ports = f"{{ {ceph.ports[0]}, {ceph.ports[1]}, {OSD_PORTS} }}"
@@ -99,4 +110,5 @@ SCENARIOS = (
     Scenario("F3-front", "node cut off from the initiators only", from_initiators, quick=1, full=4),
     Scenario("F3-deaf", "node that can send but not receive", deaf, quick=1, full=3),
     Scenario("F3-dumb", "node that can receive but not send", dumb, quick=0, full=3),
+    Scenario("F14-loss", "packets lost on every link", lossy, quick=0, full=1, keeps=True, patience_s=PATIENT_S),
 )
