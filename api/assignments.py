@@ -202,7 +202,7 @@ def _left(seen: Seen, moves: Sequence[PlannedMove], chosen: Collection[ExportId]
     left = sorted(filter(is_misplaced, chosen))
     if not left:
         return []
-    reason = "every gateway that is in use is to be avoided" if seen.layout.usable else "no gateway is in use"
+    reason = "every gateway that is in use is to be avoided or cut off" if seen.layout.usable else "no gateway is in use"
     exports = "1 export stays" if len(left) == 1 else f"{len(left)} exports stay"
     return [f"{exports} where nobody should serve, the first of disk {seen.disk_name(left[0].disk_id)}: {reason}"]
 

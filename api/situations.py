@@ -17,8 +17,8 @@ NAMED_MAX: Final = 100  # of what may be as many as there are exports, an answer
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A situation, the gateways that people have drained (the layout adds those that are cut off), and every gateway that lives
-    or has left a trace: what is not `known` was never there."""
+    """A situation, the gateways that people have drained (the layout adds those without an image store), and every gateway that
+    lives or has left a trace: what is not `known` was never there."""
 
     situation: Situation
     drained: frozenset[str]

@@ -24,7 +24,7 @@ from sanderling.settings import Worker
 log = structlog.get_logger(__name__)
 
 
-class Seen(NamedTuple):
+class Grounds(NamedTuple):
     """What an action was decided from: the view, the session it was read with, what ran here of the export, and since when
     nobody is seen to serve what was served before."""
 
@@ -66,11 +66,11 @@ class Lanes:
         self._pending: dict[ExportId, float] = {}
         self._touched: set[ExportId] = set()
 
-    def hand_out(self, action: Action, seen: Seen) -> None:
+    def hand_out(self, action: Action, grounds: Grounds) -> None:
         """Have it carried out. Its export must not be busy."""
         with self._lock:
             self._busy.add(action.export)
-        self._pool.submit(self._carry_out, action, seen)
+        self._pool.submit(self._carry_out, action, grounds)
 
     def look(self) -> Under:
         """What is under way. Read first, so that what a lane ends from here on is decided the next time."""
@@ -86,11 +86,11 @@ class Lanes:
 
     @property
     def touched(self) -> list[ExportId]:
-        """Exports whose keys actions have written since they were `seen`."""
+        """Exports whose keys actions have written and the loop has yet to notice."""
         with self._lock:
             return sorted(self._touched)
 
-    def seen(self, exports: list[ExportId]) -> None:
+    def noticed(self, exports: list[ExportId]) -> None:
         """The view holds what was written to these before they were read from `touched`."""
         with self._lock:
             self._touched.difference_update(exports)
@@ -105,10 +105,10 @@ class Lanes:
         """Wait for what is under way; what has not begun never will."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _carry_out(self, action: Action, seen: Seen) -> None:
+    def _carry_out(self, action: Action, grounds: Grounds) -> None:
         export, later, concerns_all = action.export, None, not isinstance(action, Publish | Drop)
         try:
-            done = self._act(action, seen)
+            done = self._act(action, grounds)
             later = None if done else self._settings.take_retry_s
             concerns_all = isinstance(action, Take | Adopt | GiveUp) if done else isinstance(action, HandOver)
         except SessionLost as problem:
@@ -134,8 +134,8 @@ class Lanes:
                 self._ended += 1
             self._on_end()
 
-    def _act(self, action: Action, seen: Seen) -> bool:
-        view, session, running, unserved_since = seen
+    def _act(self, action: Action, grounds: Grounds) -> bool:
+        view, session, running, unserved_since = grounds
         addresses = [path.address for path in running.paths] if running else []
         match action:
             case Take(export, disk, held):

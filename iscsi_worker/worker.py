@@ -31,7 +31,7 @@ from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.exports import Exports
 from iscsi_worker.image_store import ImageStore, Pulse, Touched
 from iscsi_worker.intents import Intents, Told
-from iscsi_worker.lanes import Lanes, Seen, Under
+from iscsi_worker.lanes import Grounds, Lanes, Under
 from iscsi_worker.leases import Lease, Leases, every
 from iscsi_worker.membership import Membership
 from iscsi_worker.moves import Moves
@@ -56,11 +56,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """The last turn: when it looked, what ran then, and how many actions had ended; one that never ended looked never."""
+    """The last turn: what ran then, how many actions had ended, and which exports were not to be tried again yet."""
 
-    at: float = -math.inf
     running: Mapping[ExportId, Running] = field(default_factory=dict)
     ended: int = 0
+    held_back: frozenset[ExportId] = frozenset()
 
 
 class Worker:
@@ -105,7 +105,8 @@ class Worker:
         self._lanes = self._acting(seams)
         self._lock = threading.Lock()  # guards the one below
         self._news: frozenset[str] | None = None  # the keys that changed since the loop last looked, when nothing else did
-        self._turned = Turned()
+        self._turned: Turned | None = None  # unless it failed
+        self._turn_due = -math.inf
         self._covered: Collection[ExportId] = ()
         self._waiting: dict[ExportId, Waiting] = {}
         self._is_view_doubted = False
@@ -244,20 +245,24 @@ class Worker:
                 log.warning("this turn changed nothing", problem=problem.detail)
             except Exception:
                 log.exception("a turn failed")
-            soon = self._own.take_retry_s if self._lanes.pending() else self._own.renew_interval_s
-            self._clock.wait(self._awake, soon)
+            self._clock.wait(self._awake, max(0.0, self._turn_due - self._clock.monotonic()))
 
     def step(self) -> None:
         """Glance at what changed since the last step, where that will do; turn otherwise, and every `renew_interval_s`."""
         with self._lock:
             news, self._news = self._news, frozenset()
-        if not self._glance(news):
+        if self._glance(news):
+            return
+        try:
             self.turn()
+        finally:
+            soon = self._own.take_retry_s if self._turned and self._turned.held_back else self._own.renew_interval_s
+            self._turn_due = self._clock.monotonic() + soon
 
     def turn(self) -> None:
         """Look, cover what runs by leases, decide, hand out. Never waits for a lane."""
         self._membership.turned()
-        self._turned = Turned()
+        self._turned = None
         under = self._lanes.look()
         running = {one.export: one for one in self._targets.actual()}
         self._cover(running)  # also when the store does not answer
@@ -290,19 +295,18 @@ class Worker:
         if not is_awaited or self._membership.is_overdue(now):
             self._membership.announce(self._gateway(view, local, told), seen=seen)
         self._settle(view, session, running)
-        self._turned = Turned(now, running, under.ended)
+        self._turned = Turned(running, under.ended, frozenset(local.busy) - under.busy)
 
     def _glance(self, news: frozenset[str] | None) -> bool:
         """Decide about the exports of these keys alone, all else being as the last turn left it; False when it may not be."""
         last, under = self._turned, self._lanes.look()
         view, session = self._watch.latest, self._membership.consul_session
-        is_recent = self._clock.monotonic() - last.at < self._own.renew_interval_s and under.ended == last.ended
-        is_same = session == self._view_session and not self._is_view_doubted and not self._lanes.pending()
-        exports = named(view, news) if news and view and session and is_recent and is_same else None
+        if last is None or view is None or session is None or not news or self._clock.monotonic() >= self._turn_due:
+            return False
+        is_same = under.ended == last.ended and session == self._view_session and not self._is_view_doubted
+        exports = named(view, news) if is_same and not last.held_back else None
         if exports is None:
             return False
-        assert view is not None
-        assert session is not None
         local = self._local(session, last.running, under, self._intents.told())
         self._hand_out(decide(view, local, {}, exports), view, local)
         self._cover_anew(last.running)
@@ -313,7 +317,7 @@ class Worker:
         touched = self._lanes.touched
         view = self._watch.fresh() if self._is_view_doubted else self._watch.look(*(export.key for export in touched))
         self._is_view_doubted = False
-        self._lanes.seen(touched)
+        self._lanes.noticed(touched)
         return view
 
     def _local(self, session: str, running: Mapping[ExportId, Running], under: Under, told: Told) -> Local:
@@ -337,7 +341,7 @@ class Worker:
     def _hand_out(self, actions: Iterable[Action], view: View, local: Local) -> None:
         for action in actions:
             running, since = local.running.get(action.export), self._unserved.get(action.export)
-            self._lanes.hand_out(action, Seen(view, local.consul_session, running, since))
+            self._lanes.hand_out(action, Grounds(view, local.consul_session, running, since))
 
     def _owns(self) -> Collection[ExportId]:
         view, session = self._watch.latest, self._membership.consul_session

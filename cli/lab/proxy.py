@@ -1,4 +1,4 @@
-"""A TCP proxy that a scenario makes slow, deaf or wrong: it stands between one process and the Consul agent it talks to.
+"""A TCP proxy that a scenario makes slow, deaf or wrong: it stands before a Consul agent, or before the broker.
 
 It is threads of the lab's own process, made inside the namespace in which it is to listen.
 """

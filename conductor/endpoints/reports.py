@@ -30,17 +30,19 @@ def handlers(records: Records, *, gap_alert_s: float, tell: Callable[[], None]) 
         with records.begin() as session:
             if session.scalar(select(EventRow.id).where(EventRow.source_id == report.report_id)) is not None:
                 return None
+            operation_id = _note_gap(session, report)
+            is_said = _is_heirs(report) and operation_id is None  # by the source, whose gap has the beginning, too
             append = partial(
                 events.append,
                 session,
                 at=records.now(),
                 actor=report.node,
                 resource_id=report.disk_id,
-                operation_id=_note_gap(session, report),
+                operation_id=operation_id,
             )
             data = {**report.detail, "index": report.index, "epoch": f"{report.generation}.{report.counter}"}
             append(f"export.{report.seen}", data=data, source_id=report.report_id)
-            if 0 < gap_alert_s < _gap_s(report):
+            if 0 < gap_alert_s < _gap_s(report) and not is_said:
                 append(GAP_ALERT, data={**data, "seen": report.seen, "allowed_s": gap_alert_s})
         tell()
         return None
@@ -55,13 +57,18 @@ def _note_gap(session: Session, report: ExportReport) -> str | None:
         return None
     operation_id: str | None
     if report.seen in {"handed_on", "kept"}:
-        source, destination, operation_id = report.node, str(told.get("to", "")), str(told.get("operation_id", ""))
-    elif report.seen == "served" and told.get("kind") == "move":
+        source, destination, operation_id = report.node, str(told.get("to", "")), told.get("operation_id")
+    elif _is_heirs(report):
         source, destination, operation_id = str(told.get("was_on", "")), report.node, None
     else:
         return None
     export = ExportId(report.disk_id, report.index)
     return moves.note_gap(session, export, source=source, destination=destination, gap_s=gap_s, operation_id=operation_id)
+
+
+def _is_heirs(report: ExportReport) -> bool:
+    """Whether it is of who was handed an export, of the gap that this one saw."""
+    return report.seen == "served" and report.detail.get("kind") == "move"
 
 
 def _gap_s(report: ExportReport) -> float:

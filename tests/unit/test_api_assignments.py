@@ -159,7 +159,7 @@ def test_a_plan_that_cannot_help_says_so_and_not_that_all_is_well(site: Site) ->
     site.mark("db", avoid=("node-a", "node-b"))
     plan = site.post(PLAN, {"planner": "average", "paths": [site.address("db"), site.address("db", 2)]}, status=200)
     assert plan["notes"] == [
-        "1 export stays where nobody should serve, the first of disk db: every gateway that is in use is to be avoided"
+        "1 export stays where nobody should serve, the first of disk db: every gateway that is in use is to be avoided or cut off"
     ]
     for name in ("node-a", "node-b"):
         site.leave(name)
@@ -173,7 +173,9 @@ def test_a_plan_names_what_is_served_where_it_is_to_be_avoided_and_has_nowhere_t
     site.disk("more", "node-b")
     site.mark("db", avoid=("node-a", "node-b"))
     plan = site.post(PLAN, {"planner": "average", "paths": [site.address("db")]}, status=200)
-    stays = "1 export stays where nobody should serve, the first of disk db: every gateway that is in use is to be avoided"
+    stays = (
+        "1 export stays where nobody should serve, the first of disk db: every gateway that is in use is to be avoided or cut off"
+    )
     assert stays in plan["notes"]
     assert not any("nothing to do" in note for note in plan["notes"])
     site.mark("db", avoid=("node-b",))

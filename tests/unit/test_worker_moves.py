@@ -251,13 +251,16 @@ class Pair:
         self.command(self.b, "path_host")
         self.command(self.a, "clean", destination="b")
 
+    def stop(self) -> None:
+        for worker in (*self.a.workers, *self.b.workers):
+            worker._watch.stop()
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     pair = Pair(tmp_path)
     yield pair
-    for worker in (*pair.a.workers, *pair.b.workers):
-        worker._watch.stop()
+    pair.stop()
 
 
 def test_an_export_is_handed_on_and_its_source_ends(pair: Pair) -> None:
@@ -430,43 +433,6 @@ def said(side: Side) -> dict[str, ExportReport]:
     return {one.seen: one for one in side.worker._reports._queue.queue if one is not None}
 
 
-@pytest.mark.rows("PA-42", "W-PA-14")
-def test_an_address_that_will_not_go_away_keeps_no_export_from_being_handed_on(pair: Pair) -> None:
-    pair.a.addresses.is_stuck = True
-    pair.ask_to_move()
-    pair.until(pair.b.serves, "b serves")
-    pair.until(lambda: "handed_on" in said(pair.a) and not pair.a.targets.actual(), "a has ended")
-    assert said(pair.a)["handed_on"].detail["gap_s"] > 0
-    assert "kept" not in said(pair.a), "it was not"
-    assert pair.a.addresses.lent() == {"10.0.0.1"}, "until its lifetime is over"
-
-
-@pytest.mark.rows("PA-42", "W-PA-14")
-def test_an_address_that_will_not_go_away_keeps_no_export_from_being_given_up(pair: Pair) -> None:
-    pair.a.addresses.is_stuck = True
-    pair.command(pair.a, "clean")
-    pair.until(pair.b.serves, "b serves")
-    assert not pair.memory.fenced, "it was given up in order"
-
-
-def test_an_address_that_will_not_go_away_keeps_no_lock_that_could_not_be_used(pair: Pair) -> None:
-    pair.b.targets.fails, pair.b.addresses.is_stuck = {"open_portal"}, True
-    pair.ask_to_move()
-    pair.until(lambda: "refused" in said(pair.b), "b has tried")
-    pair.until(pair.a.serves, "a serves again")
-
-
-def test_a_process_that_will_not_end_was_handed_on_all_the_same_and_is_dropped_once_it_can_be(pair: Pair) -> None:
-    pair.a.targets.fails = {"stop"}
-    pair.ask_to_move()
-    pair.until(lambda: pair.b.serves() and "handed_on" in said(pair.a), "b serves")
-    pair.until(lambda: bool(pair.memory.fenced), "what does not end is fenced")
-    assert pair.a.worker._intents.told().kept == {}, "it was not"
-    pair.a.targets.fails = set()
-    pair.until(lambda: not pair.a.targets.actual() and not pair.a.addresses.lent(), "a has ended")
-    assert pair.b.serves()
-
-
 def test_a_move_makes_no_more_calls_than_those_at_which_workers_are_killed(pair: Pair) -> None:
     waited(lambda: not pair.a.worker._lanes.look().busy, within_s=10, what="nothing is under way")
     pair.a.calls = pair.b.calls = 0
@@ -525,10 +491,12 @@ def test_a_destination_whose_lock_was_not_proved_a_moment_ago_does_not_open_its_
     for _ in range(5):
         pair.b.turn()
     assert not pair.b.serves()
+    seen_for_s = CLOCK.monotonic() - pair.b.worker._unserved[EXPORT]
     pair.b.is_proving = True
     pair.until(lambda: pair.b.serves() and "served" in said(pair.b), "b serves")
     told = said(pair.b)["served"].detail
-    assert (told["kind"], told["was_on"], told["gap_s"] > 0) == ("move", "a", True), "the source may have given up waiting"
+    assert (told["kind"], told["was_on"]) == ("move", "a")
+    assert told["gap_s"] > seen_for_s, "the source may have given up waiting"
 
 
 def test_a_repetition_that_crossed_with_the_answer_drains_nothing_again(pair: Pair) -> None:

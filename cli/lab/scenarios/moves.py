@@ -109,7 +109,12 @@ def returned(lab: Lab, dice: random.Random) -> None:
     for pid, _ in lab.targets(node):
         lab.signal(pid, signal.SIGKILL)
     lab.did(f"SIGKILL {node} and every target process on it")
-    lab.until(lambda: _spread(lab)[node] == 0, within_s=TAKEN_OVER_WITHIN_S, what=f"all of {node} is taken over")
+
+    def taken_over() -> bool:
+        spread = _spread(lab)
+        return not spread[node] and not spread["nobody"]
+
+    lab.until(taken_over, within_s=TAKEN_OVER_WITHIN_S, what=f"all of {node} is taken over")
     if (heirs := {address: owner for address, owner in lab.owners().items() if address in foreseen}) != foreseen:
         lab.found("G-15", f"{heirs} have it, and {foreseen} were foreseen")
     began = CLOCK.monotonic()
