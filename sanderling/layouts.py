@@ -49,8 +49,8 @@ def read(session: Session, coordination: Coordination) -> Situation:
 def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) -> Situation:
     """The situation in these entries of `exports/` and `nodes/`; a value that cannot be read is an export without owner.
 
-    Who is cut off from the image store gets as little as who is drained; who is cut off in front, no disk with a path there, and of
-    a shared one no path.
+    Who is cut off from the image store gets as little as who is drained; who is cut off in front, no disk with a path there, and
+    of a shared one no path.
     """
     started = {disk.id: disk for disk in disks.started(session)}
     marked = marks.read(session)
