@@ -72,7 +72,7 @@ class Moves:
         closed_at = self._clock.monotonic()
         if not self._service.drained(export, running, timeout_s=self._settings.move_drain_s):
             why = f"operations in flight did not end in {self._settings.move_drain_s:g} s"
-            raise self._kept(export, held, running, why, handing=handing, closed_at=closed_at)
+            raise self._kept(export, held, running, why, handing=handing, closed_at=closed_at, consul_session=consul_session)
         value = held.export.model_copy(
             update={
                 "counter": held.export.counter + 1,
@@ -85,7 +85,7 @@ class Moves:
         )
         if not self._passed_on(export, held, value, heir=heir, consul_session=consul_session):
             why = f"gateway {to} could not be given the lock"
-            raise self._kept(export, held, running, why, handing=handing, closed_at=closed_at)
+            raise self._kept(export, held, running, why, handing=handing, closed_at=closed_at, consul_session=consul_session)
         serves = self._wait_until_served(export, value)
         gap_s = self._clock.monotonic() - closed_at if serves else None
         log.info("handed on", export=str(export), epoch=str(value.epoch), to=to, served=serves, gap_s=gap_s)
@@ -106,14 +106,34 @@ class Moves:
         return serves
 
     def _kept(
-        self, export: ExportId, held: Held, running: Running, why: str, *, handing: Handing, closed_at: float
+        self,
+        export: ExportId,
+        held: Held,
+        running: Running,
+        why: str,
+        *,
+        handing: Handing,
+        closed_at: float,
+        consul_session: str,
     ) -> MoveFailed:
-        """Serve on, and say for how long operations were held for nothing."""
+        """Serve on, and say for how long operations were held for nothing; unless somebody else took it over meanwhile."""
+        if not self._is_still_ours(export, consul_session):
+            log.warning("not served on: it was taken over meanwhile", export=str(export), client=running.client)
+            return MoveFailed(f"{why}, and it was taken over meanwhile", export=str(export))
         self._service.serve_on(export, running)
         gap_s = self._clock.monotonic() - closed_at
         told = {"to": handing.destination, "operation_id": handing.operation_id}
         self._reports.say(export, held.export.epoch, "kept", why=why, gap_s=gap_s, **told)
         return MoveFailed(why, export=str(export))
+
+    def _is_still_ours(self, export: ExportId, consul_session: str) -> bool:
+        """Asked after a wait, in which this node may have been frozen. While the store does not answer the lease decides."""
+        try:
+            entry = self._coordination.get(export.key)
+        except Unavailable as problem:
+            log.warning("not known whether it was taken over", export=str(export), problem=problem.detail)
+            return True
+        return entry is not None and entry.consul_session == consul_session
 
     def activate(
         self, export: ExportId, held: Held, running: Running, *, unserved_since: float | None, consul_session: str

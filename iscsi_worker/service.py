@@ -3,7 +3,6 @@
 Taking, giving up and moving are made of these; in which order is theirs to say.
 """
 
-import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,10 +46,17 @@ class Service:
         self.announcements = Announcements(settings, seams.addresses, certain=certain, clock=clock)
 
     def serve_on(self, export: ExportId, running: Running) -> None:
-        """Open the gate of what was to be handed on; a process that is dead by now is found by the next turn."""
-        log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
-        with contextlib.suppress(TargetFailed):
-            self._targets.ungate(export)
+        """Open the gate of what was to be handed on; a process that is dead by now, or must be since nobody has extended its
+        lease, is found by the next turn.
+        """
+        at = self._clock.monotonic()
+        lives = any(one.client == running.client and one.lease_left_s > 0 for one in self._targets.actual())
+        try:
+            if lives:
+                self._targets.ungate(export)
+                log.info("gate opened", export=str(export), at=at, client=running.client)
+        except TargetFailed as problem:
+            log.warning("it died while it was to be handed on", export=str(export), problem=problem.detail)
 
     def start(self, export: ExportId, disk: Disk, epoch: Epoch, *, lent_s: float) -> Running:
         spec = TargetSpec(

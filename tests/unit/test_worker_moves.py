@@ -21,7 +21,7 @@ from iscsi_worker.worker import Worker
 from rpc.bus import Bus
 from rpc.messages import ExportCommand, ExportReport
 from sanderling.clock import SystemClock
-from sanderling.coordination.base import Coordination, Op
+from sanderling.coordination.base import Coordination, Entry, Op
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import AddressFailed, StaleEpoch, TargetFailed, Unavailable
 from sanderling.images.base import Images
@@ -89,6 +89,13 @@ class Shaky(EmbeddedCoordination):
         if how == "done":
             raise Unavailable("no answer", dependency="consul")
         return done
+
+
+class Mute(Shaky):
+    """It reads nothing any more."""
+
+    def get(self, key: str) -> Entry | None:
+        raise Unavailable("no answer", dependency="consul")
 
 
 class Moving(MemoryTargets):
@@ -345,6 +352,32 @@ def test_operations_that_do_not_end_keep_the_export_where_it_is_and_the_reason_i
     assert (report.detail["to"], report.detail["gap_s"] > 0) == ("b", True)
     assert pair.a.serves()
     assert pair.value.node == "a"
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["it is told", "the store does not answer, and its lease is over"])
+def test_a_source_that_was_taken_over_while_it_drained_does_not_open_its_gate_again(pair: Pair, answers: bool) -> None:
+    """As one that was frozen in the middle of it: the heir has fenced it."""
+    session = pair.a.worker._membership.consul_session
+    assert session is not None
+
+    def drain(export: ExportId, *, timeout_s: float) -> bool:
+        pair.store.close_session(session)
+        if not answers:
+            pair.store.__class__ = Mute
+            pair.a.node.processes[export].lease_until = 0.0
+        return False
+
+    pair.a.targets.drain = drain  # type: ignore[method-assign]
+    opened: list[ExportId] = []
+    pair.a.targets.ungate = opened.append  # type: ignore[assignment,method-assign]
+    pair.ask_to_move()
+    pair.until(lambda: bool(pair.gateways["b"].prepared), "b stands ready", pair.b)
+    under = pair.a.worker._lanes.look()
+    with suppress(Unavailable):
+        pair.a.turn()
+    waited(lambda: pair.a.worker._lanes.look().ended > under.ended, within_s=10, what="a has tried")
+    pair.store.__class__ = Shaky
+    assert opened == []
 
 
 def test_a_destination_that_cannot_start_refuses_and_the_source_serves_on(pair: Pair) -> None:
