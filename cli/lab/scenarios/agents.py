@@ -128,5 +128,5 @@ SCENARIOS = (
     Scenario(
         "F11-backwards", "Consul's index goes back", backwards, quick=0, full=1, keeps=True, patience_s=PATIENT_S, around=proxied
     ),
-    Scenario("F11-refused", "Consul refuses writes", refused, quick=1, full=1, keeps=True, patience_s=PATIENT_S, around=proxied),
+    Scenario("F11-refused", "Consul refuses writes", refused, quick=0, full=1, keeps=True, patience_s=PATIENT_S, around=proxied),
 )

@@ -283,7 +283,7 @@ SCENARIOS = (
     Scenario(
         "F9-repeated", "messages repeated late and out of order", repeated, quick=1, full=5, keeps=True, patience_s=PATIENT_S
     ),
-    Scenario("F9-late", "everything said arrives late", late, quick=1, full=3, patience_s=PATIENT_S, around=proxied),
+    Scenario("F9-late", "everything said arrives late", late, quick=0, full=3, patience_s=PATIENT_S, around=proxied),
     Scenario("F9-old", "commands of moves that are long over", old_commands, quick=1, full=3, patience_s=PATIENT_S),
     Scenario("F10-poison", "messages that nobody can take", poison, quick=1, full=5, keeps=True, patience_s=PATIENT_S),
 )

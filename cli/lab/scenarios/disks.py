@@ -92,7 +92,7 @@ SCENARIOS = (
         "F7-readonly",
         "the records' disk broken, read-only",
         read_only,
-        quick=1,
+        quick=0,
         full=2,
         keeps=True,
         patience_s=PATIENT_S,

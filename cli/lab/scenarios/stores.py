@@ -88,7 +88,7 @@ def _after(lab: Lab) -> None:
 
 SCENARIOS = (
     Scenario("F2-leader", "Consul's leader killed", leader_killed, quick=1, full=4, keeps=True, patience_s=PATIENT_S),
-    Scenario("F2-quorum", "two of three Consul servers frozen", quorum_frozen, quick=1, full=1, keeps=True, patience_s=PATIENT_S),
+    Scenario("F2-quorum", "two of three Consul servers frozen", quorum_frozen, quick=0, full=1, keeps=True, patience_s=PATIENT_S),
     Scenario("F2-killed", "all three Consul servers killed", all_killed, quick=1, full=1, keeps=True, patience_s=PATIENT_S),
     Scenario("F2-frozen", "all three Consul servers frozen", all_frozen, quick=1, full=1, keeps=True, patience_s=PATIENT_S),
     Scenario("F2-node", "a node lost while Consul is down", node_lost_meanwhile, quick=1, full=2),
