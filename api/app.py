@@ -21,10 +21,13 @@ from api.routes import (
     events,
     gateways,
     health,
+    initiators,
     leaders,
     marks,
     operations,
     paths,
+    recoveries,
+    snapshots,
     subnets,
     tokens,
     whatif,
@@ -35,9 +38,26 @@ from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.images.base import Images
 from sanderling.records.database import Records
+from sanderling.secrets import Keyring
 from sanderling.settings import Settings
 
-_NOUNS = (disks, marks, paths, assignments, whatif, subnets, gateways, operations, events, leaders, tokens, health)
+_NOUNS = (
+    disks,
+    marks,
+    recoveries,
+    snapshots,
+    initiators,
+    paths,
+    assignments,
+    whatif,
+    subnets,
+    gateways,
+    operations,
+    events,
+    leaders,
+    tokens,
+    health,
+)
 ROUTERS = [module.router for module in _NOUNS]
 
 
@@ -63,6 +83,7 @@ def create_app(
         news=news,
         feed=Feed(options, records=records, news=news, clock=clock),
         metrics=Metrics(),
+        keyring=Keyring(settings.secrets),
         clock=clock,
     )
 

@@ -1,7 +1,7 @@
 """How every change is taken in: checked, written with its operation in one transaction, answered with 202, cast afterwards."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from api import situations
 from api.auth import Caller
 from api.context import ContextOf
+from api.disks import show
 from api.limits import BODY_DIGEST
 from api.metrics import TRACEPARENT
 from api.problems import document
@@ -31,13 +32,18 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a change comes to: the disk it is about, as it is written, what happens to it first, and the steps that follow."""
+    """What a change comes to: the disk it is about, as it is written, what happens to it first, and the steps that follow.
+
+    `params` are what the steps go by, `change` is what of the disk is to be different.
+    """
 
     row: DiskRow
     was: DiskState
     plan: Plan
     begins: DiskEvent | None = None
     notes: Sequence[str] = field(default=())
+    params: Mapping[str, Any] = field(default_factory=dict)
+    change: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,7 @@ class Change:
             kind=intent.plan.kind,
             resource_id=intent.row.id,
             resource_name=intent.row.name,
-            params={"was": intent.was.value},
+            params={**intent.params, "was": intent.was.value},
             steps=intent.plan.steps,
             requested_by=caller.name,
             now=now,
@@ -159,6 +165,8 @@ class Change:
         )
         if intent.begins is not None:
             disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
+        if intent.change is not None:
+            disks.change(session, intent.row.id, intent.change, now=now, actor=caller.name, operation_id=operation.id)
         return Accepted(operation, intent.notes)
 
 
@@ -187,6 +195,8 @@ def _resource(operation: Operation) -> str:
             return f"/v1/assignments/{operation.id}"
         case OperationKind.UNDRAIN_GATEWAY:
             return f"/v1/gateways/{operation.params['gateway']}"
+        case OperationKind.RECOVER_DISKS:
+            return "/v1/disks"
     return f"/v1/disks/{operation.resource_id}"
 
 
@@ -199,7 +209,7 @@ def _planned(intent: Intent) -> JSONResponse:
     body = {
         "dry_run": True,
         "plan": intent.plan.model_dump(mode="json"),
-        "disk": disks.describe(intent.row).model_dump(mode="json"),
+        "disk": show(disks.describe(intent.row)),
         "notes": list(intent.notes),
     }
     return JSONResponse(body, 200)

@@ -37,6 +37,13 @@ class Client:
     def post(self, path: str, body: Json | None = None, *, key: str | None = None, **params: Any) -> Json:
         return self._asked("POST", path, params=params, body=body, key=key)
 
+    def patch(self, path: str, body: Json, *, key: str | None = None, **params: Any) -> Json:
+        return self._asked("PATCH", path, params=params, body=body, key=key)
+
+    def text(self, path: str, **params: Any) -> str:
+        """An answer that is meant to be read as it is."""
+        return self._answer("GET", path, params=params).text
+
     def put(self, path: str, body: Json, *, key: str | None = None, **params: Any) -> Json:
         return self._asked("PUT", path, params=params, body=body, key=key)
 
@@ -82,6 +89,12 @@ class Client:
     def _asked(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: Json | None = None, key: str | None = None
     ) -> Json:
+        response = self._answer(method, path, params=params, body=body, key=key)
+        return dict(response.json()) if response.content else {}
+
+    def _answer(
+        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: Json | None = None, key: str | None = None
+    ) -> httpx.Response:
         given = {name: value for name, value in (params or {}).items() if value is not None} or None
         headers = {"Idempotency-Key": key} if key else {}
         try:
@@ -95,7 +108,7 @@ class Client:
             raise self._unreachable(error) from error
         if response.is_error:
             raise _problem(response)
-        return dict(response.json()) if response.content else {}
+        return response
 
     def _unreachable(self, error: httpx.HTTPError) -> Unavailable:
         return Unavailable(f"the service at {self._access.url} cannot be reached ({error}); is it running?", dependency="api")

@@ -5,7 +5,24 @@ import sys
 
 import typer
 
-from cli.commands import assignments, disks, events, gateways, lab, leaders, operations, paths, subnets, tokens, up, whatif
+from cli.commands import (
+    assignments,
+    changes,  # noqa: F401 - adds verbs to disks
+    disks,
+    events,
+    gateways,
+    initiators,  # noqa: F401 - likewise
+    lab,
+    leaders,
+    operations,
+    paths,
+    secrets,
+    snapshots,
+    subnets,
+    tokens,
+    up,
+    whatif,
+)
 from cli.output import OperationFailed, err
 from sanderling.errors import Forbidden, Problem, Unauthenticated, Unavailable
 
@@ -25,6 +42,7 @@ app = typer.Typer(
 )
 for name, noun in {
     "disk": disks,
+    "snapshot": snapshots,
     "path": paths,
     "subnet": subnets,
     "gateway": gateways,
@@ -33,6 +51,7 @@ for name, noun in {
     "event": events,
     "leader": leaders,
     "token": tokens,
+    "key": secrets,
     "lab": lab,
 }.items():
     app.add_typer(noun.app, name=name)

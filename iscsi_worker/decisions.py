@@ -234,7 +234,7 @@ def _is_ready(view: View, local: Local, held: Held, running: Running) -> bool:
         and local.wanted.get(running.export) == held.export.epoch
         and disk is not None
         and disk.started
-        and disk.revision == running.revision
+        and disk.export_revision == running.revision
         and not local.withdrawing
         and not local.store.is_lost
         and not local.stands_back(view, disk, running.export)
@@ -253,7 +253,7 @@ def _own(view: View, local: Local, export: ExportId, held: Held) -> Action | Non
         running is not None
         and running.gate_open
         and running.client == held.export.client
-        and running.revision == disk.revision
+        and running.revision == disk.export_revision
         and held.export.phase is ExportPhase.SERVING
         and export not in local.sick
     )
@@ -280,7 +280,7 @@ def _was_handed(held: Held, running: Running, disk: Disk) -> bool:
     return (
         running.epoch == held.export.epoch
         and running.client == held.export.client
-        and running.revision == disk.revision
+        and running.revision == disk.export_revision
         and held.export.phase is ExportPhase.TAKING
     )
 

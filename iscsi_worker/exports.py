@@ -67,7 +67,7 @@ class Exports:
                 "counter": held.export.counter + 1,
                 "node": self._node,
                 "phase": ExportPhase.TAKING,
-                "revision": disk.revision,
+                "revision": disk.export_revision,
             }
         )
         if not self._coordination.acquire(export.key, to_json(value), consul_session=consul_session, expected=held.modify_index):

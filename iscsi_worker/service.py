@@ -11,13 +11,14 @@ import structlog
 from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.announcements import Announcements
 from iscsi_worker.reports import Reports
-from iscsi_worker.targets.base import Running, Targets, TargetSpec
+from iscsi_worker.targets.base import Credentials, Running, Targets, TargetSpec
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import AddressFailed, ClaimLost, Problem, TargetFailed
 from sanderling.images.base import Images
-from sanderling.model.disks import Disk, Path
+from sanderling.model.disks import Chap, Disk, Path
 from sanderling.model.exports import Connection, Epoch, Export, ExportId
+from sanderling.secrets import Keyring
 from sanderling.settings import Worker
 
 log = structlog.get_logger(__name__)
@@ -36,12 +37,25 @@ class Seams:
 class Service:
     """What serving an export takes on this node. Calls for different exports may run at once."""
 
-    def __init__(self, settings: Worker, seams: Seams, reports: Reports, *, certain: Callable[[], bool], clock: Clock) -> None:
-        """`certain` says that the locks were proved a moment ago: what is announced then is this node's to announce."""
+    def __init__(
+        self,
+        settings: Worker,
+        seams: Seams,
+        reports: Reports,
+        *,
+        keyring: Keyring,
+        certain: Callable[[], bool],
+        clock: Clock,
+    ) -> None:
+        """`certain` says that the locks were proved a moment ago: what is announced then is this node's to announce.
+
+        `keyring` opens the secrets that disks are described with.
+        """
         self._settings = settings
         self._images = seams.images
         self._targets, self._addresses = seams.targets, seams.addresses
         self._reports = reports
+        self._keyring = keyring
         self._clock = clock
         self.announcements = Announcements(settings, seams.addresses, certain=certain, clock=clock)
 
@@ -68,9 +82,18 @@ class Service:
             initiators=disk.initiators,
             allow_any=disk.allow_any,
             paths=disk.export_paths(export.index),
+            chap=self._credentials(disk.chap),
         )
         lease_s = self._settings.target_start_timeout_s + lent_s
-        return self._targets.start(spec, epoch=epoch, revision=disk.revision, lease_s=lease_s)
+        return self._targets.start(spec, epoch=epoch, revision=disk.export_revision, lease_s=lease_s)
+
+    def _credentials(self, chap: Chap | None) -> Credentials | None:
+        if chap is None:
+            return None
+        unseal = self._keyring.unseal
+        return Credentials(
+            chap.user, unseal(chap.secret), chap.mutual_user, unseal(chap.mutual_secret) if chap.mutual_user else ""
+        )
 
     def open(self, running: Running, paths: Sequence[Path]) -> None:
         export = running.export

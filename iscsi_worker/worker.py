@@ -49,6 +49,7 @@ from sanderling.errors import Problem, SessionLost, Unavailable
 from sanderling.images.base import Images
 from sanderling.model.exports import ExportId, Gateway
 from sanderling.model.fronts import REASON_STORE
+from sanderling.secrets import Keyring
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -85,7 +86,14 @@ class Worker:
         self._node = settings.sanderling.node
         self._bus, self._targets, self._addresses = bus, targets, addresses
         self._reports = Reports(bus, self._node, own, clock=clock)
-        self._service = Service(own, seams, self._reports, certain=lambda: self._membership.is_certain, clock=clock)
+        self._service = Service(
+            own,
+            seams,
+            self._reports,
+            keyring=Keyring(settings.secrets),
+            certain=lambda: self._membership.is_certain,
+            clock=clock,
+        )
         self._images = images
         self._watch = Watch(settings, coordination, on_change=self._changed, clock=clock)
         self._pulse = Pulse(touched or images, own, clock=clock)

@@ -195,6 +195,12 @@ class MoveFailed(Problem):
     code, status, title = "move-failed", 500, "A path could not be moved"
 
 
+class SecretUnreadable(Problem):
+    """A sealed secret cannot be opened, or none can be sealed: this process has not the key."""
+
+    code, status, title = "secret-unreadable", 409, "A secret cannot be sealed or opened"
+
+
 class SettingsRefused(Problem):
     """A setting that would look on but do nothing, or contradicts another: the process refuses to start."""
 

@@ -46,6 +46,15 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
+class Secrets:
+    """[secrets]: what encrypts the secrets that are kept."""
+
+    key_file: str = _of(
+        "", "Keys, one a line (`sanderling key new` makes one): the first seals, all open. The same on every node"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Coordination:
     """[coordination]: who serves what."""
 
@@ -115,6 +124,9 @@ class Api:
     stop_timeout_s: float = _of(5.0, "How long stopping waits for requests at work", least=0.1)
     dependency_timeout_s: float = _of(3.0, "Bound of asking Consul or Ceph inside a request", least=0.1)
     policy_file: str = _of("", "oslo.policy file that overrides the defaults")
+    default_initiators: str = _of(
+        "", "Names of the initiators, with commas between, that may log in to a new disk for which nobody is named"
+    )
     plan_keep_s: float = _of(3600.0, "How long a plan of moves can be applied; older ones are dropped", least=1)
     gaps_max: int = _of(1000, "Newest reports of moves and failovers that gaps are reckoned from", least=1)
 
@@ -130,6 +142,8 @@ class Conductor:
     retry_first_s: float = _of(0.2, "Wait before the first retry of a step; doubles", least=0.01)
     retry_most_s: float = _of(5.0, "Longest wait between retries of a step", least=0.01)
     image_deadline_s: float = _of(60.0, "Deadline of a step that changes an image", least=1)
+    roll_back_deadline_s: float = _of(3600.0, "Deadline of rolling an image back to a snapshot", least=1)
+    recover_deadline_s: float = _of(600.0, "Deadline of rebuilding the index of disks from the images", least=1)
     publish_deadline_s: float = _of(30.0, "Deadline of a step that writes coordination", least=1)
     serve_deadline_s: float = _of(60.0, "Deadline of waiting until a disk is served, or no longer served", least=1)
     republish_interval_s: float = _of(10.0, "How often coordination is compared with the records", least=0.5)
@@ -251,6 +265,7 @@ class Leader:
 _GROUPS: dict[str, type] = {
     "sanderling": General,
     "records": Records,
+    "secrets": Secrets,
     "coordination": Coordination,
     "images": Images,
     "bus": Bus,
@@ -267,6 +282,7 @@ class Settings:
 
     sanderling: General = field(default_factory=General)
     records: Records = field(default_factory=Records)
+    secrets: Secrets = field(default_factory=Secrets)
     coordination: Coordination = field(default_factory=Coordination)
     images: Images = field(default_factory=Images)
     bus: Bus = field(default_factory=Bus)

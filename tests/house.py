@@ -2,10 +2,11 @@
 
 import shutil
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 from conductor.drives import Drive
@@ -47,6 +48,7 @@ BEGINS = {
     OperationKind.START_DISK: DiskEvent.START,
     OperationKind.STOP_DISK: DiskEvent.STOP,
     OperationKind.DELETE_DISK: DiskEvent.DELETE,
+    OperationKind.ROLL_BACK_DISK: DiskEvent.ROLL_BACK,
 }
 
 
@@ -112,23 +114,41 @@ class House:
             disks.insert(session, disk, now=self.records.now(), state=state)
         return disk
 
-    def ask(self, kind: OperationKind, disk: Disk, *, start: bool = True, deadline_s: float = 20.0) -> Operation:
-        """What the API does with an accepted request."""
+    def ask(
+        self,
+        kind: OperationKind,
+        disk: Disk,
+        *,
+        start: bool = True,
+        deadline_s: float = 20.0,
+        wanted: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> Operation:
+        """What the API does with an accepted request; `wanted` is what a change of the disk is to change."""
         with self.records.begin() as session:
-            was = DiskState(disks.get(session, disk.id).state)
+            row = disks.get(session, disk.id)
+            was, started, now = DiskState(row.state), row.started, self.records.now()
+            if kind is OperationKind.DELETE_DISK:
+                started = was is not DiskState.STOPPED
             if kind in BEGINS:
-                disks.apply(session, disk.id, BEGINS[kind], now=self.records.now(), actor="alice", operation_id=None)
-            planned = plans.steps_of(kind, SETTINGS, start=start, started=was is not DiskState.STOPPED)
-            return operations.submit(
+                disks.apply(session, disk.id, BEGINS[kind], now=now, actor="alice", operation_id=None)
+            planned = plans.steps_of(kind, SETTINGS, start=start, started=started, grows="size_bytes" in (wanted or {}))
+            if wanted is not None:
+                before = {field: value for field, value in disks.changeable(row).items() if field in wanted}
+                params |= {"change": dict(wanted), disks.BEFORE: before, "restarts": bool(wanted.keys() - {"name"})}
+            operation = operations.submit(
                 session,
                 kind=kind,
                 resource_id=disk.id,
                 resource_name=disk.name,
-                params={"was": was},
+                params={**params, "was": was},
                 steps=[step.model_copy(update={"deadline_s": deadline_s}) for step in planned],
                 requested_by="alice",
-                now=self.records.now(),
+                now=now,
             )
+            if wanted is not None:
+                disks.change(session, disk.id, wanted, now=now, actor="alice", operation_id=operation.id)
+            return operation
 
     def drive(self, operation: Operation, *, failpoint: str = "", conductor: str = "c1", later: bool = False) -> Operation:
         """One conductor's turn at it; with `later`, of one that comes when every claim has run out."""
@@ -137,9 +157,9 @@ class House:
         drive.run(operation.id)
         return self.operation(operation)
 
-    def done(self, kind: OperationKind, disk: Disk, *, start: bool = True) -> Operation:
+    def done(self, kind: OperationKind, disk: Disk, *, start: bool = True, **asked: Any) -> Operation:
         """An operation of that kind, asked for and driven to its success."""
-        ended = self.drive(self.ask(kind, disk, start=start))
+        ended = self.drive(self.ask(kind, disk, start=start, **asked))
         assert ended.state is OperationState.SUCCEEDED, ended
         return ended
 
@@ -162,6 +182,11 @@ class House:
         with self.records.read() as session:
             row = session.get(DiskRow, disk.id)
             return None if row is None else row.state
+
+    def indexed(self, disk: Disk) -> Disk:
+        """What the index says of the disk."""
+        with self.records.read() as session:
+            return disks.describe(disks.get(session, disk.id))
 
     def described(self, disk: Disk) -> Disk | None:
         """What the image says of itself."""
@@ -230,13 +255,13 @@ class Gateways(threading.Thread):
         if entry.consul_session is None and disk is not None and disk.started:
             assert export.client in {"", UNKNOWN_CLIENT}, "nothing was to be fenced here"
             served = {"counter": export.counter + 1, "node": self.name, "client": f"client-of-{self.name}"}
-            value = export.model_copy(update={**served, "phase": ExportPhase.SERVING, "revision": disk.revision})
+            value = export.model_copy(update={**served, "phase": ExportPhase.SERVING, "revision": disk.export_revision})
             self.taken += self._coordination.acquire(
                 entry.key, value.model_dump_json().encode(), consul_session=self._session, expected=entry.modify_index
             )
         elif entry.consul_session == self._session and disk is not None and not disk.started:
             value = export.model_copy(update={"client": "", "phase": ExportPhase.LEFT})
             self._coordination.release(entry.key, value.model_dump_json().encode(), consul_session=self._session)
-        elif entry.consul_session == self._session and disk is not None and export.revision < disk.revision:
-            value = export.model_copy(update={"revision": disk.revision})
+        elif entry.consul_session == self._session and disk is not None and export.revision < disk.export_revision:
+            value = export.model_copy(update={"revision": disk.export_revision})
             self._coordination.acquire(entry.key, value.model_dump_json().encode(), consul_session=self._session)

@@ -1,6 +1,7 @@
-"""/v1/disks: create, list, show, start, stop, delete."""
+"""/v1/disks: create, list, show, change, start, stop, delete, recover."""
 
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -9,18 +10,21 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
-from api import rules, serving
+from api import rules, serving, snapshots
 from api.auth import Allowed, Caller
 from api.changes import ChangeOf, Intent, etag
 from api.context import Context, ContextOf
+from api.disks import DiskChange, NewChap, Source
+from api.disks import show as show_disk
 from api.pages import PageOf
 from api.rules import Address, Body, InitiatorName, Iqn, Name, SizeBytes
 from sanderling.errors import InUse, InvalidInput
 from sanderling.model import plans
-from sanderling.model.disks import PATHS_MAX, Access, Disk, DiskEvent, DiskState, Path
+from sanderling.model.disks import PATHS_MAX, Access, Chap, Disk, DiskEvent, DiskState, Path
 from sanderling.model.operations import OperationKind
 from sanderling.records import disks, events, marks, operations, subnets
 from sanderling.records.tables import DiskRow
+from sanderling.settings import Settings
 
 router = APIRouter(tags=["disks"])
 
@@ -28,16 +32,22 @@ NOBODY = "no initiator may log in: give initiators, or allow_any to let every in
 
 
 class NewDisk(Body):
-    """`paths` addresses are taken from `subnets` (all of them when none is named), or exactly `addresses` are used."""
+    """`paths` addresses are taken from `subnets` (all of them when none is named), or exactly `addresses` are used.
+
+    `size_bytes` may be left out with a `source`, whose snapshot's size it is then. Where neither `initiators` nor `allow_any`
+    is given, the site's default initiators may log in ([api] default_initiators).
+    """
 
     name: Name
-    size_bytes: SizeBytes
+    size_bytes: SizeBytes | None = None
+    source: Source | None = None
     paths: Annotated[int | None, Field(ge=1, le=PATHS_MAX)] = None
     subnets: Annotated[list[Name] | None, Field(min_length=1, max_length=PATHS_MAX)] = None
     addresses: Annotated[list[Address] | None, Field(min_length=1, max_length=PATHS_MAX)] = None
     access: Literal["exclusive", "shared"] = "exclusive"
-    initiators: Annotated[list[InitiatorName], Field(max_length=rules.INITIATORS_MAX, default_factory=list)]
+    initiators: Annotated[list[InitiatorName] | None, Field(max_length=rules.INITIATORS_MAX)] = None
     allow_any: bool = False
+    chap: NewChap | None = None
     iqn: Iqn | None = None
     started: bool = True
 
@@ -49,7 +59,9 @@ class NewDisk(Body):
             )
         if self.initiators and self.allow_any:
             raise rules.refused("contradicts the list of initiators", "give one of the two", field="allow_any")
-        if len(set(self.initiators)) < len(self.initiators):
+        if self.size_bytes is None and self.source is None:
+            raise rules.refused("is missing", "give the size in bytes", field="size_bytes")
+        if self.initiators and len(set(self.initiators)) < len(self.initiators):
             raise rules.refused("names an initiator twice", "name each once", field="initiators")
         return self
 
@@ -62,15 +74,20 @@ def create(
     repeated = change.repeated(caller)
     if repeated is not None:
         return repeated
-    _refuse_larger_than_pool(context, body.size_bytes)
+    source, size_bytes = _source(context, body)
+    _refuse_larger_than_pool(context, size_bytes)
     plan = plans.plan(OperationKind.CREATE_DISK, context.settings.conductor, disk_name=body.name, start=body.started)
+    chap = body.chap.sealed(context.keyring) if body.chap else None
 
     def prepare(session: Session, now: datetime) -> Intent:
-        disk = _described(body, _paths(session, body), iqn_base=context.settings.sanderling.iqn_base)
+        disk = _described(body, _paths(session, body), size_bytes=size_bytes, chap=chap, settings=context.settings)
+        if body.iqn is None and disks.has_iqn(session, disk.iqn):  # of a disk that had this name once
+            disk = disk.model_copy(update={"iqn": f"{disk.iqn}-{disk.id[:8]}"})
         disks.insert(session, disk, now=now, state=DiskState.CREATING)
         events.append(session, "disk.creating", at=now, actor=caller.name, resource_id=disk.id, data={"name": disk.name})
         notes = () if disk.initiators or disk.allow_any else (NOBODY,)
-        return Intent(disks.get(session, disk.id), DiskState.CREATING, plan, notes=notes)
+        params = {"source": source} if source else {}
+        return Intent(disks.get(session, disk.id), DiskState.CREATING, plan, notes=notes, params=params)
 
     return change.carry_out(caller, prepare)
 
@@ -103,6 +120,53 @@ def show(disk: str, context: ContextOf, _caller: Annotated[Caller, Depends(Allow
     return JSONResponse(shown, headers={"ETag": version})
 
 
+@router.patch("/v1/disks/{disk}", status_code=202)
+def change(
+    disk: str,
+    body: DiskChange,
+    context: ContextOf,
+    caller: Annotated[Caller, Depends(Allowed("disk:change"))],
+    change: ChangeOf,
+) -> JSONResponse:
+    """Rename or grow the disk, or say who may log in and what they must prove. All of it, or nothing.
+
+    Where initiators meet something else than before, a started disk's exports are started again, at once and where they are.
+    """
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    with context.records.read() as session:
+        row = disks.find(session, disk)
+        change.check_match(session, row)
+        wanted = body.wanted(disks.describe(row), context.keyring)
+        if not wanted:
+            shown = {"dry_run": change.dry_run, "disk": _show(row), "notes": ["nothing to do: the disk is so already"]}
+            return JSONResponse(shown, 200)
+    if "size_bytes" in wanted:
+        _refuse_larger_than_pool(context, wanted["size_bytes"])
+
+    def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
+        found = disks.get(session, row.id)
+        change.check_match(session, found)
+        _refuse_smaller(found, wanted)
+        restarts = bool(wanted.keys() - {"name"})
+        plan = plans.plan(
+            OperationKind.CHANGE_DISK,
+            context.settings.conductor,
+            disk_name=found.name,
+            started=found.started,
+            grows="size_bytes" in wanted,
+            restarts=restarts,
+        )
+        before = {field: value for field, value in disks.changeable(found).items() if field in wanted}
+        after = disks.changeable(found) | wanted
+        notes = () if after["initiators"] or after["allow_any"] else (NOBODY,)
+        params = {"change": wanted, disks.BEFORE: before, "restarts": restarts}
+        return Intent(found, DiskState(found.state), plan, notes=notes, params=params, change=wanted)
+
+    return change.carry_out(caller, prepare)
+
+
 @router.post("/v1/disks/{disk}/start", status_code=202)
 def start(
     disk: str, context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:start"))], change: ChangeOf
@@ -133,10 +197,11 @@ def delete(
     if repeated is not None:
         return repeated
     usage: serving.Serving = {}
+    with context.records.read() as session:
+        found = disks.find(session, disk)
     if not force:
-        with context.records.read() as session:
-            found = disks.find(session, disk)
         usage = serving.exports(context, disk_id=found.id)
+    kept = snapshots.of(context, found)
 
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
         row = disks.find(session, disk)
@@ -144,6 +209,7 @@ def delete(
         was = DiskState(row.state)
         if operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
             _refuse_careless(row, usage, force=force, confirm=confirm)
+            snapshots.refuse_kept(row, kept, force=force)
         plan = plans.plan(
             OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
         )
@@ -167,8 +233,7 @@ def _turn(disk: str, kind: OperationKind, event: DiskEvent, context: Context, ca
 
 
 def _show(row: DiskRow) -> dict[str, Any]:
-    shown = disks.describe(row).model_dump(mode="json", exclude={"generation"})
-    return shown | {
+    return show_disk(disks.describe(row)) | {
         "state": row.state,
         "created_at": _moment(row.created_at),
         "changed_at": _moment(row.changed_at),
@@ -185,17 +250,48 @@ def _paths(session: Session, body: NewDisk) -> tuple[Path, ...]:
     return subnets.allocate(session, body.paths or 1, names=body.subnets)
 
 
-def _described(body: NewDisk, paths: tuple[Path, ...], *, iqn_base: str) -> Disk:
+def _described(body: NewDisk, paths: tuple[Path, ...], *, size_bytes: int, chap: Chap | None, settings: Settings) -> Disk:
+    given = body.initiators
+    if given is None and not body.allow_any:
+        given = [name.strip() for name in settings.api.default_initiators.split(",") if name.strip()]
     return Disk(
         id=str(uuid.uuid4()),
         name=body.name,
-        iqn=body.iqn or f"{iqn_base}:{body.name}",
-        size_bytes=body.size_bytes,
+        iqn=body.iqn or f"{settings.sanderling.iqn_base}:{body.name}",
+        size_bytes=size_bytes,
         access=Access(body.access),
         paths=paths,
-        initiators=tuple(body.initiators),
+        initiators=tuple(given or ()),
         allow_any=body.allow_any,
+        chap=chap,
     )
+
+
+def _source(context: Context, body: NewDisk) -> tuple[dict[str, str] | None, int]:
+    """The disk's id and the snapshot that the new disk begins as, if any, and the size of the new one."""
+    if body.source is None:
+        assert body.size_bytes is not None, "validated"
+        return None, body.size_bytes
+    with context.records.read() as session:
+        row = disks.find(session, body.source.disk)
+    snapshot = snapshots.find(context, row, body.source.snapshot, field="source.snapshot")
+    size_bytes = body.size_bytes or snapshot.size_bytes
+    if size_bytes < snapshot.size_bytes:
+        raise InvalidInput.of(
+            "size_bytes",
+            f"is less than the {snapshot.size_bytes} bytes of snapshot {snapshot.name}",
+            "leave it out, or give that size or more",
+        )
+    return {"disk_id": row.id, "snapshot": snapshot.name}, size_bytes
+
+
+def _refuse_smaller(row: DiskRow, wanted: Mapping[str, Any]) -> None:
+    if wanted.get("size_bytes", row.size_bytes) < row.size_bytes:
+        raise InvalidInput.of(
+            "size_bytes",
+            f"is less than the {row.size_bytes} bytes that disk {row.name} has, and what is cut off is lost",
+            "give a larger size; to make a disk smaller, create another and copy",
+        )
 
 
 def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:

@@ -9,10 +9,11 @@ import typer
 
 from cli.access import find
 from cli.client import Client, Json
+from cli.commands.secrets import SecretFile, secret
 from cli.output import as_json, err, facts, out, size, table, watched
 from sanderling.errors import InvalidInput
 
-app = typer.Typer(no_args_is_help=True, help="Create, show, start, stop and delete disks.")
+app = typer.Typer(no_args_is_help=True, help="Create, show, change, start, stop and delete disks.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the operation to its end, showing its steps.")]
@@ -49,6 +50,8 @@ def create(
     initiator: Annotated[list[str] | None, typer.Option(help="IQN that may log in; repeatable.")] = None,
     allow_any: Annotated[bool, typer.Option("--allow-any", help="Let any initiator log in.")] = False,
     iqn: Annotated[str | None, typer.Option(help="The target's own name; made from NAME when not given.")] = None,
+    chap_user: Annotated[str | None, typer.Option(help="Name that initiators prove; the secret is asked for.")] = None,
+    secret_file: SecretFile = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Serve it once it is made.")] = True,
     wait: Wait = False,
     dry_run: DryRun = False,
@@ -65,10 +68,11 @@ def create(
         "initiators": initiator or None,
         "allow_any": allow_any or None,
         "iqn": iqn,
+        "chap": {"user": chap_user, "secret": secret("CHAP secret", secret_file)} if chap_user else None,
         "started": start,
     }
     given = {field: value for field, value in body.items() if value is not None}
-    _change("/v1/disks", given, wait=wait, dry_run=dry_run, json=json, said="created")
+    ask("/v1/disks", given, wait=wait, dry_run=dry_run, json=json, said="created")
 
 
 @app.command("list", epilog="Example: sanderling disk list --state started --json")
@@ -109,13 +113,13 @@ def show(name: Name, json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling disk start backup --wait")
 def start(name: Name, wait: Wait = False, dry_run: DryRun = False, json: AsJson = False) -> None:
     """Serve a stopped disk."""
-    _change(f"/v1/disks/{name}/start", None, wait=wait, dry_run=dry_run, json=json, said="started")
+    ask(f"/v1/disks/{name}/start", None, wait=wait, dry_run=dry_run, json=json, said="started")
 
 
 @app.command(epilog="Example: sanderling disk stop backup --wait")
 def stop(name: Name, wait: Wait = False, dry_run: DryRun = False, json: AsJson = False) -> None:
     """Stop serving a disk; its data stays."""
-    _change(f"/v1/disks/{name}/stop", None, wait=wait, dry_run=dry_run, json=json, said="stopped")
+    ask(f"/v1/disks/{name}/stop", None, wait=wait, dry_run=dry_run, json=json, said="stopped")
 
 
 @app.command(epilog="Example: sanderling disk delete backup --force --confirm backup --wait")
@@ -132,7 +136,7 @@ def delete(
     answer = client.delete(
         f"/v1/disks/{name}", force=force or None, confirm=confirm, dry_run=dry_run or None, key=str(uuid.uuid4())
     )
-    _shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="deleted")
+    shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="deleted")
 
 
 @app.command(epilog="Example: sanderling disk mark backup --pin node-1 --avoid node-3 --wait")
@@ -152,7 +156,7 @@ def mark(
     body = {"pin": pin, "avoid": avoid or []}
     answer = client.put(f"/v1/disks/{name}/marks", body, key=str(uuid.uuid4()), dry_run=dry_run or None)
     if "id" in answer:
-        _shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="marked")
+        shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="marked")
     elif json:
         as_json(answer)
     else:
@@ -161,13 +165,21 @@ def mark(
         facts([("disk", answer["disk"]), *_marks(answer["marks"])])
 
 
-def _change(path: str, body: Json | None, *, wait: bool, dry_run: bool, json: bool, said: str) -> None:
+@app.command(epilog="Example: sanderling disk recover --wait")
+def recover(wait: Wait = False, dry_run: DryRun = False, json: AsJson = False) -> None:
+    """Rebuild the index of disks from what their images in Ceph say, when the records were lost."""
+    ask("/v1/recoveries", None, wait=wait, dry_run=dry_run, json=json, said="recovered")
+
+
+def ask(path: str, body: Json | None, *, wait: bool, dry_run: bool, json: bool, said: str) -> None:
+    """Post a request about a disk, follow it if that is wanted, and show what came of it."""
     client = Client(find())
     answer = client.post(path, body, key=str(uuid.uuid4()), dry_run=dry_run or None)
-    _shown(client, answer, wait=wait, dry_run=dry_run, json=json, said=said)
+    shown(client, answer, wait=wait, dry_run=dry_run, json=json, said=said)
 
 
-def _shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: bool, said: str) -> None:
+def shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: bool, said: str) -> None:
+    """What came of an accepted request, which is followed to its end first if that is wanted."""
     for note in () if json else answer.get("notes", ()):
         err.print(f"Note: {note}", markup=False, highlight=False)
     if wait and not dry_run:
@@ -179,6 +191,10 @@ def _shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: boo
         facts([("would run", [step["name"] for step in plan["steps"]]), ("at risk", plan["at_risk"])])
     elif not wait:
         out.print(f"Operation {answer['id']} accepted: sanderling operation watch {answer['id']}", highlight=False)
+    elif said == "recovered":
+        found = [event for event in client.history(after=0) if event["operation_id"] == answer["id"]]
+        names = [event["data"]["name"] for event in found if event["kind"] == "disk.recovered"]
+        out.print(f"Recovered: {', '.join(names) or 'none was missing'}.", highlight=False)
     elif said == "deleted":
         out.print(f"Disk {answer['resource_name']} is {said}.", highlight=False)
     else:
@@ -187,6 +203,13 @@ def _shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: boo
 
 def _marks(marks: Json) -> list[tuple[str, Any]]:
     return [("pinned to", marks["pin"]), ("avoids", marks["avoid"])]
+
+
+def _chap(chap: Json | None) -> str | None:
+    if chap is None:
+        return None
+    mutual = chap["mutual_user"]
+    return f"{chap['user']}, and the target proves {mutual}" if mutual else str(chap["user"])
 
 
 def _show(disk: Json) -> None:
@@ -200,6 +223,7 @@ def _show(disk: Json) -> None:
             ("iqn", disk["iqn"]),
             *_marks(disk["marks"]),
             ("initiators", "any" if disk["allow_any"] else disk["initiators"] or "nobody may log in"),
+            ("chap", _chap(disk["chap"])),
         ]
     )
     table(

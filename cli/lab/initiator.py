@@ -46,7 +46,11 @@ class Initiator:
         initiator_name: str = "iqn.2026-11.io.sanderling.lab:initiator",
         timeout_s: float = 10.0,
         attempt_s: float = ATTEMPT_S,
+        login: tuple[str, str] | None = None,
+        target_login: tuple[str, str] | None = None,
     ) -> None:
+        """`login` is the CHAP name and secret to prove, `target_login` those that the target must."""
+        self._login, self._target_login = login, target_login
         self._iqn, self._lun, self._name, self._timeout_s, self._attempt_s = iqn, lun, initiator_name, timeout_s, attempt_s
         self._portals = [portals] if isinstance(portals, str) else list(portals)
         self._session: IscsiSession | None = None
@@ -90,7 +94,14 @@ class Initiator:
                 if self._session is None:
                     portal = self._portals[turn % len(self._portals)]
                     self._session = IscsiSession(
-                        portal, self._iqn, lun=self._lun, initiator=self._name, timeout_s=attempt_s, clock=CLOCK
+                        portal,
+                        self._iqn,
+                        lun=self._lun,
+                        initiator=self._name,
+                        login=self._login,
+                        target_login=self._target_login,
+                        timeout_s=attempt_s,
+                        clock=CLOCK,
                     )
                     self.logins += 1
                 return self._session.command(cdb, read_bytes=read_bytes, write=write, timeout_s=attempt_s)

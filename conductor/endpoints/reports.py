@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from rpc.bus import Handler
@@ -12,7 +11,6 @@ from rpc.messages import ExportReport, Message
 from sanderling.model.exports import ExportId
 from sanderling.records import events, moves
 from sanderling.records.database import Records
-from sanderling.records.tables import EventRow
 
 SEEN: Final = ("served", "adopted", "left", "refused", "fenced", "lapsed", "handed_on", "kept")
 """The words of a report; each is an event type of the bus and the kind of an event in the history."""
@@ -28,7 +26,7 @@ def handlers(records: Records, *, gap_alert_s: float, tell: Callable[[], None]) 
 
     def record(report: ExportReport) -> Message | None:
         with records.begin() as session:
-            if session.scalar(select(EventRow.id).where(EventRow.source_id == report.report_id)) is not None:
+            if events.is_recorded(session, report.report_id):
                 return None
             operation_id = _note_gap(session, report)
             is_said = _is_heirs(report) and operation_id is None  # by the source, whose gap has the beginning, too

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from conductor.steps import descriptions, images, marks, moves, publication, serving, settlement
+from conductor.steps import descriptions, images, marks, moves, publication, recovery, serving, settlement, snapshots
 from conductor.steps.base import Action
 from sanderling.model import plans
 
@@ -17,6 +17,15 @@ ACTIONS: Final[Mapping[str, Action]] = {
     plans.AWAIT_RELEASED: serving.AWAIT_RELEASED,
     plans.RETRACT: publication.RETRACT,
     plans.REMOVE_IMAGE: images.REMOVE_IMAGE,
+    plans.GROW_IMAGE: images.GROW_IMAGE,
+    plans.DESCRIBE_CHANGED: descriptions.DESCRIBE_CHANGED,
+    plans.PUBLISH_CHANGED: publication.PUBLISH_CHANGED,
+    plans.CREATE_SNAPSHOT: snapshots.CREATE_SNAPSHOT,
+    plans.DESCRIBE_ROLLING_BACK: descriptions.DESCRIBE_ROLLING_BACK,
+    plans.ROLL_BACK_IMAGE: snapshots.ROLL_BACK_IMAGE,
+    plans.DESCRIBE_ROLLED_BACK: descriptions.DESCRIBE_ROLLED_BACK,
+    plans.REMOVE_SNAPSHOT: snapshots.REMOVE_SNAPSHOT,
+    plans.RECOVER: recovery.RECOVER,
     plans.SETTLE: settlement.SETTLE,
     plans.FORGET: settlement.FORGET,
     plans.MARK: marks.MARK,

@@ -4,20 +4,26 @@ Each operation decides once which revision it writes and stores that first. So a
 that lingers behind an undo, which writes a higher revision yet, finds that its compare no longer holds.
 """
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from conductor.steps.base import Action, Context
+from conductor.steps.keys import keys_for, publish_disk
 from conductor.steps.reading import export_of, exports_in
 from sanderling.errors import Conflict, ImageFailed, NotFound
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk, image_of
 from sanderling.model.exports import UNKNOWN_CLIENT
 from sanderling.model.operations import OperationKind
+from sanderling.records.disks import BEFORE
 
 METADATA_KEY: Final = "sanderling.disk"
-_REVISION: Final = "revision"  # among the operation's params
+CHANGE: Final = "change"  # among the operation's params: what is to be, of what can be changed
+RESTARTS: Final = "restarts"  # likewise: whether the exports are to be started again for it
+SNAPSHOT: Final = "snapshot"  # likewise: the name of the snapshot that the operation is about
+_REVISION: Final = "revision"  # likewise
 SERVED_BY: Final = "served_by"  # likewise: the clients of the exports that a stop makes workers give up
 
 
@@ -56,19 +62,57 @@ def describe(context: Context) -> None:
 
 def describe_started(context: Context) -> None:
     """Start is also a new generation: the exports are made anew, and no command for an older one may fit them."""
-    _write(context, started=True)
+    disk = described(context)
+    if disk.rolling_back_to:
+        raise Conflict(
+            f"rolling disk {disk.name} back to snapshot {disk.rolling_back_to} broke off half-way; roll it back once "
+            "more, to that snapshot or another, before it is started",
+            snapshot=disk.rolling_back_to,
+        )
+    target = _target(context)
+    _compare_and_set(context, revision=target, to={"started": True, "presented_at": target}, raises_generation=True)
 
 
 def describe_stopped(context: Context) -> None:
     if context.operation.kind is OperationKind.DELETE_DISK and undescribed(context):
         return  # a disk that failed while it was being created; there is nobody to tell
-    _write(context, started=False)
+    _compare_and_set(context, revision=_target(context, served_by=_serving), to={"started": False})
+
+
+def describe_changed(context: Context) -> None:
+    """What initiators meet only changes with `presented_at`, by which workers know that they must start the export again."""
+    target, params = _target(context), context.operation.params
+    presented = {"presented_at": target} if params[RESTARTS] else {}
+    _compare_and_set(context, revision=target, to={**params[CHANGE], **presented})
+
+
+def undescribe_changed(context: Context) -> None:
+    """Describe the disk as it was, one revision on, and tell the workers: they start again what they had started anew."""
+    target = context.operation.params.get(_REVISION)
+    if target is None or undescribed(context):
+        return
+    revision = target + 1
+    _compare_and_set(context, revision=revision, to={**context.operation.params[BEFORE], "presented_at": revision})
+    disk = described(context)
+    if disk.started:
+        with context.stores.telling_workers(keys_for(disk)), context.effect("publish"):
+            publish_disk(context.stores.coordination, disk)
+
+
+def describe_rolling_back(context: Context) -> None:
+    """From here on the data may be neither what it was nor the snapshot's: nobody may start the disk."""
+    _compare_and_set(context, revision=_target(context), to={"rolling_back_to": context.operation.params[SNAPSHOT]})
+
+
+def describe_rolled_back(context: Context) -> None:
+    """One revision after the one that this operation noted."""
+    _compare_and_set(context, revision=_target(context) + 1, to={"rolling_back_to": ""})
 
 
 def undescribe_started(context: Context) -> None:
     target = context.operation.params.get(_REVISION)
     if target is not None and not undescribed(context):
-        _compare_and_set(context, revision=target + 1, started=False)
+        _compare_and_set(context, revision=target + 1, to={"started": False})
 
 
 def stopped_again(disk: Disk, context: Context) -> Disk:
@@ -87,14 +131,15 @@ def undescribed(context: Context) -> bool:
     return read(context.stores.images, image_of(context.disk_id)) is None
 
 
-def _write(context: Context, *, started: bool) -> None:
+def _target(context: Context, *, served_by: Callable[[Context], list[str]] = lambda _: []) -> int:
+    """The revision that this operation writes, decided once."""
     target = context.operation.params.get(_REVISION)
     if target is None:
         target = described(context).revision + 1
-        clients = [] if started else _serving(context)
+        clients = served_by(context)
         with context.effect("note"):
             context.note({_REVISION: target, SERVED_BY: clients})
-    _compare_and_set(context, revision=target, started=started)
+    return int(target)
 
 
 def _serving(context: Context) -> list[str]:
@@ -102,19 +147,20 @@ def _serving(context: Context) -> list[str]:
     return [client for entry in entries if (client := export_of(entry).client) not in ("", UNKNOWN_CLIENT)]
 
 
-def _compare_and_set(context: Context, *, revision: int, started: bool) -> None:
+def _compare_and_set(context: Context, *, revision: int, to: Mapping[str, Any], raises_generation: bool = False) -> None:
+    """Write the description with these values at this revision, unless that is done."""
     image, images = image_of(context.disk_id), context.stores.images
     while True:
         found = read(images, image)
         if found is None:
-            raise NotFound(f"image {image} is missing or has no description; it cannot be started or stopped", image=image)
+            raise NotFound(f"image {image} is missing or has no description; nothing can be written on it", image=image)
         stored, disk = found
-        if disk.revision == revision and disk.started == started:
+        if disk.revision == revision:
             return
-        if disk.revision >= revision:
+        if disk.revision > revision:
             raise Conflict(f"the description on {image} is at revision {disk.revision}; this would write {revision}", image=image)
-        generation = disk.generation + 1 if started else disk.generation
-        after = disk.model_copy(update={"revision": revision, "started": started, "generation": generation})
+        generation = disk.generation + raises_generation
+        after = Disk.model_validate({**disk.model_dump(), **to, "revision": revision, "generation": generation})
         with context.effect("write"):
             if images.set_metadata(image, METADATA_KEY, after.model_dump_json(), expected=stored):
                 return
@@ -123,3 +169,6 @@ def _compare_and_set(context: Context, *, revision: int, started: bool) -> None:
 DESCRIBE = Action(describe, effects=("write",))
 DESCRIBE_STARTED = Action(describe_started, undo=undescribe_started, effects=("note", "write"), undo_effects=("write",))
 DESCRIBE_STOPPED = Action(describe_stopped, effects=("note", "write"))
+DESCRIBE_CHANGED = Action(describe_changed, undo=undescribe_changed, effects=("note", "write"), undo_effects=("write", "publish"))
+DESCRIBE_ROLLING_BACK = Action(describe_rolling_back, effects=("note", "write"))
+DESCRIBE_ROLLED_BACK = Action(describe_rolled_back, effects=("write",))

@@ -5,7 +5,7 @@ from typing import Final
 import structlog
 
 from conductor.steps.base import Action, Context
-from conductor.steps.descriptions import SERVED_BY
+from conductor.steps.descriptions import CHANGE, SERVED_BY
 from sanderling.errors import InUse, Unavailable
 from sanderling.model.disks import image_of
 from sanderling.records import events, operations
@@ -16,10 +16,23 @@ _LOOK_AGAIN_S: Final = 0.5
 _LATEST_MAX: Final = 20  # operations on the disk, and moves of it; the clients of older ones are long off the list
 
 
+SOURCE: Final = "source"  # among the operation's params: the disk and the snapshot of which the new one is a clone
+
+
 def create(context: Context) -> None:
-    disk = context.indexed()
+    disk, images = context.indexed(), context.stores.images
+    source = context.operation.params.get(SOURCE)
     with context.effect("create"):
-        context.stores.images.create(disk.image, disk.size_bytes, metadata={})
+        if source is None:
+            images.create(disk.image, disk.size_bytes, metadata={})
+        else:
+            images.clone(image_of(source["disk_id"]), source["snapshot"], disk.image)
+            images.grow(disk.image, disk.size_bytes)
+
+
+def grow(context: Context) -> None:
+    with context.effect("grow"):
+        context.stores.images.grow(image_of(context.disk_id), context.operation.params[CHANGE]["size_bytes"])
 
 
 def remove(context: Context) -> None:
@@ -63,4 +76,5 @@ def _given_up(context: Context) -> set[str]:
 
 
 CREATE_IMAGE = Action(create, undo=remove, effects=("create",), undo_effects=("remove",))
+GROW_IMAGE = Action(grow, effects=("grow",))
 REMOVE_IMAGE = Action(remove, effects=("remove",))

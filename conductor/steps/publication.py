@@ -54,4 +54,5 @@ def _is_new(context: Context) -> bool:
 
 
 PUBLISH = Action(publish, undo=unpublish, effects=("disk", "exports"), undo_effects=("disk", "exports", "delete"))
+PUBLISH_CHANGED = Action(publish, effects=("disk", "exports"))  # undone by describing anew, which tells the workers, too
 RETRACT = Action(retract, effects=("delete",))

@@ -114,7 +114,7 @@ def _openers(images: Images, image: str) -> tuple[str, ...]:
 
 
 def _unserved(listing: Listing, disk: Disk) -> set[ExportId]:
-    served = {export for export, entry in exports_in(listing.entries).items() if _is_served(entry, disk.revision)}
+    served = {export for export, entry in exports_in(listing.entries).items() if _is_served(entry, disk.export_revision)}
     return {ExportId(disk.id, index) for index in disk.export_indexes} - served
 
 

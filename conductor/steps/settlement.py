@@ -1,7 +1,7 @@
 """The last step of each operation: the index of disks catches up with what is now true."""
 
 from conductor.steps.base import Action, Context
-from conductor.steps.descriptions import described
+from conductor.steps.descriptions import CHANGE, described
 from sanderling.errors import NotFound
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskState
@@ -9,11 +9,14 @@ from sanderling.records import disks, marks
 
 
 def settle(context: Context) -> None:
-    """Move the disk to its new rest, with the revision and generation that its image has; done already is fine."""
+    """Index the disk as its image describes it, and move it to its new rest; done already is fine."""
     operation, disk, records = context.operation, described(context), context.stores.records
     event = plans.when_done(operation.kind, operation.steps)
     with context.effect("index"), records.begin() as session:
-        if DISKS.allows(DiskState(disks.get(session, disk.id).state), event):
+        if event is None:
+            by = {"actor": str(operation.claimed_by), "operation_id": operation.id}
+            disks.changed(session, disk, list(operation.params[CHANGE]), now=records.now(), **by)
+        elif DISKS.allows(DiskState(disks.get(session, disk.id).state), event):
             disks.apply(
                 session,
                 disk.id,
@@ -21,9 +24,7 @@ def settle(context: Context) -> None:
                 now=records.now(),
                 actor=str(operation.claimed_by),
                 operation_id=operation.id,
-                started=disk.started,
-                revision=disk.revision,
-                generation=disk.generation,
+                described=disk,
             )
 
 

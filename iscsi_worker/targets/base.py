@@ -7,12 +7,22 @@ definition; it runs on every backend.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sanderling.images.base import BackingStore
 from sanderling.model.disks import Path
 from sanderling.model.exports import Connection, ExportId
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What CHAP is done with: an initiator proves the first secret, the target, if there is a second, proves that."""
+
+    user: str
+    secret: str = field(repr=False)
+    mutual_user: str = ""
+    mutual_secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,7 @@ class TargetSpec:
     initiators: tuple[str, ...]
     allow_any: bool
     paths: tuple[Path, ...] = ()
+    chap: Credentials | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,12 +183,20 @@ class MemoryTargets:
                 return False
             self._clock.wait(self._never, _POLL_S)
 
-    def login(self, address: str, initiator: str) -> "MemorySession":
-        """A session of that initiator on the portal at this address; `TargetFailed` when there is none or it is not let in."""
+    def login(
+        self,
+        address: str,
+        initiator: str,
+        proved: tuple[str, str] | None = None,
+        asked: tuple[str, str] | None = None,
+    ) -> "MemorySession":
+        """A session of that initiator on the portal at this address, which proves one CHAP name and secret and asks the target
+        for another; `TargetFailed` when there is no portal, it is not let in, or it is not satisfied.
+        """
         with self._lock:
             self._settle()
             for process in self._node.processes.values():
-                if address in process.portals and (process.spec.allow_any or initiator in process.spec.initiators):
+                if address in process.portals and _agree(process.spec, initiator, proved, asked):
                     connection = Connection(initiator, "192.0.2.1", 49152 + len(process.connections), address)
                     process.connections.append(connection)
                     return MemorySession(self, process)
@@ -243,6 +251,12 @@ class MemoryTargets:
             lease_left_s=max(0.0, process.lease_until - self._clock.monotonic()),
             paths=process.spec.paths,
         )
+
+
+def _agree(spec: TargetSpec, initiator: str, proved: tuple[str, str] | None, asked: tuple[str, str] | None) -> bool:
+    chap = spec.chap
+    lets_in = (spec.allow_any or initiator in spec.initiators) and (chap is None or proved == (chap.user, chap.secret))
+    return lets_in and (asked is None or (chap is not None and asked == (chap.mutual_user, chap.mutual_secret)))
 
 
 @dataclass(frozen=True, slots=True)

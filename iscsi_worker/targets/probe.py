@@ -50,6 +50,8 @@ def _load() -> Any:
         ("iscsi_create_context", pointer, (text,)),
         ("iscsi_destroy_context", number, (pointer,)),
         ("iscsi_set_targetname", number, (pointer, text)),
+        ("iscsi_set_initiator_username_pwd", number, (pointer, text, text)),
+        ("iscsi_set_target_username_pwd", number, (pointer, text, text)),
         ("iscsi_set_session_type", number, (pointer, number)),
         ("iscsi_set_noautoreconnect", None, (pointer, number)),
         ("iscsi_full_connect_async", number, (pointer, text, number, _CALLBACK, pointer)),
@@ -72,8 +74,22 @@ class IscsiSession:
 
     _library: Any = None
 
-    def __init__(self, portal: str, iqn: str, *, lun: int, initiator: str, timeout_s: float, clock: Clock) -> None:
-        """`portal` is address:port. Raises when login has not succeeded in time."""
+    def __init__(
+        self,
+        portal: str,
+        iqn: str,
+        *,
+        lun: int,
+        initiator: str,
+        timeout_s: float,
+        clock: Clock,
+        login: tuple[str, str] | None = None,
+        target_login: tuple[str, str] | None = None,
+    ) -> None:
+        """`portal` is address:port. `login` is the CHAP name and secret to prove, `target_login` those that the target must.
+
+        Raises when login has not succeeded in time.
+        """
         if IscsiSession._library is None:
             IscsiSession._library = _load()
         self._lib, self._clock, self._lun = IscsiSession._library, clock, lun
@@ -82,6 +98,10 @@ class IscsiSession:
         assert self._context, "libiscsi has no memory"
         try:
             self._lib.iscsi_set_targetname(self._context, iqn.encode())
+            if login is not None:
+                self._lib.iscsi_set_initiator_username_pwd(self._context, *(part.encode() for part in login))
+            if target_login is not None:
+                self._lib.iscsi_set_target_username_pwd(self._context, *(part.encode() for part in target_login))
             self._lib.iscsi_set_session_type(self._context, _NORMAL_SESSION)
             self._lib.iscsi_set_noautoreconnect(self._context, 1)
             answered, done = self._answer()

@@ -12,10 +12,12 @@ from sanderling.model.exports import ExportId
 RECORD: str = "record.json"
 GUARD_STATE: str = "guard"
 LOG: str = "log"
+PROBE_USER: str = "sanderling-probe"
 
 
 class Record(BaseModel):
-    """One export's process. `probe_iqn` is a secret: who knows it may log in at the base portal as the worker does."""
+    """One export's process. `probe_iqn` and `probe_secret` are secrets: who knows them may log in at the base portal as the
+    worker does. They are this process's own, and worth nothing after it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,6 +30,7 @@ class Record(BaseModel):
     kind: str
     base_port: int
     probe_iqn: str
+    probe_secret: str = ""  # where initiators must prove something, the worker must, too
     paths: tuple[DiskPath, ...] = ()
     portals: tuple[str, ...] = ()
 
@@ -38,6 +41,11 @@ class Record(BaseModel):
     @property
     def base_portal(self) -> str:
         return f"127.0.0.1:{self.base_port}"
+
+    @property
+    def probe_login(self) -> tuple[str, str] | None:
+        """The CHAP name and secret of the worker's probe; None where none is asked for."""
+        return (PROBE_USER, self.probe_secret) if self.probe_secret else None
 
     def write(self, folder: Path) -> None:
         """In one step: a reader finds the old record or this one, readable by its owner alone."""

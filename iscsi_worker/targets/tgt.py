@@ -68,6 +68,7 @@ class TgtTargets:
                 base_port=tgt_process.free_port(),
                 paths=spec.paths,
                 probe_iqn=f"iqn.2026-11.io.sanderling:probe-{secrets.token_hex(16)}",
+                probe_secret=secrets.token_hex(8) if spec.chap else "",
             )
             try:
                 return self._started(folder, record, spec, began=began, lease_s=lease_s)
@@ -167,7 +168,13 @@ class TgtTargets:
         try:
             _, record = self._living(export)
             with IscsiSession(
-                record.base_portal, record.iqn, lun=LUN, initiator=record.probe_iqn, timeout_s=timeout_s, clock=self._clock
+                record.base_portal,
+                record.iqn,
+                lun=LUN,
+                initiator=record.probe_iqn,
+                login=record.probe_login,
+                timeout_s=timeout_s,
+                clock=self._clock,
             ) as session:
                 session.read_first_sector(timeout_s=deadline - self._clock.monotonic())
         except TargetFailed as failed:

@@ -17,6 +17,7 @@ from sanderling.errors import TargetFailed
 
 SOCKET_NAME: Final = "tgtd"  # what TGT_IPC_SOCKET says, in the folder that tgtd was started in
 CONTROL_PORT: Final = 0
+_INCOMING, _OUTGOING = 0, 1  # who proves: the initiator, or the target
 ANSWER_MAX_BYTES: Final = 4 * 2**20
 
 _REQUEST = struct.Struct("=II64sIiQQIIIIII")  # mode, op, driver, length, tid, sid, lun, cid, host, type, direction, pack, force
@@ -30,6 +31,7 @@ class _Mode(IntEnum):
     UNIT = 2
     PORTAL = 3
     CONNECTION = 6
+    ACCOUNT = 7
 
 
 class _Op(IntEnum):
@@ -85,6 +87,20 @@ class TgtAdmin:
         """Initiators of this name may log in from anywhere."""
         self._ask(_Mode.TARGET, _Op.BIND, tid=tid, text=f"initiator-name={iqn}")
 
+    def require_chap(self, tid: int, user: str, secret: str) -> None:
+        """Initiators must prove one of the secrets required so; the first is what makes the target ask at all."""
+        self._bind_account(tid, user, secret, _INCOMING)
+
+    def prove_by_chap(self, tid: int, user: str, secret: str) -> None:
+        """Prove this secret to initiators that ask for it."""
+        self._bind_account(tid, user, secret, _OUTGOING)
+
+    def _bind_account(self, tid: int, user: str, secret: str, direction: int) -> None:
+        if "," in user:
+            raise TargetFailed("tgtd cannot be told of a CHAP name with a comma")
+        self._ask(_Mode.ACCOUNT, _Op.NEW, text=f"user={user},password={secret}")
+        self._ask(_Mode.ACCOUNT, _Op.BIND, tid=tid, direction=direction, text=f"user={user}")
+
     def open_portal(self, address: str, port: int) -> None:
         self._ask(_Mode.PORTAL, _Op.NEW, text=f"portalOps portal={_bracketed(address)}:{port},")
 
@@ -116,9 +132,9 @@ class TgtAdmin:
                 os.close(folder)
         return talk
 
-    def _ask(self, mode: _Mode, op: _Op, *, tid: int = -1, lun: int = _ANY, text: str = "") -> str:
+    def _ask(self, mode: _Mode, op: _Op, *, tid: int = -1, lun: int = _ANY, direction: int = _INCOMING, text: str = "") -> str:
         body = text.encode() + b"\0" if text else b""
-        header = _REQUEST.pack(mode, op, b"iscsi", _REQUEST.size + len(body), tid, 0, lun, 0, 0, 0, 0, 0, 0)
+        header = _REQUEST.pack(mode, op, b"iscsi", _REQUEST.size + len(body), tid, 0, lun, 0, 0, 0, direction, 0, 0)
         what = f"{op.name} {mode.name}".lower()  # the text may hold a secret
         try:
             with self._connect() as talk:

@@ -17,7 +17,7 @@ from typing import Final
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.guard import FILE_ENV, STATE_ENV, Guard, GuardLibrary
 from iscsi_worker.targets.probe import IscsiSession
-from iscsi_worker.targets.record import GUARD_STATE, LOG, Record, is_running, last_words
+from iscsi_worker.targets.record import GUARD_STATE, LOG, PROBE_USER, Record, is_running, last_words
 from iscsi_worker.targets.tgt_admin import SOCKET_NAME, TgtAdmin
 from sanderling.clock import Clock
 from sanderling.errors import TargetFailed
@@ -89,6 +89,7 @@ def _prove_that_it_is_held(record: Record, guard: Guard, *, clock: Clock, deadli
             record.iqn,
             lun=LUN,
             initiator=record.probe_iqn,
+            login=record.probe_login,
             timeout_s=deadline - clock.monotonic(),
             clock=clock,
         ) as session:
@@ -148,6 +149,11 @@ def _present(admin: TgtAdmin, record: Record, spec: TargetSpec) -> None:
         scsi_id=spec.scsi_serial,
         scsi_sn=spec.scsi_serial,
     )
+    if spec.chap:
+        admin.require_chap(spec.tid, spec.chap.user, spec.chap.secret)
+        admin.require_chap(spec.tid, PROBE_USER, record.probe_secret)
+        if spec.chap.mutual_user:
+            admin.prove_by_chap(spec.tid, spec.chap.mutual_user, spec.chap.mutual_secret)
     if spec.allow_any:
         admin.allow_address(spec.tid, "ALL")
         return

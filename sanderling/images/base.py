@@ -7,6 +7,7 @@ there, `ImageFailed` for a refusal. tests/contract/test_images.py is the definit
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Protocol
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # an image's name; another is an assertion
@@ -16,6 +17,16 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # an image's name;
 class Image:
     name: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`clones` are the images that read from it what they have not written themselves."""
+
+    name: str
+    size_bytes: int
+    taken_at: datetime
+    clones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +54,51 @@ class Images(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove image and metadata. One that is not there is no error; `InUse` while a client has it open.
+        """Remove image, snapshots and metadata. One that is not there is no error; `InUse` while a client has it open, or
+        while there are clones of its snapshots.
 
         An `Unavailable` with `left_bytes` in its context has done a part of the work: repeat to go on.
         """
         ...
 
+    def grow(self, name: str, size_bytes: int) -> None:
+        """Make it that large; what is added reads as zeros. No error when it is; `Conflict` when it is larger."""
+        ...
+
     def stat(self, name: str) -> Image: ...
+
+    def used_bytes(self, name: str) -> int:
+        """What it takes up, snapshots and replicas left out; `Unavailable` when it cannot be counted in time."""
+        ...
+
+    def snapshot(self, name: str, snapshot: str) -> None:
+        """Keep what the image holds now, under this name. Repeating it changes nothing.
+
+        Everything acknowledged to the image's one writer before this call is in it, and if something is not, nothing that this
+        writer began after it is. A store that cannot promise this while a client has the image open says `InUse` then.
+        """
+        ...
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        """Oldest first."""
+        ...
+
+    def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
+        """Make the image hold what the snapshot does, its size included; nobody may have it open. Repeating it goes on.
+
+        After a failure some of it may have been done; but nothing of it is done any more.
+        """
+        ...
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None:
+        """One that is not there is no error; `InUse`, naming them, while there are clones of it."""
+        ...
+
+    def clone(self, name: str, snapshot: str, clone: str) -> None:
+        """Make the image `clone`, holding what the snapshot does, and none of the image's metadata. Repeating it changes nothing;
+        `Conflict` when another image has the name.
+        """
+        ...
 
     def list(self) -> tuple[str, ...]: ...
 

@@ -9,10 +9,13 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -20,17 +23,19 @@ import structlog
 
 from sanderling.clock import Clock
 from sanderling.errors import Conflict, Exhausted, ImageFailed, InUse, InvalidInput, NotFound, Problem, Unavailable
-from sanderling.images.base import NAME, BackingStore, Capacity, Image
+from sanderling.images.base import NAME, BackingStore, Capacity, Image, Snapshot
 from sanderling.settings import Images as Settings
 
 log = structlog.get_logger(__name__)
 
 _CLIENT = re.compile(r"pid:(?P<pid>[1-9][0-9]*):(?P<start_time>[0-9]+)")
 _LOCK_POLL_S: Final = 0.01
+_CLONE_OF: Final = "sanderling.clone_of"
 
 
 class FileImages:
-    """`NAME.img` is the image, `NAME.json` beside it its metadata; an image is there once its .img has its size.
+    """`NAME.img` is the image, `NAME.json` beside it its metadata; an image is there once its .img has its size. Copies of it in
+    `NAME.snapshots` are its snapshots, and a clone is one copy more.
 
     A client is "pid:PID:START_TIME" (field 22 of /proc/PID/stat). Who has an image open is read from /proc, so a process sees
     only clients it may look into: run as root, or all as one user. Waiting for another process's change is bounded by
@@ -60,8 +65,57 @@ class FileImages:
                 if clients := self.clients(name):
                     raise InUse(f"image {name} is open at {', '.join(clients)}", clients=list(clients))
                 self._image(name).unlink()
+            shutil.rmtree(self._snapshots(name), ignore_errors=True)
             self._metadata(name).unlink(missing_ok=True)
             _sync(self._folder)
+
+    def grow(self, name: str, size_bytes: int) -> None:
+        with self._translated(f"grow image {name}"), self._locked():
+            held = self._image(name).stat().st_size
+            if held > size_bytes:
+                raise Conflict(f"image {name} has {held} bytes already; it cannot be made smaller")
+            if held < size_bytes:
+                os.truncate(self._image(name), size_bytes)
+
+    def used_bytes(self, name: str) -> int:
+        with self._translated(f"count image {name}"):
+            return self._image(name).stat().st_blocks * 512  # the unit of st_blocks, whatever the file system's own is
+
+    def snapshot(self, name: str, snapshot: str) -> None:
+        """A copy, so nobody may have the image open meanwhile."""
+        assert NAME.fullmatch(snapshot), snapshot
+        folder = self._snapshots(name)
+        with self._translated(f"take snapshot {snapshot} of image {name}"), self._locked():
+            self._refuse_open(name)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if not (folder / f"{snapshot}.img").exists():
+                self._copy(self._image(name), folder / f"{snapshot}.img")
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        self.stat(name)
+        with self._translated(f"list snapshots of image {name}"):
+            found = [(path.stem, path.stat()) for path in self._snapshots(name).glob("*.img")]
+        made = [Snapshot(stem, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)) for stem, stat in found]
+        return tuple(sorted(made, key=lambda one: (one.taken_at, one.name)))
+
+    def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:  # noqa: ARG002 - bounded as every copy is
+        with self._translated(f"roll image {name} back to {snapshot}"), self._locked():
+            self._refuse_open(name)
+            self._copy(self._snapshots(name) / f"{snapshot}.img", self._image(name))
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None:
+        with self._translated(f"remove snapshot {snapshot} of image {name}"), self._locked():
+            (self._snapshots(name) / f"{snapshot}.img").unlink(missing_ok=True)
+
+    def clone(self, name: str, snapshot: str, clone: str) -> None:
+        source = self._snapshots(name) / f"{snapshot}.img"
+        with self._translated(f"clone {name}@{snapshot}"), self._locked():
+            if not self._image(clone).exists():
+                self._metadata(clone).unlink(missing_ok=True)
+                self._copy(source, self._image(clone))
+                _write(self._metadata(clone), {_CLONE_OF: f"{name}@{snapshot}"})
+            elif _read(self._metadata(clone)).get(_CLONE_OF) != f"{name}@{snapshot}":
+                raise Conflict(f"image {clone} is there, and no clone of {name}@{snapshot}")
 
     def stat(self, name: str) -> Image:
         with self._translated(f"stat image {name}"):
@@ -130,6 +184,31 @@ class FileImages:
     def _image(self, name: str) -> Path:
         assert NAME.fullmatch(name), name
         return self._folder / f"{name}.img"
+
+    def _snapshots(self, name: str) -> Path:
+        return self._image(name).with_suffix(".snapshots")
+
+    def _refuse_open(self, name: str) -> None:
+        if clients := self.clients(name):
+            raise InUse(f"image {name} is open at {', '.join(clients)}", clients=list(clients))
+
+    def _copy(self, source: Path, to: Path) -> None:
+        """In one step that a crash cannot halve; holes stay holes, and a file system that can share the blocks does."""
+        new = to.with_suffix(".img.new")
+        source.stat()
+        command = ["cp", "--sparse=always", "--reflink=auto", "--", str(source), str(new)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=self._timeout_s)
+        except subprocess.CalledProcessError as error:
+            if b"No space left" in error.stderr:
+                raise Exhausted(f"there is no room to copy {source.name}") from error
+            raise ImageFailed(f"{source.name} cannot be copied: {error.stderr.decode(errors='replace').strip()}") from error
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"copying {source.name} took longer than {self._timeout_s} s", dependency="files") from error
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(to)
+        _sync(to.parent)
 
     def _metadata(self, name: str) -> Path:
         return self._image(name).with_suffix(".json")

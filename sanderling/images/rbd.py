@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from datetime import UTC
 from typing import Any, Final, TypeVar
 
 import rados
@@ -19,7 +20,7 @@ import structlog
 
 from sanderling.clock import Clock
 from sanderling.errors import Conflict, Exhausted, Fenced, ImageFailed, InUse, InvalidInput, NotFound, Problem, Unavailable
-from sanderling.images.base import NAME, BackingStore, Capacity, Image
+from sanderling.images.base import NAME, BackingStore, Capacity, Image, Snapshot
 from sanderling.settings import Images as Settings
 
 log = structlog.get_logger(__name__)
@@ -75,6 +76,104 @@ class RbdImages:
                 rbd.RBD().trash_remove(pool, image_id, True)
 
         self._ask(f"remove image {name}", work)
+
+    def grow(self, name: str, size_bytes: int) -> None:
+        def work(_: Any, pool: Any) -> None:
+            with rbd.Image(pool, name) as image:
+                if image.size() > size_bytes:
+                    raise Conflict(f"image {name} has {image.size()} bytes already; it cannot be made smaller")
+                if image.size() < size_bytes:
+                    image.resize(size_bytes)
+
+        self._ask(f"grow image {name}", work)
+
+    def used_bytes(self, name: str) -> int:
+        """Counted by the objects that are there, so the time it takes grows with the image's size."""
+        deadline = self._clock.monotonic() + self._settings.operation_timeout_s
+
+        def work(_: Any, pool: Any) -> int:
+            extents: list[int] = []
+            with rbd.Image(pool, name, read_only=True) as image:
+                for start in range(0, image.size(), _SLICE_BYTES):
+                    length = min(_SLICE_BYTES, image.size() - start)
+                    image.diff_iterate(start, length, None, lambda _, length, exists: extents.append(length * exists))
+                    if self._clock.monotonic() > deadline:
+                        raise Unavailable(f"image {name} is too large to be counted in time", dependency="ceph")
+            return sum(extents)
+
+        return self._ask(f"count image {name}", work)
+
+    def snapshot(self, name: str, snapshot: str) -> None:
+        """A writer's client is told before this returns, so it orders its writes by the snapshot from then on."""
+        assert NAME.fullmatch(snapshot), snapshot
+
+        def work(_: Any, pool: Any) -> None:
+            with rbd.Image(pool, name) as image, suppress(rbd.ImageExists):
+                image.create_snap(snapshot)
+
+        self._ask(f"take snapshot {snapshot} of image {name}", work)
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        def work(_: Any, pool: Any) -> tuple[Snapshot, ...]:
+            with rbd.Image(pool, name, read_only=True) as image:
+                return tuple(
+                    Snapshot(
+                        entry["name"],
+                        entry["size"],
+                        image.get_snap_timestamp(entry["id"]).replace(tzinfo=UTC),
+                        _clones(image, entry["name"]),
+                    )
+                    for entry in sorted(_snapshots(image), key=lambda entry: int(entry["id"]))
+                )
+
+        return self._ask(f"list snapshots of image {name}", work)
+
+    def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
+        """By a client of its own, which is fenced when it does not end in time."""
+        connection = self._made()
+        client = str(connection.cluster.get_addrs())
+
+        def work() -> None:
+            with connection.cluster.open_ioctx(self._settings.pool) as pool, rbd.Image(pool, name) as image:
+                if snapshot not in [entry["name"] for entry in _snapshots(image)]:
+                    raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
+                image.rollback_to_snap(snapshot)
+
+        try:
+            with self._translated(f"roll image {name} back to {snapshot}"):
+                self._in_thread(f"roll back {name}", work, timeout_s)
+        except BaseException:
+            self.fence(client)
+            raise
+        finally:
+            connection.released()
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None:
+        def work(_: Any, pool: Any) -> None:
+            with rbd.Image(pool, name) as image:
+                if snapshot in [entry["name"] for entry in _snapshots(image)]:
+                    _remove_snapshot(image, name, snapshot)
+
+        self._ask(f"remove snapshot {snapshot} of image {name}", work)
+
+    def clone(self, name: str, snapshot: str, clone: str) -> None:
+        """Linked to the snapshot, which is protected from then on: it goes only after its clones."""
+        assert NAME.fullmatch(clone), clone
+
+        def work(_: Any, pool: Any) -> None:
+            with rbd.Image(pool, name) as image:
+                if snapshot not in [entry["name"] for entry in _snapshots(image)]:
+                    raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
+                if not image.is_protected_snap(snapshot):
+                    image.protect_snap(snapshot)
+            try:
+                rbd.RBD().clone(pool, name, snapshot, pool, clone, features=rbd.RBD_FEATURE_LAYERING)
+            except rbd.ImageExists:
+                if not _is_clone(pool, clone, name, snapshot):
+                    raise Conflict(f"image {clone} is there, and no clone of {name}@{snapshot}") from None
+            _remove_inherited_metadata(pool, name, clone)
+
+        self._ask(f"clone {name}@{snapshot}", work)
 
     def stat(self, name: str) -> Image:
         return Image(name, self._ask(f"stat image {name}", lambda _, pool: _size(pool, name)))
@@ -162,22 +261,25 @@ class RbdImages:
 
         A thread that was given up ends by the bounds that librados does have, or else when Ceph is back.
         """
+        bound_s = self._settings.connect_timeout_s + self._settings.operation_timeout_s
+        with self._translated(what):
+            return self._in_thread(what, lambda: self._on_cluster(work), bound_s)
+
+    def _in_thread(self, what: str, work: Callable[[], T], bound_s: float) -> T:
         answer: Future[T] = Future()
         done = threading.Event()
         answer.add_done_callback(lambda _: done.set())
 
         def run() -> None:
             try:
-                answer.set_result(self._on_cluster(work))
+                answer.set_result(work())
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
                 answer.set_exception(error)
 
         threading.Thread(target=run, name=f"rbd: {what}", daemon=True).start()
-        bound_s = self._settings.connect_timeout_s + self._settings.operation_timeout_s
-        with self._translated(what):
-            if not self._clock.wait(done, bound_s):
-                raise rados.TimedOut(f"no answer within {bound_s} s", errno.ETIMEDOUT)
-            return answer.result()
+        if not self._clock.wait(done, bound_s):
+            raise rados.TimedOut(f"no answer within {bound_s} s", errno.ETIMEDOUT)
+        return answer.result()
 
     def _on_cluster(self, work: Callable[[Any, Any], T]) -> T:
         connection = self._connected()
@@ -192,6 +294,16 @@ class RbdImages:
         with self._lock:
             if self._connection is not None:
                 return self._connection.taken()
+        made = self._made()
+        with self._lock:
+            spare, self._connection = (made, self._connection) if self._connection else (None, made)
+            taken = self._connection.taken()
+        if spare is not None:  # another thread was quicker
+            spare.released()
+        return taken
+
+    def _made(self) -> "_Connection":
+        """A new one, for the caller to release."""
         settings = self._settings
         bounds = {
             "client_mount_timeout": str(math.ceil(settings.connect_timeout_s)),
@@ -205,12 +317,7 @@ class RbdImages:
             raise Unavailable(
                 f"Ceph cannot be reached as {settings.ceph_user} with {settings.ceph_conf}: {error}", dependency="ceph"
             ) from error
-        with self._lock:
-            spare, self._connection = (made, self._connection) if self._connection else (None, made)
-            taken = self._connection.taken()
-        if spare is not None:  # another thread was quicker
-            spare.released()
-        return taken
+        return made
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -304,11 +411,66 @@ def _move_to_trash(cluster: Any, pool: Any, name: str) -> None:
         with rbd.Image(pool, name, read_only=True) as image:
             if others := _others(cluster, image):
                 raise _in_use(name, others)
-            if any(image.list_snaps()):
-                raise ImageFailed(f"image {name} has snapshots; remove them first")
+            if any(_snapshots(image)):
+                _remove_snapshots(pool, name)
         rbd.RBD().trash_move(pool, name, 0)
     except rbd.ImageNotFound:
         _clear_half_made(pool, name)
+
+
+def _remove_snapshots(pool: Any, name: str) -> None:
+    """All of them, or none while there is a clone of any."""
+    with rbd.Image(pool, name) as image:
+        snapshots = [str(entry["name"]) for entry in _snapshots(image)]
+        for snapshot in snapshots:
+            _refuse_cloned(image, name, snapshot)
+        for snapshot in snapshots:
+            _remove_snapshot(image, name, snapshot)
+
+
+def _remove_snapshot(image: Any, name: str, snapshot: str) -> None:
+    _refuse_cloned(image, name, snapshot)
+    if image.is_protected_snap(snapshot):
+        image.unprotect_snap(snapshot)
+    image.remove_snap(snapshot)
+
+
+def _refuse_cloned(image: Any, name: str, snapshot: str) -> None:
+    clones = _clones(image, snapshot)
+    if clones:
+        raise InUse(f"snapshot {snapshot} of image {name} has clones: {', '.join(clones)}", clones=list(clones))
+
+
+def _snapshots(image: Any) -> list[dict[str, Any]]:
+    """Those that were taken by name; librbd keeps others of its own in the same list."""
+    return [entry for entry in image.list_snaps() if entry["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_USER]
+
+
+def _clones(image: Any, snapshot: str) -> tuple[str, ...]:
+    image.set_snap(snapshot)
+    try:
+        return tuple(sorted(entry["image"] for entry in image.list_children2()))
+    finally:
+        image.set_snap(None)
+
+
+def _remove_inherited_metadata(pool: Any, name: str, clone: str) -> None:
+    """librbd copies the metadata of the image to its clone, which would make the clone say that it is the other."""
+    with rbd.Image(pool, name, read_only=True) as image:
+        inherited = dict(image.metadata_list())
+    with rbd.Image(pool, clone) as image:
+        for key, value in dict(image.metadata_list()).items():
+            if inherited.get(key) == value:
+                image.metadata_remove(key)
+
+
+def _is_clone(pool: Any, clone: str, name: str, snapshot: str) -> bool:
+    with rbd.Image(pool, clone, read_only=True) as image:
+        try:
+            _, parent, of = image.parent_info()
+        except rbd.ImageNotFound:
+            return False
+    return bool((parent, of) == (name, snapshot))
 
 
 def _restore_if_open(cluster: Any, pool: Any, image_id: str, name: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 from enum import StrEnum
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from sanderling.model.machine import Machine
 
@@ -28,6 +28,7 @@ class DiskState(StrEnum):
     STARTING = "starting"
     STARTED = "started"
     STOPPING = "stopping"
+    ROLLING_BACK = "rolling_back"
     DELETING = "deleting"
     FAILED = "failed"
     DELETED = "deleted"
@@ -39,6 +40,10 @@ class DiskEvent(StrEnum):
     STARTED = "started"
     STOP = "stop"
     STOPPED = "stopped"
+    CHANGE = "change"
+    SNAPSHOT = "snapshot"
+    ROLL_BACK = "roll_back"
+    ROLLED_BACK = "rolled_back"
     DELETE = "delete"
     DELETED = "deleted"
     FAIL = "fail"
@@ -48,27 +53,36 @@ _S, _E = DiskState, DiskEvent
 
 # fmt: off
 DISKS = Machine("disk", start=_S.CREATING, rest={_S.STOPPED, _S.STARTED, _S.FAILED, _S.DELETED}, table=[
-    (_S.CREATING, _E.CREATED, _S.STOPPED),
-    (_S.CREATING, _E.STARTED, _S.STARTED),
-    (_S.CREATING, _E.DELETED, _S.DELETED),    # creating failed and left nothing behind
-    (_S.CREATING, _E.FAIL,    _S.FAILED),
-    (_S.STOPPED,  _E.START,   _S.STARTING),
-    (_S.STOPPED,  _E.DELETE,  _S.DELETING),
-    (_S.STARTING, _E.STARTED, _S.STARTED),
-    (_S.STARTING, _E.STOPPED, _S.STOPPED),    # starting failed and was undone
-    (_S.STARTING, _E.FAIL,    _S.FAILED),
-    (_S.STARTED,  _E.STOP,    _S.STOPPING),
-    (_S.STARTED,  _E.DELETE,  _S.DELETING),   # forced, with the disk's name as confirmation
-    (_S.STOPPING, _E.STOPPED, _S.STOPPED),
-    (_S.STOPPING, _E.STARTED, _S.STARTED),    # stopping was cancelled before it began
-    (_S.STOPPING, _E.FAIL,    _S.FAILED),
-    (_S.DELETING, _E.DELETED, _S.DELETED),
-    (_S.DELETING, _E.STOPPED, _S.STOPPED),    # deleting was cancelled before it began
-    (_S.DELETING, _E.STARTED, _S.STARTED),
-    (_S.DELETING, _E.FAIL,    _S.FAILED),
-    (_S.FAILED,   _E.START,   _S.STARTING),
-    (_S.FAILED,   _E.STOP,    _S.STOPPING),
-    (_S.FAILED,   _E.DELETE,  _S.DELETING),
+    (_S.CREATING,     _E.CREATED,     _S.STOPPED),
+    (_S.CREATING,     _E.STARTED,     _S.STARTED),
+    (_S.CREATING,     _E.DELETED,     _S.DELETED),       # creating failed and left nothing behind
+    (_S.CREATING,     _E.FAIL,        _S.FAILED),
+    (_S.STOPPED,      _E.START,       _S.STARTING),
+    (_S.STOPPED,      _E.CHANGE,      _S.STOPPED),
+    (_S.STOPPED,      _E.SNAPSHOT,    _S.STOPPED),
+    (_S.STOPPED,      _E.ROLL_BACK,   _S.ROLLING_BACK),
+    (_S.STOPPED,      _E.DELETE,      _S.DELETING),
+    (_S.STARTING,     _E.STARTED,     _S.STARTED),
+    (_S.STARTING,     _E.STOPPED,     _S.STOPPED),       # starting failed and was undone
+    (_S.STARTING,     _E.FAIL,        _S.FAILED),
+    (_S.STARTED,      _E.STOP,        _S.STOPPING),
+    (_S.STARTED,      _E.CHANGE,      _S.STARTED),
+    (_S.STARTED,      _E.SNAPSHOT,    _S.STARTED),
+    (_S.STARTED,      _E.DELETE,      _S.DELETING),      # forced, with the disk's name as confirmation
+    (_S.STOPPING,     _E.STOPPED,     _S.STOPPED),
+    (_S.STOPPING,     _E.STARTED,     _S.STARTED),       # stopping was cancelled before it began
+    (_S.STOPPING,     _E.FAIL,        _S.FAILED),
+    (_S.ROLLING_BACK, _E.ROLLED_BACK, _S.STOPPED),
+    (_S.ROLLING_BACK, _E.STOPPED,     _S.STOPPED),       # rolling back was cancelled before it began
+    (_S.ROLLING_BACK, _E.FAIL,        _S.FAILED),
+    (_S.DELETING,     _E.DELETED,     _S.DELETED),
+    (_S.DELETING,     _E.STOPPED,     _S.STOPPED),       # deleting was cancelled before it began
+    (_S.DELETING,     _E.STARTED,     _S.STARTED),
+    (_S.DELETING,     _E.FAIL,        _S.FAILED),
+    (_S.FAILED,       _E.START,       _S.STARTING),
+    (_S.FAILED,       _E.STOP,        _S.STOPPING),
+    (_S.FAILED,       _E.ROLL_BACK,   _S.ROLLING_BACK),  # once more, after a roll-back that broke off half-way
+    (_S.FAILED,       _E.DELETE,      _S.DELETING),
 ])
 # fmt: on
 
@@ -89,11 +103,27 @@ class Path(BaseModel):
     subnet: str
 
 
+class Chap(BaseModel):
+    """What an initiator proves when it logs in, and, with `mutual_user`, what the target proves in turn (RFC 7143, section 12.1).
+
+    The secrets are sealed (`sanderling.secrets`): only a worker that starts the disk's export opens them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    user: str
+    secret: str = Field(repr=False)
+    mutual_user: str = ""
+    mutual_secret: str = Field("", repr=False)
+
+
 class Disk(BaseModel):
     """The disk's own description: written on its image first, copied to `disks/<id>` in coordination, indexed in the records.
 
     `revision` rises with every change of the description; `generation` rises when coordination is rebuilt from the images,
     and is the high half of every export's epoch. `initiators` empty with `allow_any` false means that nobody may log in.
+    `presented_at` is the revision that last changed what initiators meet; 0 stands for `revision`, as in descriptions that
+    were written when there was no other. `rolling_back_to` names a snapshot while the data is neither what it was nor that.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -106,9 +136,17 @@ class Disk(BaseModel):
     paths: tuple[Path, ...]
     initiators: tuple[str, ...] = ()
     allow_any: bool = False
+    chap: Chap | None = None
     started: bool = False
     revision: int = 1
+    presented_at: int = 0
     generation: int = 1
+    rolling_back_to: str = ""
+
+    @property
+    def export_revision(self) -> int:
+        """What its exports must have been started with, or later: they are started again when it rises."""
+        return self.presented_at or self.revision
 
     @property
     def image(self) -> str:

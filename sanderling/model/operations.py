@@ -14,6 +14,11 @@ class OperationKind(StrEnum):
     START_DISK = "disk.start"
     STOP_DISK = "disk.stop"
     DELETE_DISK = "disk.delete"
+    CHANGE_DISK = "disk.change"
+    CREATE_SNAPSHOT = "snapshot.create"
+    ROLL_BACK_DISK = "snapshot.rollback"
+    DELETE_SNAPSHOT = "snapshot.delete"
+    RECOVER_DISKS = "disks.recover"
     ASSIGN_PATHS = "paths.assign"
     DRAIN_GATEWAY = "gateway.drain"
     UNDRAIN_GATEWAY = "gateway.undrain"
@@ -21,14 +26,23 @@ class OperationKind(StrEnum):
 
     @property
     def changes_disk(self) -> bool:
-        """Whether it takes one disk from a state to another, and is undone when it fails or is cancelled.
+        """Whether it takes one disk from a state to another, or back to it, and is undone when it fails or is cancelled.
 
         What any other operation has done stays: it ends where it is, and asking for the opposite is an operation of its own.
         """
         return self in _CHANGE_DISK
 
 
-_CHANGE_DISK = {OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK, OperationKind.DELETE_DISK}
+_CHANGE_DISK = {
+    OperationKind.CREATE_DISK,
+    OperationKind.START_DISK,
+    OperationKind.STOP_DISK,
+    OperationKind.DELETE_DISK,
+    OperationKind.CHANGE_DISK,
+    OperationKind.CREATE_SNAPSHOT,
+    OperationKind.ROLL_BACK_DISK,
+    OperationKind.DELETE_SNAPSHOT,
+}
 
 
 class OperationState(StrEnum):

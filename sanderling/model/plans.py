@@ -19,6 +19,15 @@ AWAIT_SERVED: Final = "await_served"
 AWAIT_RELEASED: Final = "await_released"
 RETRACT: Final = "retract"
 REMOVE_IMAGE: Final = "remove_image"
+GROW_IMAGE: Final = "grow_image"
+DESCRIBE_CHANGED: Final = "describe_changed"
+PUBLISH_CHANGED: Final = "publish_changed"
+CREATE_SNAPSHOT: Final = "create_snapshot"
+DESCRIBE_ROLLING_BACK: Final = "describe_rolling_back"
+ROLL_BACK_IMAGE: Final = "roll_back_image"
+DESCRIBE_ROLLED_BACK: Final = "describe_rolled_back"
+REMOVE_SNAPSHOT: Final = "remove_snapshot"
+RECOVER: Final = "recover"
 SETTLE: Final = "settle"
 FORGET: Final = "forget"
 MARK: Final = "mark"
@@ -31,10 +40,10 @@ CHECK_EMPTY: Final = "check_empty"
 ASSIGNMENTS: Final = "assignments"
 """The resource of every operation that moves paths, so that there is one at a time."""
 
-NO_RETURN: Final = frozenset({DESCRIBE_STOPPED, REMOVE_IMAGE, SETTLE, FORGET})
+NO_RETURN: Final = frozenset({DESCRIBE_STOPPED, REMOVE_IMAGE, GROW_IMAGE, DESCRIBE_ROLLING_BACK, REMOVE_SNAPSHOT, SETTLE, FORGET})
 """Once one of these has begun, the operation goes forward or fails; it is neither cancelled nor undone."""
 
-WINDS_UP: Final = frozenset({MARK, UNMARK, MARK_DISK, PLAN_DRAIN, MOVE_PATHS})
+WINDS_UP: Final = frozenset({MARK, UNMARK, MARK_DISK, PLAN_DRAIN, MOVE_PATHS, RECOVER})
 """What these do stays, so a cancel that finds one at work lets it finish. Moving paths then begins no further move."""
 
 _START: Final = (DESCRIBE_STARTED, PUBLISH, AWAIT_SERVED)
@@ -52,21 +61,38 @@ class Plan(BaseModel):
 
 
 def plan(
-    kind: OperationKind, conductor: Conductor, *, disk_name: str = "", start: bool = True, started: bool = True, moves: int = 0
+    kind: OperationKind,
+    conductor: Conductor,
+    *,
+    disk_name: str = "",
+    start: bool = True,
+    started: bool = True,
+    moves: int = 0,
+    grows: bool = False,
+    restarts: bool = False,
 ) -> Plan:
-    """The plan of an operation, on the disk of that name if it is about one; the rest as in `steps_of`."""
-    steps = steps_of(kind, conductor, start=start, started=started, moves=moves)
-    return Plan(kind=kind, steps=steps, at_risk=_at_risk(kind, disk_name, started))
+    """The plan of an operation, on the disk of that name if it is about one; the rest as in `steps_of`.
+
+    `restarts` counts for changing a started disk: whether its exports are started again for it.
+    """
+    steps = steps_of(kind, conductor, start=start, started=started, moves=moves, grows=grows)
+    return Plan(kind=kind, steps=steps, at_risk=_at_risk(kind, disk_name, started=started, restarts=restarts))
 
 
 def steps_of(
-    kind: OperationKind, conductor: Conductor, *, start: bool = True, started: bool = True, moves: int = 0
+    kind: OperationKind,
+    conductor: Conductor,
+    *,
+    start: bool = True,
+    started: bool = True,
+    moves: int = 0,
+    grows: bool = False,
 ) -> tuple[Step, ...]:
     """The steps of an operation, with their deadlines.
 
     `start` counts for creating: whether the new disk is also started. `started` counts for deleting: False only for a disk that
-    rests stopped, whose exports are known to be gone; for any other, stopping comes first. `moves` counts for what moves paths:
-    the most moves that there can be.
+    rests stopped, whose exports are known to be gone; for any other, stopping comes first; and for changing: whether workers
+    are to be told. `moves` counts for what moves paths: the most moves that there can be. `grows` counts for changing.
     """
     deadlines = {
         CREATE_IMAGE: conductor.image_deadline_s,
@@ -74,7 +100,16 @@ def steps_of(
         DESCRIBE_STARTED: conductor.image_deadline_s,
         DESCRIBE_STOPPED: conductor.image_deadline_s,
         REMOVE_IMAGE: conductor.image_deadline_s,
+        GROW_IMAGE: conductor.image_deadline_s,
+        DESCRIBE_CHANGED: conductor.image_deadline_s,
+        CREATE_SNAPSHOT: conductor.image_deadline_s,
+        DESCRIBE_ROLLING_BACK: conductor.image_deadline_s,
+        ROLL_BACK_IMAGE: conductor.roll_back_deadline_s,
+        DESCRIBE_ROLLED_BACK: conductor.image_deadline_s,
+        REMOVE_SNAPSHOT: conductor.image_deadline_s,
+        RECOVER: conductor.recover_deadline_s,
         PUBLISH: conductor.publish_deadline_s,
+        PUBLISH_CHANGED: conductor.publish_deadline_s,
         RETRACT: conductor.publish_deadline_s,
         SETTLE: conductor.publish_deadline_s,
         FORGET: conductor.publish_deadline_s,
@@ -87,7 +122,7 @@ def steps_of(
         MOVE_PATHS: _moves_deadline_s(conductor, moves),
         CHECK_EMPTY: conductor.move_deadline_s,
     }
-    return tuple(Step(name=name, deadline_s=deadlines[name]) for name in _names(kind, start=start, started=started))
+    return tuple(Step(name=name, deadline_s=deadlines[name]) for name in _names(kind, start=start, started=started, grows=grows))
 
 
 def past_return(steps: Iterable[Step]) -> Step | None:
@@ -95,23 +130,29 @@ def past_return(steps: Iterable[Step]) -> Step | None:
     return next((step for step in steps if step.name in NO_RETURN and step.state is not StepState.PENDING), None)
 
 
-def when_done(kind: OperationKind, steps: Iterable[Step]) -> DiskEvent:
-    """What happens to the disk when the operation has succeeded."""
+def when_done(kind: OperationKind, steps: Iterable[Step]) -> DiskEvent | None:
+    """What happens to the disk when the operation has succeeded; None when it rests as it did before."""
     if kind is OperationKind.CREATE_DISK:
         return DiskEvent.STARTED if any(step.name == DESCRIBE_STARTED for step in steps) else DiskEvent.CREATED
     return {
         OperationKind.START_DISK: DiskEvent.STARTED,
         OperationKind.STOP_DISK: DiskEvent.STOPPED,
         OperationKind.DELETE_DISK: DiskEvent.DELETED,
-    }[kind]
+        OperationKind.ROLL_BACK_DISK: DiskEvent.ROLLED_BACK,
+    }.get(kind)
 
 
-def when_undone(kind: OperationKind, was: DiskState, *, published: bool) -> DiskEvent:
+_RESTS_MEANWHILE: Final = frozenset({OperationKind.CHANGE_DISK, OperationKind.CREATE_SNAPSHOT, OperationKind.DELETE_SNAPSHOT})
+
+
+def when_undone(kind: OperationKind, was: DiskState, *, published: bool) -> DiskEvent | None:
     """What happens to the disk when nothing of the operation is left; `published` is whether it had begun to tell the workers.
 
     A disk that was being created is gone. A start that is undone after the workers were told has made them give the disk up, so
-    it is stopped whatever it was. Otherwise it is what it was.
+    it is stopped whatever it was. Otherwise it is what it was; None when it has been that all the time.
     """
+    if kind in _RESTS_MEANWHILE:
+        return None
     if kind is OperationKind.CREATE_DISK:
         return DiskEvent.DELETED
     if kind is OperationKind.START_DISK and published:
@@ -119,12 +160,18 @@ def when_undone(kind: OperationKind, was: DiskState, *, published: bool) -> Disk
     return {DiskState.STARTED: DiskEvent.STARTED, DiskState.STOPPED: DiskEvent.STOPPED}.get(was, DiskEvent.FAIL)
 
 
-def _names(kind: OperationKind, *, start: bool, started: bool) -> tuple[str, ...]:
+def _names(kind: OperationKind, *, start: bool, started: bool, grows: bool) -> tuple[str, ...]:
+    tell = (PUBLISH_CHANGED, AWAIT_SERVED) if started else ()
     return {
         OperationKind.CREATE_DISK: (CREATE_IMAGE, DESCRIBE, *(_START if start else ()), SETTLE),
         OperationKind.START_DISK: (*_START, SETTLE),
         OperationKind.STOP_DISK: (*_STOP, SETTLE),
         OperationKind.DELETE_DISK: (*(_STOP if started else ()), REMOVE_IMAGE, FORGET),
+        OperationKind.CHANGE_DISK: (*((GROW_IMAGE,) if grows else ()), DESCRIBE_CHANGED, *tell, SETTLE),
+        OperationKind.CREATE_SNAPSHOT: (CREATE_SNAPSHOT,),
+        OperationKind.ROLL_BACK_DISK: (DESCRIBE_ROLLING_BACK, ROLL_BACK_IMAGE, DESCRIBE_ROLLED_BACK, SETTLE),
+        OperationKind.DELETE_SNAPSHOT: (REMOVE_SNAPSHOT,),
+        OperationKind.RECOVER_DISKS: (RECOVER,),
         OperationKind.ASSIGN_PATHS: (MOVE_PATHS,),
         OperationKind.DRAIN_GATEWAY: (MARK, PLAN_DRAIN, MOVE_PATHS, CHECK_EMPTY),
         OperationKind.UNDRAIN_GATEWAY: (UNMARK,),
@@ -138,13 +185,22 @@ def _moves_deadline_s(conductor: Conductor, moves: int) -> float:
     return rounds * (conductor.move_deadline_s + conductor.move_settle_s)
 
 
-def _at_risk(kind: OperationKind, disk_name: str, started: bool) -> tuple[str, ...]:
+def _at_risk(kind: OperationKind, disk_name: str, *, started: bool, restarts: bool) -> tuple[str, ...]:
     sessions = f"every iSCSI session with disk {disk_name}, and operations of its initiators that were not yet answered"
     if kind is OperationKind.STOP_DISK:
         return (sessions,)
     if kind is OperationKind.DELETE_DISK:
         data = f"all data of disk {disk_name}, for good"
         return (sessions, data) if started else (data,)
+    if kind is OperationKind.CHANGE_DISK and started and restarts:
+        return (
+            f"a moment of service of disk {disk_name}: its exports are started again, so its initiators are disconnected, and "
+            "log in again if they may",
+        )
+    if kind is OperationKind.ROLL_BACK_DISK:
+        return (f"everything that was written to disk {disk_name} after the snapshot, for good",)
+    if kind is OperationKind.DELETE_SNAPSHOT:
+        return (f"what the snapshot of disk {disk_name} holds that the disk no longer does, for good",)
     if kind in (OperationKind.ASSIGN_PATHS, OperationKind.DRAIN_GATEWAY):
         return ("a moment of service on each path that is moved: its operations are held and then answered",)
     return ()

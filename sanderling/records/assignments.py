@@ -32,6 +32,7 @@ class Subject:
     params: Mapping[str, Any]
 
 
+RECOVERY: Final = Subject(OperationKind.RECOVER_DISKS, "recovery", "disks", {})
 MOVES: Final = Subject(OperationKind.ASSIGN_PATHS, plans.ASSIGNMENTS, plans.ASSIGNMENTS, {})
 
 

@@ -1,16 +1,22 @@
 """The index of disks: what the API lists and allocates against. The description on each image is the one that counts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any, Final
 
 from sqlalchemy import or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager
 
 from sanderling.errors import Conflict, NotFound
-from sanderling.model.disks import DISKS, Access, Disk, DiskEvent, DiskState, Path
+from sanderling.model.disks import DISKS, Access, Chap, Disk, DiskEvent, DiskState, Path
+from sanderling.model.operations import OperationKind
 from sanderling.records import events
-from sanderling.records.tables import DiskRow, PathRow
+from sanderling.records.tables import DiskRow, OperationRow, PathRow
+
+BEFORE: Final = "before"
+"""Among the params of an operation that changes a disk: what it changes, as it was."""
+_CHANGEABLE: Final = ("name", "size_bytes", "initiators", "allow_any", "chap")
 
 
 def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState) -> None:
@@ -25,9 +31,11 @@ def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState) -> 
             access=disk.access.value,
             initiators=list(disk.initiators),
             allow_any=disk.allow_any,
+            chap=disk.chap.model_dump() if disk.chap else None,
             state=state.value,
             started=disk.started,
             revision=disk.revision,
+            presented_at=disk.presented_at,
             generation=disk.generation,
             created_at=now,
             changed_at=now,
@@ -62,6 +70,11 @@ def find(session: Session, disk: str) -> DiskRow:
         return by_name(session, disk)
     except NotFound:
         return get(session, disk)
+
+
+def has_iqn(session: Session, iqn: str) -> bool:
+    """Whether a disk has this IQN."""
+    return session.scalars(select(DiskRow.id).where(DiskRow.iqn == iqn)).first() is not None
 
 
 def page(
@@ -130,8 +143,10 @@ def describe(row: DiskRow) -> Disk:
         ),
         initiators=tuple(row.initiators),
         allow_any=row.allow_any,
+        chap=Chap.model_validate(row.chap) if row.chap else None,
         started=row.started,
         revision=row.revision,
+        presented_at=row.presented_at,
         generation=row.generation,
     )
 
@@ -144,12 +159,13 @@ def apply(
     now: datetime,
     actor: str,
     operation_id: str | None,
+    described: Disk | None = None,
     started: bool | None = None,
     revision: int | None = None,
-    generation: int | None = None,
 ) -> DiskRow:
     """Move the disk's state as its table says, and record that as the event "disk.<new state>".
 
+    With what its image describes, or whether it is started and at which revision, where that has changed.
     `TransitionRefused` when the table has no such move; then nothing is changed.
     """
     row = session.get(DiskRow, disk_id, with_for_update=True)
@@ -158,12 +174,13 @@ def apply(
     before = row.state
     row.state = DISKS.next(DiskState(before), event).value
     row.changed_at = now
+    if described is not None:
+        row.started, row.generation = described.started, described.generation
+        row.revision, row.presented_at = described.revision, described.presented_at
     if started is not None:
         row.started = started
     if revision is not None:
         row.revision = revision
-    if generation is not None:
-        row.generation = generation
     session.flush()
     events.append(
         session,
@@ -177,6 +194,60 @@ def apply(
     return row
 
 
+def changeable(row: DiskRow) -> dict[str, Any]:
+    """What of the disk can be changed, as the row has it."""
+    return {field: getattr(row, field) for field in _CHANGEABLE}
+
+
+def change(session: Session, disk_id: str, wanted: Mapping[str, Any], *, now: datetime, actor: str, operation_id: str) -> DiskRow:
+    """Index the disk as it is to be, in the transaction that submits the operation which makes it so, and record the event
+    "disk.changing" with the names of what changes.
+
+    `TransitionRefused` where it does not rest, `Conflict` when the new name is another's.
+    """
+    row = get(session, disk_id)
+    DISKS.next(DiskState(row.state), DiskEvent.CHANGE)
+    if wanted.get("name", row.name) != row.name:
+        _refuse_name(session, wanted["name"])
+    _put(session, row, wanted, now=now)
+    events.append(
+        session,
+        "disk.changing",
+        at=now,
+        actor=actor,
+        resource_id=disk_id,
+        operation_id=operation_id,
+        data={"name": row.name, "changes": sorted(wanted)},
+    )
+    return row
+
+
+def changed(session: Session, disk: Disk, fields: Sequence[str], *, now: datetime, actor: str, operation_id: str) -> None:
+    """Index the disk as its image describes it after a change of these fields: "disk.changed"."""
+    row = get(session, disk.id)
+    described = disk.model_dump(include=set(_CHANGEABLE), mode="json")
+    _put(session, row, described | {"revision": disk.revision, "presented_at": disk.presented_at}, now=now)
+    data = {"name": row.name, "changes": sorted(fields)}
+    events.append(session, "disk.changed", at=now, actor=actor, resource_id=disk.id, operation_id=operation_id, data=data)
+
+
+def unchange(session: Session, disk_id: str, before: Mapping[str, Any], *, now: datetime, revision: int | None) -> None:
+    """Index the disk as it was, at the revision that undoing has written on its image, if it came as far as that."""
+    row = get(session, disk_id)
+    written = {} if revision is None else {"revision": revision, "presented_at": revision}
+    _put(session, row, {**before, **written}, now=now)
+
+
+def _put(session: Session, row: DiskRow, values: Mapping[str, Any], *, now: datetime) -> None:
+    for field, value in values.items():
+        setattr(row, field, value)
+    row.changed_at = now
+    try:
+        session.flush()
+    except IntegrityError as error:
+        raise Conflict(f"another request just took the name {row.name}; try again", field="name") from error
+
+
 def forget(session: Session, disk_id: str, *, now: datetime, actor: str, operation_id: str | None) -> None:
     """The disk is gone: recorded as "disk.deleted"; its name, IQN and addresses are free again."""
     row = apply(session, disk_id, DiskEvent.DELETED, now=now, actor=actor, operation_id=operation_id)
@@ -184,9 +255,20 @@ def forget(session: Session, disk_id: str, *, now: datetime, actor: str, operati
     session.flush()
 
 
+def _refuse_name(session: Session, name: str) -> None:
+    """`Conflict` when a disk has the name, or would have it again if its renaming were undone."""
+    if session.scalars(select(DiskRow.id).where(DiskRow.name == name)).first() is not None:
+        raise Conflict(f"there is a disk {name} already; choose another name", field="name", name=name)
+    renaming = OperationRow.kind == OperationKind.CHANGE_DISK, OperationRow.ended_at.is_(None)
+    for params in session.scalars(select(OperationRow.params).where(*renaming)):
+        if params[BEFORE].get("name") == name:
+            raise Conflict(
+                f"a disk {name} is being renamed, and keeps the name until that has ended; wait for it", field="name", name=name
+            )
+
+
 def _refuse_taken(session: Session, disk: Disk) -> None:
-    if session.scalars(select(DiskRow.id).where(DiskRow.name == disk.name)).first() is not None:
-        raise Conflict(f"there is a disk {disk.name} already; choose another name", field="name", name=disk.name)
+    _refuse_name(session, disk.name)
     holder = session.scalars(select(DiskRow.name).where(DiskRow.iqn == disk.iqn)).first()
     if holder is not None:
         raise Conflict(f"{disk.iqn} is the IQN of disk {holder}; choose another", field="iqn", disk=holder)

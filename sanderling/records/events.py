@@ -68,6 +68,11 @@ def latest(session: Session, kind: str, *, resource_id: str, limit: int) -> list
     return [_model(row) for row in session.scalars(query.order_by(EventRow.id.desc()).limit(limit))]
 
 
+def is_recorded(session: Session, source_id: str) -> bool:
+    """Whether the event that its source calls so is there."""
+    return session.scalar(select(EventRow.id).where(EventRow.source_id == source_id)) is not None
+
+
 def newest(session: Session) -> int:
     """The id of the last event; 0 before the first."""
     return session.scalar(select(func.max(EventRow.id))) or 0

@@ -171,6 +171,9 @@ def undo_disk(session: Session, operation: Operation, *, now: datetime, actor: s
     was = DiskState(operation.params.get("was", DiskState.FAILED))
     begun = {step.name for step in operation.steps if step.state is not StepState.PENDING}
     event = plans.when_undone(operation.kind, was, published=plans.PUBLISH in begun)
+    if event is None:
+        disks.unchange(session, operation.resource_id, operation.params.get(disks.BEFORE, {}), now=now, revision=revision)
+        return
     if event is DiskEvent.DELETED:
         disks.forget(session, operation.resource_id, now=now, actor=actor, operation_id=operation.id)
         return

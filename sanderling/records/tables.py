@@ -43,9 +43,11 @@ class DiskRow(Base):
     access: Mapped[str] = mapped_column(String(16))
     initiators: Mapped[list[str]]
     allow_any: Mapped[bool]
+    chap: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # its secrets are sealed
     state: Mapped[str] = mapped_column(String(16), index=True)
     started: Mapped[bool]
     revision: Mapped[int]
+    presented_at: Mapped[int] = mapped_column(default=0, server_default="0")
     generation: Mapped[int]
     created_at: Mapped[datetime]
     changed_at: Mapped[datetime]

@@ -328,3 +328,104 @@ def test_a_store_that_answers_says_so_and_works_again_after_closing(backend: Bac
         backend.images.close()
         asked()
     assert backend.images.stat(image).size_bytes == SIZE
+
+
+def put(backend: Backend, image: str, byte: str) -> None:
+    """Write the first block, by a client that has ended when this returns."""
+    with backend.client(image, byte=byte) as client:
+        assert client.write()
+
+
+@pytest.fixture
+def clone(backend: Backend, name: str) -> Iterator[str]:
+    """The name of a clone, removed before the image that it is one of."""
+    yield f"{name}-clone"
+    backend.images.remove(f"{name}-clone")
+
+
+def test_an_image_is_grown_once_keeps_its_data_and_never_shrinks(backend: Backend, image: str) -> None:
+    put(backend, image, "a")
+    for _ in range(2):
+        backend.images.grow(image, 2 * SIZE)
+    assert backend.images.stat(image).size_bytes == 2 * SIZE
+    assert backend.block(image) == b"a" * 512
+    with pytest.raises(Conflict):
+        backend.images.grow(image, SIZE)
+    assert backend.images.stat(image).size_bytes == 2 * SIZE
+    with pytest.raises(NotFound):
+        backend.images.grow(f"{image}-none", SIZE)
+
+
+def test_an_image_takes_up_what_was_written_and_no_more(backend: Backend, image: str) -> None:
+    assert backend.images.used_bytes(image) == 0
+    put(backend, image, "a")
+    assert 512 <= backend.images.used_bytes(image) <= 4 << 20
+
+
+def test_rolling_back_brings_back_what_the_snapshot_holds(backend: Backend, image: str) -> None:
+    put(backend, image, "a")
+    for _ in range(2):
+        backend.images.snapshot(image, "before")
+    put(backend, image, "b")
+    for _ in range(2):
+        backend.images.roll_back(image, "before", timeout_s=30)
+        assert backend.block(image) == b"a" * 512
+    assert backend.images.get_metadata(image) == FRESH
+    with pytest.raises(NotFound):
+        backend.images.roll_back(image, "none", timeout_s=30)
+
+
+def test_taking_a_snapshot_again_keeps_what_the_first_did(backend: Backend, image: str) -> None:
+    put(backend, image, "a")
+    backend.images.snapshot(image, "before")
+    put(backend, image, "b")
+    backend.images.snapshot(image, "before")
+    backend.images.roll_back(image, "before", timeout_s=30)
+    assert backend.block(image) == b"a" * 512
+
+
+def test_snapshots_are_listed_oldest_first_with_their_size_and_time(backend: Backend, image: str) -> None:
+    before = CLOCK.wall().replace(microsecond=0)
+    backend.images.snapshot(image, "b-first")
+    backend.images.grow(image, 2 * SIZE)
+    backend.images.snapshot(image, "a-second")
+    found = backend.images.snapshots(image)
+    assert [(one.name, one.size_bytes, one.clones) for one in found] == [("b-first", SIZE, ()), ("a-second", 2 * SIZE, ())]
+    assert all(before <= one.taken_at <= CLOCK.wall() for one in found)
+    for _ in range(2):
+        backend.images.remove_snapshot(image, "b-first")
+    assert [one.name for one in backend.images.snapshots(image)] == ["a-second"]
+
+
+def test_a_clone_begins_as_the_snapshot_and_goes_its_own_way(backend: Backend, image: str, clone: str) -> None:
+    put(backend, image, "a")
+    backend.images.snapshot(image, "before")
+    put(backend, image, "b")
+    for _ in range(2):
+        backend.images.clone(image, "before", clone)
+    assert (backend.images.stat(clone).size_bytes, backend.block(clone)) == (SIZE, b"a" * 512)
+    assert KEY not in backend.images.get_metadata(clone), "it would say that it is the other disk"
+    assert backend.images.set_metadata(clone, KEY, "its own", expected=None)
+    backend.images.clone(image, "before", clone)
+    assert backend.images.get_metadata(clone)[KEY] == "its own"
+    put(backend, clone, "c")
+    assert (backend.block(image), backend.block(clone)) == (b"b" * 512, b"c" * 512)
+    with pytest.raises(NotFound):
+        backend.images.clone(image, "none", f"{clone}-2")
+
+
+def test_another_image_is_not_taken_for_a_clone(backend: Backend, image: str, clone: str) -> None:
+    backend.images.snapshot(image, "before")
+    backend.images.create(clone, SIZE, metadata=FRESH)
+    with pytest.raises(Conflict):
+        backend.images.clone(image, "before", clone)
+    assert backend.images.get_metadata(clone) == FRESH
+
+
+def test_an_image_goes_with_its_snapshots(backend: Backend, image: str) -> None:
+    for name in ("one", "two"):
+        backend.images.snapshot(image, name)
+    backend.images.remove(image)
+    assert image not in backend.images.list()
+    backend.images.create(image, SIZE, metadata={})
+    assert backend.images.snapshots(image) == ()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.lab.initiator import SECTOR
-from iscsi_worker.targets.base import TargetSpec
+from iscsi_worker.targets.base import Credentials, TargetSpec
 from sanderling import images
 from sanderling.clock import SystemClock
 from sanderling.errors import TargetFailed
@@ -266,6 +266,25 @@ def test_only_initiators_that_are_named_get_in(bench: Bench) -> None:
     assert bench.lets_in(spec, address, "iqn.2026-11.x:one")
     assert bench.lets_in(spec, address, "iqn.2026-11.x:two")
     assert not bench.lets_in(spec, address, "iqn.2026-11.x:three")
+
+
+def test_where_chap_is_asked_for_only_who_proves_the_secret_gets_in_and_the_worker_still_does(bench: Bench) -> None:
+    spec = replace(bench.spec(initiators=(NAME,), allow_any=False), chap=Credentials("use=r", "s3cret!,=secret"))
+    _, address = _served(bench, spec)
+    bench.targets.ungate(spec.export)
+    assert bench.lets_in(spec, address, NAME, login=("use=r", "s3cret!,=secret"))
+    for wrong in (None, ("use=r", "s3cret!,=secreT"), ("other", "s3cret!,=secret")):
+        assert not bench.lets_in(spec, address, NAME, login=wrong), wrong
+    assert not bench.lets_in(spec, address, f"{NAME}-2", login=("use=r", "s3cret!,=secret"))
+    assert bench.targets.probe(spec.export, timeout_s=5)
+
+
+def test_with_mutual_chap_the_target_proves_its_own_secret(bench: Bench) -> None:
+    chap = Credentials("one", "secret-of-one", "target", "secret-of-target")
+    spec, address = _served(bench, replace(bench.spec(), chap=chap))
+    login = ("one", "secret-of-one")
+    assert bench.lets_in(spec, address, NAME, login=login, target_login=("target", "secret-of-target"))
+    assert not bench.lets_in(spec, address, NAME, login=login, target_login=("target", "another-secret"))
     bench.targets.ungate(spec.export)
     assert bench.targets.probe(spec.export, timeout_s=5.0)
 

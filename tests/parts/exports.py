@@ -31,6 +31,7 @@ from sanderling.settings import General, Settings, Worker
 
 NAME = "iqn.2026-11.io.sanderling.tests:initiator"
 SIZE_BYTES = 16 << 20
+Login = tuple[str, str]  # a CHAP name and its secret
 
 
 class Sent(Protocol):
@@ -52,7 +53,9 @@ class Bench(Protocol):
     def spec(self, *, initiators: Sequence[str] = (), allow_any: bool = True) -> TargetSpec: ...
     def address(self) -> str: ...
     def send(self, spec: TargetSpec, address: str, lba: int, data: bytes) -> Sent: ...
-    def lets_in(self, spec: TargetSpec, address: str, name: str) -> bool: ...
+    def lets_in(
+        self, spec: TargetSpec, address: str, name: str, *, login: Login | None = None, target_login: Login | None = None
+    ) -> bool: ...
     def on_image(self, spec: TargetSpec, lba: int) -> bytes: ...
     def fence(self, client: str) -> None: ...
     def kill(self, export: ExportId) -> None: ...
@@ -104,9 +107,11 @@ class MemoryBench:
         name = spec.initiators[0] if spec.initiators else NAME
         return SentByMemory(self._memory().login(address, name).write(lba, data))
 
-    def lets_in(self, spec: TargetSpec, address: str, name: str) -> bool:
+    def lets_in(
+        self, spec: TargetSpec, address: str, name: str, *, login: Login | None = None, target_login: Login | None = None
+    ) -> bool:
         try:
-            self._memory().login(address, name)
+            self._memory().login(address, name, login, target_login)
         except TargetFailed:
             return False
         return True
@@ -222,8 +227,11 @@ class TgtBench:
         self._sent.append(SentByIscsi(spec, address, lba, data))
         return self._sent[-1]
 
-    def lets_in(self, spec: TargetSpec, address: str, name: str) -> bool:
-        with Initiator(spec.iqn, f"{address}:3260", initiator_name=name, timeout_s=0.5) as initiator:
+    def lets_in(
+        self, spec: TargetSpec, address: str, name: str, *, login: Login | None = None, target_login: Login | None = None
+    ) -> bool:
+        portal = f"{address}:3260"
+        with Initiator(spec.iqn, portal, initiator_name=name, timeout_s=0.5, login=login, target_login=target_login) as initiator:
             try:
                 initiator.login()
             except TargetFailed:

@@ -23,7 +23,7 @@ from sanderling.clock import SystemClock
 from sanderling.coordination.base import Entry, Listing
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import Unavailable
-from sanderling.images.base import Capacity, Images
+from sanderling.images.base import Capacity, Images, Snapshot
 from sanderling.model.subnets import Subnet
 from sanderling.records import subnets, tokens
 from sanderling.records.database import Records
@@ -70,11 +70,20 @@ class KeptNews:
 
 
 class Pool:
-    """Images as far as the API asks: how much the pool holds."""
+    """Images as far as the API asks: how much the pool holds, and the snapshots that a test has put there."""
 
     def __init__(self) -> None:
         self.capacity_bytes = 100 * GIB
         self.down = False
+        self.kept: dict[str, tuple[Snapshot, ...]] = {}
+
+    def snapshots(self, name: str) -> tuple[Snapshot, ...]:
+        self.ping()
+        return self.kept.get(name, ())
+
+    def used_bytes(self, name: str) -> int:
+        self.ping()
+        return 4096
 
     def capacity(self) -> Capacity:
         self.ping()

@@ -195,7 +195,7 @@ def test_what_the_table_of_states_does_not_have_is_refused(api: Api) -> None:
     made(api, "db", started=False)
     answer = api.client.post("/v1/disks/db/stop")
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/transition-refused")
-    assert answer.json()["allowed"] == ["delete", "start"]
+    assert answer.json()["allowed"] == ["change", "delete", "roll_back", "snapshot", "start"]
 
 
 @pytest.mark.rows("W-PA-9")

@@ -20,7 +20,8 @@ from sanderling.errors import ClaimLost, Fenced, Problem, TargetFailed, Unavaila
 from sanderling.images.base import BackingStore
 from sanderling.model.disks import Disk, Path
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Export, ExportId, ExportPhase
-from sanderling.settings import Worker
+from sanderling.secrets import Keyring
+from sanderling.settings import Secrets, Worker
 
 HOST = "iqn.2026-11.test:host"
 ADDRESS = "10.0.0.5"
@@ -119,7 +120,7 @@ class Lab:
             parts = tuple(Killing(part, self.calls, kill_at, after=after) for part in parts)
         reports = Reports(cast(Bus, None), node, self.settings, clock=self.clock)
         seams = Seams(*parts)
-        service = Service(self.settings, seams, reports, certain=lambda: True, clock=self.clock)
+        service = Service(self.settings, seams, reports, keyring=Keyring(Secrets()), certain=lambda: True, clock=self.clock)
         return Exports(node, self.settings, seams, service, reports, store_is_silent=lambda: self.is_silent, clock=self.clock)
 
     def take(self, node: str, *, kill_at: int = 0, after: bool = False) -> bool:

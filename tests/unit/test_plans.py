@@ -10,7 +10,9 @@ from sanderling.settings import Conductor
 
 CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
 DELETE = OperationKind.DELETE_DISK
-BEGINS = {START: DiskEvent.START, STOP: DiskEvent.STOP, DELETE: DiskEvent.DELETE}
+CHANGE, ROLL_BACK = OperationKind.CHANGE_DISK, OperationKind.ROLL_BACK_DISK
+BEGINS = {START: DiskEvent.START, STOP: DiskEvent.STOP, DELETE: DiskEvent.DELETE, ROLL_BACK: DiskEvent.ROLL_BACK}
+RESTS = [CHANGE, OperationKind.CREATE_SNAPSHOT, OperationKind.DELETE_SNAPSHOT]
 
 
 def names(kind: OperationKind, *, start: bool = True, started: bool = True) -> list[str]:
@@ -66,23 +68,46 @@ def test_what_stops_or_deletes_a_disk_cannot_be_undone_once_it_has_begun(started
 
 
 @pytest.mark.parametrize("was", [DiskState.STOPPED, DiskState.STARTED, DiskState.FAILED])
-@pytest.mark.parametrize("kind", [START, STOP, DELETE])
+@pytest.mark.parametrize("kind", BEGINS)
 @pytest.mark.parametrize("published", [True, False])
 def test_however_an_operation_is_undone_its_disk_can_make_the_move(kind: OperationKind, was: DiskState, published: bool) -> None:
     if not DISKS.allows(was, BEGINS[kind]):
         return
     under_way = DISKS.next(was, BEGINS[kind])
-    after = DISKS.next(under_way, plans.when_undone(kind, was, published=published))
+    event = plans.when_undone(kind, was, published=published)
+    assert event is not None
+    after = DISKS.next(under_way, event)
     assert after == (DiskState.STOPPED if kind is START and published else was)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in OperationKind if kind.changes_disk])
+@pytest.mark.parametrize("kind", [kind for kind in OperationKind if kind.changes_disk and kind not in RESTS])
 def test_however_an_operation_succeeds_its_disk_can_make_the_move(kind: OperationKind) -> None:
     for start in (True, False):
-        under_way = DISKS.next(DiskState.STOPPED, BEGINS[kind]) if kind in (START, DELETE) else DiskState.STOPPING
+        under_way = DISKS.next(DiskState.STOPPED, BEGINS[kind]) if kind in BEGINS and kind is not STOP else DiskState.STOPPING
         if kind is CREATE:
             under_way = DiskState.CREATING
-        assert DISKS.next(under_way, plans.when_done(kind, plans.steps_of(kind, Conductor(), start=start))) in DISKS.rest
+        event = plans.when_done(kind, plans.steps_of(kind, Conductor(), start=start))
+        assert event is not None
+        assert DISKS.next(under_way, event) in DISKS.rest
+
+
+@pytest.mark.parametrize("kind", RESTS)
+def test_a_disk_rests_as_it_was_before_during_and_after_what_only_changes_or_copies_it(kind: OperationKind) -> None:
+    assert plans.when_done(kind, plans.steps_of(kind, Conductor())) is None
+    assert plans.when_undone(kind, DiskState.STARTED, published=True) is None
+
+
+def test_a_disk_is_grown_before_it_is_said_to_be_larger_and_then_cannot_be_made_smaller() -> None:
+    steps = plans.steps_of(CHANGE, Conductor(), grows=True)
+    assert [step.name for step in steps] == ["grow_image", *names(CHANGE)]
+    first, *rest = steps
+    assert plans.past_return([first.model_copy(update={"state": StepState.RUNNING}), *rest]) is not None
+    assert plans.past_return([Step(name=name, deadline_s=1, state=StepState.DONE) for name in names(CHANGE)[:-1]]) is None
+
+
+def test_workers_are_told_of_a_change_only_of_a_started_disk() -> None:
+    assert names(CHANGE, started=False) == ["describe_changed", "settle"]
+    assert names(CHANGE) == ["describe_changed", "publish_changed", "await_served", "settle"]
 
 
 KEEPS = [kind for kind in OperationKind if not kind.changes_disk]

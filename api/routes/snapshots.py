@@ -1,0 +1,155 @@
+"""/v1/disks/{disk}/snapshots: take, list, go back to, and delete. A clone is a disk created with a `source`."""
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator
+from sqlalchemy.orm import Session
+
+from api import rules, snapshots
+from api.auth import Allowed, Caller
+from api.changes import Change, ChangeOf, Intent
+from api.context import Context, ContextOf
+from api.rules import Body
+from sanderling.errors import Conflict, InUse, InvalidInput
+from sanderling.model import plans
+from sanderling.model.disks import DISKS, Access, DiskEvent, DiskState
+from sanderling.model.operations import OperationKind
+from sanderling.records import disks
+from sanderling.records.tables import DiskRow
+
+router = APIRouter(tags=["snapshots"])
+
+SNAPSHOTS_MAX: Final = 200  # of one disk; each makes every open of the image, and every list of them, a little slower
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+
+
+def _snapshot_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise rules.refused(
+            "must be 1 to 63 letters, digits, '.', '_' and '-', and begin with a letter or digit",
+            "choose such a name, e.g. before-upgrade",
+        )
+    return value
+
+
+class NewSnapshot(Body):
+    name: Annotated[str, AfterValidator(_snapshot_name)]
+
+
+@router.post("/v1/disks/{disk}/snapshots", status_code=202)
+def create(
+    disk: str,
+    body: NewSnapshot,
+    context: ContextOf,
+    caller: Annotated[Caller, Depends(Allowed("snapshot:create"))],
+    change: ChangeOf,
+) -> JSONResponse:
+    """Keep what the disk holds now. What initiators still have in their caches is not in it."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    row = _row(context, disk)
+    kept = snapshots.of(context, row)
+    if body.name in {one.name for one in kept}:
+        raise Conflict(f"disk {row.name} has a snapshot {body.name} already; choose another name", field="name")
+    if len(kept) >= SNAPSHOTS_MAX:
+        raise Conflict(f"disk {row.name} has {len(kept)} snapshots, the most there may be; delete some", field="name")
+
+    def allowed(found: DiskRow) -> None:
+        DISKS.next(DiskState(found.state), DiskEvent.SNAPSHOT)
+        if found.started and found.access == Access.SHARED:
+            raise InUse(
+                f"disk {found.name} is served by several gateways at once, whose writes no snapshot parts at one moment; stop it "
+                "first",
+                disk=found.name,
+            )
+
+    return _submit(OperationKind.CREATE_SNAPSHOT, row, body.name, context, caller, change, allowed=allowed)
+
+
+@router.get("/v1/disks/{disk}/snapshots")
+def index(disk: str, context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("snapshot:read"))]) -> dict[str, Any]:
+    """The disk's snapshots, oldest first."""
+    return {"snapshots": [snapshots.show(one) for one in snapshots.of(context, _row(context, disk))]}
+
+
+@router.post("/v1/disks/{disk}/snapshots/{snapshot}/rollback", status_code=202)
+def roll_back(
+    disk: str,
+    snapshot: str,
+    context: ContextOf,
+    caller: Annotated[Caller, Depends(Allowed("snapshot:rollback"))],
+    change: ChangeOf,
+    confirm: Annotated[str | None, Query(max_length=255, description="The disk's name: what it holds now is lost")] = None,
+) -> JSONResponse:
+    """Make a stopped disk hold what it did when the snapshot was taken."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    row = _row(context, disk)
+    found = snapshots.find(context, row, snapshot)
+    if confirm != row.name and not change.dry_run:
+        raise InvalidInput.of(
+            "confirm", "must be the disk's name: all that was written since is lost", f"send confirm={row.name}, if you mean it"
+        )
+    if found.size_bytes != row.size_bytes:
+        raise Conflict(
+            f"snapshot {found.name} has {found.size_bytes} bytes and disk {row.name} has {row.size_bytes} by now; clone the "
+            "snapshot to a new disk instead",
+            field="snapshot",
+        )
+    begins = DiskEvent.ROLL_BACK
+    return _submit(OperationKind.ROLL_BACK_DISK, row, found.name, context, caller, change, begins=begins)
+
+
+@router.delete("/v1/disks/{disk}/snapshots/{snapshot}", status_code=202)
+def delete(
+    disk: str,
+    snapshot: str,
+    context: ContextOf,
+    caller: Annotated[Caller, Depends(Allowed("snapshot:delete"))],
+    change: ChangeOf,
+) -> JSONResponse:
+    """Forget what the snapshot kept."""
+    repeated = change.repeated(caller)
+    if repeated is not None:
+        return repeated
+    row = _row(context, disk)
+    found = snapshots.find(context, row, snapshot)
+    snapshots.refuse_cloned(row, found)
+
+    def allowed(row: DiskRow) -> None:
+        DISKS.next(DiskState(row.state), DiskEvent.SNAPSHOT)
+
+    return _submit(OperationKind.DELETE_SNAPSHOT, row, found.name, context, caller, change, allowed=allowed)
+
+
+def _row(context: Context, disk: str) -> DiskRow:
+    with context.records.read() as session:
+        return disks.find(session, disk)
+
+
+def _submit(
+    kind: OperationKind,
+    row: DiskRow,
+    snapshot: str,
+    context: Context,
+    caller: Caller,
+    change: Change,
+    *,
+    begins: DiskEvent | None = None,
+    allowed: Callable[[DiskRow], None] = lambda _: None,
+) -> JSONResponse:
+    def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
+        found = disks.get(session, row.id)
+        change.check_match(session, found)
+        allowed(found)
+        plan = plans.plan(kind, context.settings.conductor, disk_name=found.name)
+        return Intent(found, DiskState(found.state), plan, begins=begins, params={"snapshot": snapshot})
+
+    return change.carry_out(caller, prepare)

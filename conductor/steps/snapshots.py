@@ -1,0 +1,67 @@
+"""Taking snapshots of an image, going back to one, and removing one."""
+
+from conductor.steps.base import Action, Context
+from conductor.steps.descriptions import SNAPSHOT, described
+from sanderling.errors import NotFound
+from sanderling.model.disks import image_of
+from sanderling.records import disks, events
+
+
+def create(context: Context) -> None:
+    disk, name = described(context), _name(context)
+    with context.effect("create"):
+        context.stores.images.snapshot(disk.image, name)
+    _tell(context, "snapshot.created")
+
+
+def uncreate(context: Context) -> None:
+    """Take it away again. A cancel comes before it is there, or while it is made."""
+    try:
+        with context.effect("remove"):
+            context.stores.images.remove_snapshot(image_of(context.disk_id), _name(context))
+    except NotFound:
+        return
+
+
+def roll_back(context: Context) -> None:
+    """The image is nobody's now: who still has it open, a worker that died or an attempt that was given up, is fenced first."""
+    images, image = context.stores.images, image_of(context.disk_id)
+    for client in images.clients(image):
+        with context.effect("fence"):
+            images.fence(client)
+    with context.effect("roll_back"):
+        images.roll_back(image, _name(context), timeout_s=context.left_s)
+    _tell(context, "snapshot.rolled_back")
+
+
+def remove(context: Context) -> None:
+    with context.effect("remove"):
+        context.stores.images.remove_snapshot(image_of(context.disk_id), _name(context))
+    _tell(context, "snapshot.deleted")
+
+
+def _name(context: Context) -> str:
+    return str(context.operation.params[SNAPSHOT])
+
+
+def _tell(context: Context, kind: str) -> None:
+    """Record it, unless an attempt before this one has."""
+    records, operation = context.stores.records, context.operation
+    source_id = f"{operation.id} {context.step.name}"
+    with context.effect("record"), records.begin() as session:
+        if not events.is_recorded(session, source_id):
+            events.append(
+                session,
+                kind,
+                at=records.now(),
+                actor=str(operation.claimed_by),
+                resource_id=operation.resource_id,
+                operation_id=operation.id,
+                data={"name": disks.get(session, operation.resource_id).name, "snapshot": _name(context)},
+                source_id=source_id,
+            )
+
+
+CREATE_SNAPSHOT = Action(create, undo=uncreate, effects=("create", "record"), undo_effects=("remove",))
+ROLL_BACK_IMAGE = Action(roll_back, effects=("roll_back", "record"))
+REMOVE_SNAPSHOT = Action(remove, effects=("remove", "record"))

@@ -1,0 +1,79 @@
+"""Sealing secrets before they are kept: encrypted and authenticated (Fernet: AES-128-CBC and HMAC-SHA256) with a key from a file.
+
+The file is read when a secret is first sealed or opened, and again when it has changed, so keys are rotated without a restart.
+"""
+
+import threading
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from sanderling import settings
+from sanderling.errors import SecretUnreadable, SettingsRefused
+
+_TOO_OPEN = 0o077
+
+
+def new_key() -> str:
+    """A line for a key file."""
+    return Fernet.generate_key().decode()
+
+
+class Keyring:
+    """The keys of `[secrets] key_file`: the first seals, each opens. Threads may share it."""
+
+    def __init__(self, options: settings.Secrets) -> None:
+        """`SettingsRefused` when the file is there and others may read it, or it holds something else than keys."""
+        self._file = Path(options.key_file) if options.key_file else None
+        self._lock = threading.Lock()
+        self._read_at: tuple[int, int] | None = None  # the file's inode and time of change
+        self._keys: MultiFernet | None = None
+        if self._file is not None:
+            self._opened()
+
+    def seal(self, secret: str) -> str:
+        """Text that only a holder of the key can make anything of; `SecretUnreadable` when there is no key."""
+        return self._opened().encrypt(secret.encode()).decode()
+
+    def unseal(self, sealed: str) -> str:
+        """The secret again; `SecretUnreadable` when it was sealed with no key of these, or is not what was sealed."""
+        try:
+            return self._opened().decrypt(sealed.encode()).decode()
+        except InvalidToken:
+            raise SecretUnreadable(
+                f"a secret was sealed with a key that {self._file} does not hold; add that key as a line after the first"
+            ) from None
+
+    def seal_anew(self, sealed: str) -> str:
+        """The same secret, sealed with the first key."""
+        return self.seal(self.unseal(sealed))
+
+    def _opened(self) -> MultiFernet:
+        if self._file is None:
+            raise SecretUnreadable(
+                "no key seals secrets: make one with `sanderling key new`, and name its file in [secrets] key_file on every node"
+            )
+        with self._lock:
+            try:
+                stat = self._file.stat()
+                if self._keys is None or self._read_at != (stat.st_ino, stat.st_mtime_ns):
+                    self._keys = _read(self._file, stat.st_mode)
+                    self._read_at = stat.st_ino, stat.st_mtime_ns
+            except OSError as error:
+                raise SecretUnreadable(f"[secrets] key_file: {self._file} cannot be read: {error.strerror}") from error
+            return self._keys
+
+
+def _read(file: Path, mode: int) -> MultiFernet:
+    if mode & _TOO_OPEN:
+        raise SettingsRefused(f"[secrets] key_file: others than its owner may use {file}; chmod 600 it")
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    try:
+        keys = [Fernet(line) for line in lines]
+    except ValueError:
+        raise SettingsRefused(
+            f"[secrets] key_file: {file} holds a line that is no key; make each with `sanderling key new`"
+        ) from None
+    if not keys:
+        raise SettingsRefused(f"[secrets] key_file: {file} holds no key; make one with `sanderling key new`")
+    return MultiFernet(keys)

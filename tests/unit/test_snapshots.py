@@ -1,0 +1,142 @@
+"""Snapshots: taken once, gone back to whole or marked as half done, and kept while a clone needs them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conductor import failpoints
+from sanderling.errors import ImageFailed
+from sanderling.model.disks import Disk, DiskState
+from sanderling.model.operations import OperationKind, OperationState
+from sanderling.records import disks, events
+from tests.house import Crash, Gateways, House
+from tests.unit.test_runner import Troubled, raising
+
+CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
+TAKE, ROLL_BACK, REMOVE = OperationKind.CREATE_SNAPSHOT, OperationKind.ROLL_BACK_DISK, OperationKind.DELETE_SNAPSHOT
+
+
+@pytest.fixture
+def gateways(house: House) -> Iterator[Gateways]:
+    thread = Gateways(house.coordination)
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+def written(house: House, disk: Disk, data: bytes | None = None) -> bytes:
+    """The first bytes of the disk; with `data`, after writing them."""
+    file = Path(house.images.backing_store(disk.image).location)
+    if data is not None:
+        with file.open("r+b") as image:
+            image.write(data)
+    return file.read_bytes()[:4]
+
+
+def told(house: House, kind: str) -> list[str]:
+    with house.records.read() as session:
+        return [event.data["snapshot"] for event in events.page(session, after=0, limit=1000) if event.kind == kind]
+
+
+def kept(house: House, disk: Disk) -> list[str]:
+    return [one.name for one in house.images.snapshots(disk.image)]
+
+
+@pytest.fixture
+def disk(house: House) -> Disk:
+    made = house.disk()
+    house.done(CREATE, made, start=False)
+    written(house, made, b"old.")
+    return made
+
+
+@pytest.mark.parametrize("failpoint", ["", *failpoints.forward(TAKE)])
+def test_a_snapshot_is_taken_and_told_of_once(house: House, disk: Disk, failpoint: str) -> None:
+    operation = house.ask(TAKE, disk, snapshot="before")
+    if failpoint:
+        with pytest.raises(Crash):
+            house.drive(operation, failpoint=failpoint)
+    ended = house.drive(operation, conductor="c2", later=True)
+    assert ended.state is OperationState.SUCCEEDED, ended.problem
+    assert (kept(house, disk), told(house, "snapshot.created")) == (["before"], ["before"])
+    assert house.state(disk) == DiskState.STOPPED
+
+
+@pytest.mark.parametrize("failpoint", ["", *failpoints.forward(ROLL_BACK)])
+def test_a_disk_rolled_back_holds_what_it_did(house: House, disk: Disk, failpoint: str) -> None:
+    house.done(TAKE, disk, snapshot="before")
+    written(house, disk, b"new!")
+    operation = house.ask(ROLL_BACK, disk, snapshot="before")
+    if failpoint:
+        with pytest.raises(Crash):
+            house.drive(operation, failpoint=failpoint)
+    ended = house.drive(operation, conductor="c2", later=True)
+    assert ended.state is OperationState.SUCCEEDED, ended.problem
+    assert written(house, disk) == b"old."
+    described = house.described(disk)
+    assert described is not None
+    assert (house.state(disk), described.rolling_back_to) == (DiskState.STOPPED, "")
+
+
+def test_a_disk_that_is_half_rolled_back_cannot_be_started_until_it_is_wholly(
+    house: House, disk: Disk, gateways: Gateways
+) -> None:
+    house.done(TAKE, disk, snapshot="before")
+    whole, troubled = house.stores, Troubled(house.images)
+    troubled.before["roll_back"] = raising(ImageFailed("half of it was done"))
+    house.stores = replace(whole, images=troubled)
+    assert house.drive(house.ask(ROLL_BACK, disk, snapshot="before")).state is OperationState.FAILED
+    assert house.state(disk) == DiskState.FAILED
+    house.stores = whole
+    started = house.drive(house.ask(START, disk))
+    assert started.state is OperationState.ROLLED_BACK
+    assert "broke off half-way" in str(started.problem)
+    house.done(ROLL_BACK, disk, snapshot="before")
+    house.done(START, disk)
+
+
+def test_whoever_still_has_the_image_open_is_fenced_before_it_is_rolled_back(house: House, disk: Disk) -> None:
+    house.done(TAKE, disk, snapshot="before")
+    troubled = Troubled(house.images)
+    troubled.answers["clients"] = lambda: ("left-over",)
+    fenced_by_then: list[list[str]] = []
+    troubled.before["roll_back"] = lambda: fenced_by_then.append(list(troubled.fenced))
+    house.stores = replace(house.stores, images=troubled)
+    house.done(ROLL_BACK, disk, snapshot="before")
+    assert fenced_by_then == [["left-over"]]
+
+
+def test_a_removed_snapshot_is_gone(house: House, disk: Disk) -> None:
+    for name in ("one", "two"):
+        house.done(TAKE, disk, snapshot=name)
+    house.done(REMOVE, disk, snapshot="one")
+    assert (kept(house, disk), told(house, "snapshot.deleted")) == (["two"], ["one"])
+
+
+@pytest.mark.parametrize("failpoint", ["", *failpoints.forward(CREATE)])
+def test_a_clone_is_a_disk_of_its_own_that_begins_as_the_snapshot(
+    house: House, disk: Disk, gateways: Gateways, failpoint: str
+) -> None:
+    house.done(TAKE, disk, snapshot="before")
+    written(house, disk, b"new!")
+    clone = house.disk(name="clone")
+    operation = house.ask(CREATE, clone, source={"disk_id": disk.id, "snapshot": "before"})
+    if failpoint:
+        with pytest.raises(Crash):
+            house.drive(operation, failpoint=failpoint)
+    ended = house.drive(operation, conductor="c2", later=True)
+    assert ended.state is OperationState.SUCCEEDED, ended.problem
+    assert (written(house, clone), written(house, disk)) == (b"old.", b"new!")
+    described = house.described(clone)
+    assert described is not None
+    assert (described.id, described.name) == (clone.id, "clone")
+
+
+def test_a_deleted_disk_takes_its_snapshots_with_it(house: House, disk: Disk) -> None:
+    house.done(TAKE, disk, snapshot="before")
+    house.done(OperationKind.DELETE_DISK, disk)
+    assert not list(Path(house.images.backing_store(disk.image).location).parent.glob("*.snapshots"))
+    with house.records.read() as session:
+        assert not disks.page(session, limit=9)
