@@ -19,11 +19,12 @@ from iscsi_worker.worker import Worker
 from leader.duties import LogDuty
 from leader.server import SERVICE
 from leader.service import Candidate
+from sanderling import secrets as keys
 from sanderling.clock import SystemClock
 from sanderling.errors import Malformed
 from sanderling.records import tokens
 from sanderling.records.database import Records
-from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
+from sanderling.settings import Api, Bus, Coordination, General, Images, Secrets, Settings
 from sanderling.settings import Conductor as ConductorSettings
 from sanderling.settings import Records as RecordsSettings
 from sanderling.settings import Worker as WorkerSettings
@@ -35,6 +36,7 @@ def settings_of(folder: Path, port: int) -> Settings:
     return Settings(
         sanderling=General(runtime_dir=str(folder / "run"), log_format="console"),
         records=RecordsSettings(url=f"sqlite:///{folder / 'records.sqlite'}"),
+        secrets=Secrets(key_file=str(folder / "secrets.key")),
         coordination=Coordination(backend="embedded"),
         images=Images(backend="files", folder=str(folder / "images")),
         bus=Bus(url="fake://"),
@@ -48,6 +50,9 @@ def settings_of(folder: Path, port: int) -> Settings:
 def running(settings: Settings, folder: Path) -> Iterator[Access]:
     """Every process's work as threads of this one, started in order and stopped in reverse."""
     clock = SystemClock()
+    key_file = Path(settings.secrets.key_file)
+    if not key_file.exists():
+        keys.add(key_file)
     with contextlib.ExitStack() as stack:
         records = Records(settings.records, clock=clock)
         stack.callback(records.close)

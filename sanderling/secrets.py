@@ -3,20 +3,34 @@
 The file is read when a secret is first sealed or opened, and again when it has changed, so keys are rotated without a restart.
 """
 
+import os
 import threading
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from sanderling import settings
-from sanderling.errors import SecretUnreadable, SettingsRefused
+from sanderling.errors import InvalidInput, SecretUnreadable, SettingsRefused
 
 _TOO_OPEN = 0o077
 
 
-def new_key() -> str:
-    """A line for a key file."""
-    return Fernet.generate_key().decode()
+def add(file: Path) -> int:
+    """Put a new key first in the file, its owner's alone, which is made if it is not there; how many it held before.
+
+    In one step: who reads the file finds the old keys or all. `InvalidInput` when it cannot be written.
+    """
+    fresh = file.with_name(f"{file.name}.new")
+    try:
+        before = file.read_text() if file.exists() else ""
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as written:
+            written.write(f"{Fernet.generate_key().decode()}\n{before}")
+        if before:
+            os.chown(fresh, file.stat().st_uid, file.stat().st_gid)
+        fresh.replace(file)
+    except OSError as error:
+        raise InvalidInput.of("FILE", f"{file} cannot be written: {error.strerror}", "name one that can") from error
+    return len(before.split())
 
 
 class Keyring:

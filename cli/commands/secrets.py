@@ -1,6 +1,5 @@
 """sanderling key …, and how commands ask for a secret: by typing it or from a file, never as an argument."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +7,8 @@ from typing import Annotated
 import typer
 
 from cli.output import out
-from sanderling.errors import Conflict, InvalidInput
-from sanderling.secrets import new_key
+from sanderling import secrets as keys
+from sanderling.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Make keys that seal the secrets which are kept.")
 
@@ -23,20 +22,7 @@ def new(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Becomes its owner's alone; a key that is there stays second.")],
 ) -> None:
     """Put a new key first in a key file ([secrets] key_file); make the file if it is not there."""
-    try:
-        before = file.read_text() if file.exists() else ""
-        fresh = file.with_name(f"{file.name}.new")
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
-            written.write(f"{new_key()}\n{before}")
-        if before:
-            stat = file.stat()
-            os.chown(fresh, stat.st_uid, stat.st_gid)
-        fresh.replace(file)
-    except FileExistsError as error:
-        raise Conflict(f"{error.filename} is there: remove it, unless somebody else is making a key just now") from error
-    except OSError as error:
-        raise InvalidInput.of("FILE", f"{file} cannot be written: {error.strerror}", "name one that can") from error
-    kept = len(before.split())
+    kept = keys.add(file)
     said = f"the first of {kept + 1}: it seals, and the others still open" if kept else "the only one"
     out.print(f"{file} holds a new key, {said}. Copy the file to every node.", highlight=False)
 

@@ -22,12 +22,13 @@ from cli.lab.parts.consul import ConsulAgent, ConsulPorts
 from cli.lab.parts.daemons import run, start_time, waited
 from cli.lab.parts.rabbitmq import RabbitMQ
 from cli.lab.processes import Process
+from sanderling import secrets as keys
 from sanderling.clock import SystemClock
 from sanderling.model.operations import OPERATIONS
 from sanderling.records import tokens
 from sanderling.records.database import Records
 from sanderling.records.tokens import Role
-from sanderling.settings import Api, Bus, Conductor, Coordination, General, Images, Settings
+from sanderling.settings import Api, Bus, Conductor, Coordination, General, Images, Secrets, Settings
 from sanderling.settings import Records as RecordsOptions
 
 SUBNET = "front"
@@ -63,6 +64,8 @@ class Cluster:
     ) -> None:
         self.folder, self.network, self._changes = folder, network, changes or {}
         self.records_folder = _folder(folder / "records")
+        self.key_file = folder / "secrets.key"
+        keys.add(self.key_file)
         inside: dict[str, Any] = {"address": network.parts_address, "netns": network.parts}
         self.rabbitmq = RabbitMQ(folder / "rabbitmq", **inside)
         self.servers = servers(folder, network, consul_servers) if consul_servers > 1 else []
@@ -84,6 +87,7 @@ class Cluster:
         settings = Settings(
             sanderling=General(node=node or name or "parts", runtime_dir=str(runtime)),
             records=RecordsOptions(url=f"sqlite:///{self.records_folder}/records.sqlite"),
+            secrets=Secrets(key_file=str(self.key_file)),
             coordination=Coordination(url=url),
             images=Images(ceph_conf=self.ceph.conf, ceph_user=self.ceph.user, pool=self.ceph.pool),
             bus=Bus(url=self.rabbitmq.url),

@@ -27,6 +27,7 @@ PAUSE_S: Final = 0.005
 
 _READ_16, _WRITE_16, _SYNC_10, _INQUIRY = 0x88, 0x8A, 0x35, 0x12
 _BLOCK = struct.Struct("=8sIQQI")  # magic, writer, LBA, number of the write, CRC of what is before it
+_READ_CAPACITY_16: Final = bytes([0x9E, 0x10, *bytes(11), 32, 0, 0])
 _MAGIC: Final = b"SNDBLOCK"
 
 
@@ -80,6 +81,12 @@ class Initiator:
 
     def flush(self) -> None:
         self._command(bytes([_SYNC_10]) + bytes(9))
+
+    def sectors(self) -> int:
+        """How many it is told there are."""
+        last, size = struct.unpack_from(">QI", self._command(_READ_CAPACITY_16, read_bytes=32))
+        assert size == SECTOR, "whole sectors"
+        return int(last) + 1
 
     def inquiry(self, page: int) -> bytes:
         """A vital product data page."""

@@ -151,7 +151,7 @@ def _windows(disk: Disk, bounds: Bounds) -> str:
     chap = ""
     if disk.chap:
         kind = "MUTUALCHAP" if disk.chap.mutual_user else "ONEWAYCHAP"
-        chap = f" -AuthenticationType {kind} -ChapUsername {_quoted(disk.chap.user)} -ChapSecret (Read-Host 'CHAP secret')"
+        chap = f" -AuthenticationType {kind} -ChapUsername {_verbatim(disk.chap.user)} -ChapSecret (Read-Host 'CHAP secret')"
     connect = "\n".join(
         f"Connect-IscsiTarget -NodeAddress {disk.iqn} -TargetPortalAddress {address} -IsPersistent $true"
         f"{' -IsMultipathEnabled $true' if several else ''}{chap}"
@@ -200,4 +200,10 @@ def _bracketed(address: str) -> str:
 
 
 def _quoted(text: str) -> str:
+    """As a POSIX shell takes a text literally."""
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _verbatim(text: str) -> str:
+    """As PowerShell takes a text literally."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,339 @@
+"""What can be done with a disk, by the command line as its own process; each effect is seen at the initiator or in Ceph."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rados
+import rbd
+
+from cli import access
+from cli.lab.cluster import Cluster
+from cli.lab.initiator import SECTOR, Initiator
+from cli.lab.parts.daemons import waited
+from sanderling import secrets
+from sanderling.clock import SystemClock
+from sanderling.errors import TargetFailed
+from sanderling.model.disks import image_of
+from sanderling.records import tokens
+from sanderling.records.database import Records
+from sanderling.records.tables import DiskRow
+from sanderling.records.tokens import Role
+from tests.functional.test_serving import inside, writing
+
+CLOCK = SystemClock()
+HOST = "iqn.2026-11.io.sanderling.tests:host"
+OTHER = "iqn.2026-11.io.sanderling.tests:other"
+SECRET, MUTUAL = "one-way-s3cret", "mutual-s3cret!"
+
+
+class CommandLine:
+    """`sanderling …` as an operator types it; what it printed, as JSON."""
+
+    def __init__(self, client_file: Path) -> None:
+        self._env = {**os.environ, "SANDERLING_CLIENT": str(client_file)}
+
+    def __call__(self, *words: str, typed: str = "") -> Any:
+        done = self.run(*words, "--json", typed=typed)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def run(self, *words: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
+        program = str(Path(sys.executable).with_name("sanderling"))
+        return subprocess.run(
+            [program, *words], env=self._env, input=typed, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def refused(self, *words: str, typed: str = "") -> str:
+        """Why it was refused: one line, and no traceback."""
+        done = self.run(*words, typed=typed)
+        assert done.returncode in {1, 3}, (done.returncode, done.stdout, done.stderr)
+        said = done.stderr.strip().splitlines()[-1]
+        assert said.startswith("sanderling: "), done.stderr
+        assert "Traceback" not in done.stderr
+        return said
+
+
+@pytest.fixture
+def sanderling(cluster: Cluster, tmp_path: Path, unique: str) -> CommandLine:
+    records = Records(cluster.settings().records, clock=CLOCK)
+    with records.begin() as session:
+        _, token = tokens.create(session, name=unique, role=Role.ADMIN, now=CLOCK.wall(), actor="test")
+    records.close()
+    access.write(tmp_path / "client.json", access.Access(cluster.url, token))
+    return CommandLine(tmp_path / "client.json")
+
+
+@pytest.fixture
+def disk(cluster: Cluster, unique: str, libiscsi: str) -> Iterator[dict[str, Any]]:
+    """A disk that is served, and deleted afterwards whatever it is called by then."""
+    made = cluster.create_disk(unique, size_bytes=64 << 20)
+    yield made
+    cluster.heal()
+    cluster.delete_disk(cluster.http.get(f"/v1/disks/{made['id']}").json()["name"])
+
+
+def connected(cluster: Cluster, disk: dict[str, Any], *, name: str = HOST, timeout_s: float = 10.0, **login: Any) -> Initiator:
+    with inside(cluster.network.initiator):
+        portals = [f"{path['address']}:3260" for path in disk["paths"]]
+        initiator = Initiator(disk["iqn"], portals, initiator_name=name, timeout_s=timeout_s, **login)
+        try:
+            initiator.login()
+        except TargetFailed:
+            initiator.close()
+            raise
+        return initiator
+
+
+def lets_in(cluster: Cluster, disk: dict[str, Any], **how: Any) -> bool:
+    """Whether an initiator gets in within a few tries."""
+    try:
+        connected(cluster, disk, timeout_s=2.0, **how).close()
+    except TargetFailed:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def image(cluster: Cluster, disk_id: str, snapshot: str | None = None) -> Iterator[Any]:
+    ceph = rados.Rados(conffile=cluster.ceph.conf, rados_id=cluster.ceph.user)
+    ceph.connect(timeout=10)
+    try:
+        with (
+            ceph.open_ioctx(cluster.ceph.pool) as pool,
+            rbd.Image(pool, image_of(disk_id), snapshot=snapshot, read_only=True) as opened,
+        ):
+            yield opened
+    finally:
+        ceph.shutdown()
+
+
+def description(cluster: Cluster, disk: dict[str, Any]) -> dict[str, Any]:
+    """What the image says of itself."""
+    with image(cluster, disk["id"]) as opened:
+        told: dict[str, Any] = json.loads(opened.metadata_get("sanderling.disk"))
+    return told
+
+
+def test_a_renamed_disk_keeps_its_sessions_its_iqn_and_its_data(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    with writing(cluster, disk, attempt_s=20.0) as writer:
+        sanderling("disk", "rename", unique, f"{unique}-b", "--wait")
+        writer.wrote(50)
+        assert writer.logins == 1
+    assert description(cluster, disk)["name"] == f"{unique}-b"
+    shown = sanderling("disk", "show", f"{unique}-b")
+    assert (shown["id"], shown["iqn"], shown["state"]) == (disk["id"], disk["iqn"], "started")
+    assert "there is no disk" in sanderling.refused("disk", "show", unique)
+
+
+def test_a_grown_disk_is_larger_at_the_initiator_and_lost_no_write_on_the_way(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    with writing(cluster, disk) as writer:
+        sanderling("disk", "grow", unique, "--size", "96M", "--wait")
+        writer.wrote(50)
+    with image(cluster, disk["id"]) as opened:
+        assert opened.size() == 96 << 20
+        assert writer.history.check(lambda lba: bytes(opened.read(lba * SECTOR, SECTOR))) == []
+    initiator = connected(cluster, disk)
+    try:
+        assert initiator.sectors() == (96 << 20) // SECTOR
+        initiator.write((96 << 20) // SECTOR - 1, b"e" * SECTOR)
+        assert initiator.read((96 << 20) // SECTOR - 1) == b"e" * SECTOR
+    finally:
+        initiator.close()
+    assert "cut off is lost" in sanderling.refused("disk", "grow", unique, "--size", "64M")
+
+
+def test_who_may_log_in_is_changed_and_who_no_longer_may_is_disconnected(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    guest = connected(cluster, disk, name=OTHER, timeout_s=5.0)
+    sanderling("disk", "allow", unique, "--initiator", HOST, "--wait")
+    with pytest.raises(TargetFailed):
+        guest.read(0)
+    guest.close()
+    assert lets_in(cluster, disk, name=HOST)
+    assert not lets_in(cluster, disk, name=OTHER)
+    sanderling("disk", "allow", unique, "--nobody", "--wait")
+    assert not lets_in(cluster, disk, name=HOST)
+    sanderling("disk", "allow", unique, "--any", "--wait")
+    assert lets_in(cluster, disk, name=OTHER)
+
+
+def test_chap_one_way_and_mutual_is_asked_for_and_never_shown(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str, tmp_path: Path
+) -> None:
+    mutual = tmp_path / "mutual"
+    mutual.write_text(MUTUAL)
+    sanderling("disk", "chap", unique, "--user", "host", "--secret-file", "-", "--wait", typed=f"{SECRET}\n")
+    assert lets_in(cluster, disk, login=("host", SECRET))
+    assert not lets_in(cluster, disk)
+    assert not lets_in(cluster, disk, login=("host", MUTUAL))
+    both = ("--user", "host", "--mutual-user", "san", "--mutual-secret-file", str(mutual), "--secret-file", "-")
+    sanderling("disk", "chap", unique, *both, "--wait", typed=f"{SECRET}\n")
+    assert lets_in(cluster, disk, login=("host", SECRET), target_login=("san", MUTUAL))
+    assert not lets_in(cluster, disk, login=("host", SECRET), target_login=("san", "not-the-s3cret"))
+    assert sanderling("disk", "show", unique)["chap"] == {"user": "host", "mutual_user": "san"}
+    told = json.dumps(
+        [
+            description(cluster, disk),
+            sanderling("disk", "show", unique),
+            cluster.http.get("/v1/events", params={"after": 0}).json(),
+        ]
+    )
+    assert SECRET not in told
+    assert MUTUAL not in told
+    for process in cluster.processes.values():
+        assert SECRET not in process.log_file.read_text()
+    for wrong in ("short", "much-too-long-a-secret", "twelve blanks"):
+        said = sanderling.refused("disk", "chap", unique, "--user", "host", "--secret-file", "-", typed=f"{wrong}\n")
+        assert "chap.secret" in said
+        assert wrong not in said
+    sanderling("disk", "chap", unique, "--off", "--wait")
+    assert lets_in(cluster, disk)
+
+
+def test_without_the_key_a_disk_is_not_served_and_says_so_and_with_it_as_second_it_is(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    sanderling("disk", "chap", unique, "--user", "host", "--secret-file", "-", "--wait", typed=f"{SECRET}\n")
+    sanderling("disk", "stop", unique, "--wait")
+    key = cluster.key_file.read_text()
+    try:
+        cluster.key_file.unlink()
+        secrets.add(cluster.key_file)
+        said = sanderling.refused("disk", "start", unique, "--wait")
+        assert "does not hold" in said
+        assert "secret-unreadable" in said or "sealed with a key" in said
+    finally:
+        cluster.key_file.write_text(cluster.key_file.read_text() + key)
+    waited(
+        lambda: sanderling.run("disk", "start", unique, "--wait").returncode == 0,
+        within_s=60,
+        what="the gateways try the export again",
+    )
+    assert lets_in(cluster, disk, login=("host", SECRET))
+
+
+def test_a_snapshot_under_io_holds_every_write_up_to_one_moment_and_none_after_it(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    with writing(cluster, disk, attempt_s=20.0) as writer:
+        writer.wrote(200)
+        before = writer.count
+        sanderling("snapshot", "create", unique, "now", "--wait")
+        after = writer.count + 1
+        writer.wrote(200)
+        assert writer.logins == 1
+    with image(cluster, disk["id"], "now") as kept:
+        found = {lba: bytes(kept.read(lba * SECTOR, SECTOR)) for lba in writer.history.sent}
+    numbers = {lba: writer.history.number(sector) or 0 for lba, sector in found.items()}
+    moment = max(numbers.values())
+    assert before <= moment <= after
+    for lba, sent in writer.history.sent.items():
+        assert numbers[lba] == max((number for number in sent if number <= moment), default=0), lba
+    (listed,) = sanderling("snapshot", "list", unique)
+    assert (listed["name"], listed["size_bytes"], listed["clones"]) == ("now", 64 << 20, [])
+
+
+def test_a_disk_goes_back_to_a_snapshot_and_a_clone_goes_on_from_it(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    initiator = connected(cluster, disk)
+    initiator.write(0, b"o" * SECTOR)
+    sanderling("snapshot", "create", unique, "before", "--wait")
+    initiator.write(0, b"n" * SECTOR)
+    initiator.close()
+    clone = f"{unique}-c"
+    sanderling("snapshot", "clone", unique, "before", "--to", clone, "--allow-any", "--wait")
+    try:
+        shown = sanderling("disk", "show", clone)
+        copied = connected(cluster, shown)
+        assert copied.read(0) == b"o" * SECTOR
+        copied.write(0, b"c" * SECTOR)
+        copied.close()
+        assert "has clones" in sanderling.refused("snapshot", "delete", unique, "before")
+        assert "has clones" in sanderling.refused("disk", "delete", unique, "--force", "--confirm", unique)
+    finally:
+        cluster.delete_disk(clone)
+    assert "cannot roll_back" in sanderling.refused("snapshot", "rollback", unique, "before", "--confirm", unique)
+    sanderling("disk", "stop", unique, "--wait")
+    assert "confirm" in sanderling.refused("snapshot", "rollback", unique, "before")
+    sanderling("snapshot", "rollback", unique, "before", "--confirm", unique, "--wait")
+    sanderling("disk", "start", unique, "--wait")
+    again = connected(cluster, disk)
+    assert again.read(0) == b"o" * SECTOR
+    again.close()
+    sanderling("disk", "stop", unique, "--wait")
+    assert "has snapshots" in sanderling.refused("disk", "delete", unique)
+    sanderling("snapshot", "delete", unique, "before", "--wait")
+    assert sanderling("snapshot", "list", unique) == []
+
+
+def test_connections_are_those_that_initiators_have(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    def shown() -> list[tuple[str, str]]:
+        found = sanderling("disk", "connections", unique)["connections"]
+        return sorted((one["initiator"], one["address"]) for one in found)
+
+    assert shown() == []
+    first, second = connected(cluster, disk, name=HOST), connected(cluster, disk, name=OTHER)
+    address = disk["paths"][0]["address"]
+    waited(lambda: shown() == sorted([(HOST, address), (OTHER, address)]), within_s=15, what="both connections are shown")
+    first.close()
+    second.close()
+    waited(lambda: shown() == [], within_s=15, what="no connection is shown")
+
+
+def test_usage_counts_what_was_written_and_settings_name_every_path(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    assert sanderling("disk", "usage", unique)["used_bytes"] == 0
+    initiator = connected(cluster, disk)
+    initiator.write(0, b"u" * SECTOR)
+    initiator.close()
+    assert 0 < sanderling("disk", "usage", unique)["used_bytes"] <= 4 << 20
+    for system in ("open-iscsi", "esxi", "windows"):
+        said = sanderling.run("disk", "initiator-settings", unique, "--for", system).stdout
+        assert all(path["address"] in said for path in disk["paths"]), said
+        assert "SANDRLNG" in said
+
+
+def test_disks_are_recovered_from_ceph_alone_with_paths_iqns_and_chap(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    sanderling("disk", "chap", unique, "--user", "host", "--secret-file", "-", "--wait", typed=f"{SECRET}\n")
+    before = sanderling("disk", "show", unique)
+    initiator = connected(cluster, disk, login=("host", SECRET))
+    initiator.write(0, b"r" * SECTOR)
+
+    def lose(what: Callable[[Any], object]) -> None:
+        records = Records(cluster.settings().records, clock=CLOCK)
+        with records.begin() as session:
+            what(session)
+        records.close()
+
+    lose(lambda session: session.delete(session.get(DiskRow, disk["id"])))
+    assert "there is no disk" in sanderling.refused("disk", "show", unique)
+    assert initiator.read(0) == b"r" * SECTOR, "who serves a disk does not ask the records"
+    sanderling("disk", "recover", "--wait")
+    after = sanderling("disk", "show", unique)
+    changing = ("changed_at", "created_at", "connected", "paths")
+    assert {name: value for name, value in after.items() if name not in changing} == {
+        name: value for name, value in before.items() if name not in changing
+    }
+    assert [path["address"] for path in after["paths"]] == [path["address"] for path in before["paths"]]
+    assert initiator.read(0) == b"r" * SECTOR
+    assert initiator.logins == 1
+    initiator.close()
+    assert lets_in(cluster, disk, login=("host", SECRET))

@@ -1,0 +1,71 @@
+"""Sealing: only the key opens, keys are rotated without a restart, and a file that others may read is refused."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from sanderling import secrets
+from sanderling.errors import InvalidInput, SecretUnreadable, SettingsRefused
+from sanderling.secrets import Keyring
+from sanderling.settings import Secrets
+
+SECRET = "a secret of mine"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "keys"
+    assert secrets.add(made) == 0
+    return made
+
+
+def ring(file: Path) -> Keyring:
+    return Keyring(Secrets(key_file=str(file)))
+
+
+def test_a_secret_is_opened_by_who_has_the_key_and_looks_like_nothing_before(file: Path) -> None:
+    sealed = ring(file).seal(SECRET)
+    assert SECRET not in sealed
+    assert ring(file).unseal(sealed) == SECRET
+    assert ring(file).seal(SECRET) != sealed, "equal secrets must not look equal"
+
+
+def test_a_key_file_is_its_owners_alone(file: Path) -> None:
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o640)
+    with pytest.raises(SettingsRefused, match="others"):
+        ring(file)
+
+
+def test_a_new_key_seals_and_the_old_one_still_opens_in_a_process_that_runs(file: Path) -> None:
+    running = ring(file)
+    old = running.seal(SECRET)
+    assert secrets.add(file) == 1
+    fresh = running.seal(SECRET)
+    assert running.unseal(old) == running.unseal(fresh) == SECRET
+    file.write_text(file.read_text().splitlines()[0])
+    assert running.unseal(fresh) == SECRET
+    with pytest.raises(SecretUnreadable, match="add that key"):
+        running.unseal(old)
+    with pytest.raises(SecretUnreadable):
+        running.unseal(fresh[:-4] + "AAA=")
+
+
+def test_without_a_key_nothing_is_sealed_and_the_reason_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SecretUnreadable, match="sanderling key new"):
+        Keyring(Secrets()).seal(SECRET)
+    with pytest.raises(SecretUnreadable, match="cannot be read"):
+        ring(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "not a key\n"])
+def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(SettingsRefused, match="key_file"):
+        ring(file)
+
+
+def test_a_key_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        secrets.add(tmp_path / "none" / "keys")
