@@ -11,6 +11,10 @@ from sanderling.model.disks import Chap, Disk
 from sanderling.secrets import Keyring
 
 CHAP_USER_MAX: Final = 64
+SCHEDULE_LEAST_S: Final = 60
+SCHEDULE_MOST_S: Final = 366 * 86400
+SCHEDULE_KEEP_MAX: Final = 100
+_REMOVABLE: Final = {"chap", "schedule"}  # by null
 _USER = re.compile(r"[!-+\--~]+")  # printable ASCII but the comma, which tgtd's commands part their fields by
 _SECRET = re.compile(r"[!-~]{12,16}")  # 12 to 16 bytes: what Windows takes; ESXi and open-iscsi take these, too
 _SHORT_FIX: Final = "choose 12 to 16 printable ASCII characters without a space"
@@ -54,8 +58,16 @@ class NewChap(Body):
         )
 
 
+class NewSchedule(Body):
+    """A snapshot each `every_s` seconds, of which the newest `keep` stay."""
+
+    every_s: Annotated[int, Field(ge=SCHEDULE_LEAST_S, le=SCHEDULE_MOST_S)]
+    keep: Annotated[int, Field(ge=1, le=SCHEDULE_KEEP_MAX)]
+
+
 class DiskChange(Body):
-    """What is to be different; what is left out stays. `chap` null lets initiators in that prove nothing.
+    """What is to be different; what is left out stays. `chap` null lets initiators in that prove nothing, `schedule` null ends
+    the taking of snapshots by itself.
 
     `initiators` and `allow_any` say together who may log in: giving one of them takes the other away.
     """
@@ -65,12 +77,13 @@ class DiskChange(Body):
     initiators: Annotated[list[InitiatorName] | None, Field(max_length=rules.INITIATORS_MAX)] = None
     allow_any: bool | None = None
     chap: NewChap | None = None
+    schedule: NewSchedule | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if not self.model_fields_set:
             raise rules.refused("changes nothing", "give what is to be different", field="body")
-        for field in self.model_fields_set - {"chap"}:
+        for field in self.model_fields_set - _REMOVABLE:
             if getattr(self, field) is None:
                 raise rules.refused("is null", "leave it out, or give a value", field=field)
         if self.initiators and self.allow_any:
@@ -81,7 +94,7 @@ class DiskChange(Body):
 
     def wanted(self, disk: Disk, keyring: Keyring) -> dict[str, Any]:
         """What differs from the disk as it is, as the records keep it. A given `chap` differs always: nobody can tell."""
-        given = {field: getattr(self, field) for field in self.model_fields_set - {"chap"}}
+        given = {field: getattr(self, field) for field in self.model_fields_set - _REMOVABLE}
         if self.initiators is not None or self.allow_any is not None:
             given |= {"initiators": self.initiators or [], "allow_any": bool(self.allow_any)}
         present = {"name": disk.name, "size_bytes": disk.size_bytes, "initiators": list(disk.initiators)}
@@ -89,6 +102,9 @@ class DiskChange(Body):
         wanted = {field: value for field, value in given.items() if value != present[field]}
         if "chap" in self.model_fields_set and (self.chap is not None or disk.chap is not None):
             wanted["chap"] = self.chap.sealed(keyring).model_dump() if self.chap else None
+        schedule = self.schedule.model_dump() if self.schedule else None
+        if "schedule" in self.model_fields_set and schedule != (disk.schedule.model_dump() if disk.schedule else None):
+            wanted["schedule"] = schedule
         return wanted
 
 

@@ -16,6 +16,7 @@ from conductor.balancer import Balancer
 from conductor.endpoints import operations, reports
 from conductor.publisher import Publisher
 from conductor.runner import Runner
+from conductor.schedules import Scheduler
 from conductor.steps.base import Stores
 from rpc import topics
 from rpc.bus import Bus, Serving
@@ -53,6 +54,7 @@ class Conductor:
         self._runner = Runner(settings, stores, tell=news.tell, failpoints=failpoints.Failpoints.from_environment())
         self._publisher = Publisher(settings, stores, tell=news.tell)
         self._balancer = Balancer(settings, stores, tell=news.tell, wake=self._runner.wake)
+        self._scheduler = Scheduler(settings.conductor, stores, tell=news.tell, wake=self._runner.wake)
         self._stopping = threading.Event()
         self._serving: list[Serving] = []
         self._listener = threading.Thread(target=self._listen, name="listen", daemon=True)
@@ -62,6 +64,7 @@ class Conductor:
         self._runner.start()
         self._publisher.start()
         self._balancer.start()
+        self._scheduler.start()
         self._listener.start()
 
     def stop(self) -> None:
@@ -70,6 +73,7 @@ class Conductor:
         self._listener.join(self._settings.bus.stop_timeout_s)
         for serving in self._serving:
             serving.stop()
+        self._scheduler.stop()
         self._balancer.stop()
         self._publisher.stop()
         self._runner.stop()

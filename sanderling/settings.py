@@ -147,6 +147,7 @@ class Conductor:
     publish_deadline_s: float = _of(30.0, "Deadline of a step that writes coordination", least=1)
     serve_deadline_s: float = _of(60.0, "Deadline of waiting until a disk is served, or no longer served", least=1)
     republish_interval_s: float = _of(10.0, "How often coordination is compared with the records", least=0.5)
+    schedule_interval_s: float = _of(10.0, "How often is looked for snapshots that a schedule asks for", least=0.05)
     moves_per_gateway: int = _of(4, "Moves under way at once at any one gateway, as source or as destination", least=1)
     move_deadline_s: float = _of(30.0, "How long a move may take before its command is withdrawn", least=1)
     move_settle_s: float = _of(

@@ -135,7 +135,7 @@ class House:
             planned = plans.steps_of(kind, SETTINGS, start=start, started=started, grows="size_bytes" in (wanted or {}))
             if wanted is not None:
                 before = {field: value for field, value in disks.changeable(row).items() if field in wanted}
-                params |= {"change": dict(wanted), disks.BEFORE: before, "restarts": bool(wanted.keys() - {"name"})}
+                params |= {"change": dict(wanted), disks.BEFORE: before, "restarts": bool(wanted.keys() - {"name", "schedule"})}
             operation = operations.submit(
                 session,
                 kind=kind,

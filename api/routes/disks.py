@@ -149,7 +149,7 @@ def change(
         found = disks.get(session, row.id)
         change.check_match(session, found)
         _refuse_smaller(found, wanted)
-        restarts = bool(wanted.keys() - {"name"})
+        restarts = bool(wanted.keys() - {"name", "schedule"})
         plan = plans.plan(
             OperationKind.CHANGE_DISK,
             context.settings.conductor,

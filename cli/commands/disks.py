@@ -212,6 +212,10 @@ def _chap(chap: Json | None) -> str | None:
     return f"{chap['user']}, and the target proves {mutual}" if mutual else str(chap["user"])
 
 
+def _schedule(schedule: Json | None) -> str | None:
+    return f"one every {schedule['every_s']} s, {schedule['keep']} kept" if schedule else None
+
+
 def _show(disk: Json) -> None:
     facts(
         [
@@ -224,6 +228,7 @@ def _show(disk: Json) -> None:
             *_marks(disk["marks"]),
             ("initiators", "any" if disk["allow_any"] else disk["initiators"] or "nobody may log in"),
             ("chap", _chap(disk["chap"])),
+            ("snapshots", _schedule(disk["schedule"])),
         ]
     )
     table(

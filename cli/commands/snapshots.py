@@ -9,6 +9,7 @@ from cli.access import find
 from cli.client import Client, Json
 from cli.commands.disks import AsJson, DryRun, Wait, ask, size_bytes
 from cli.output import as_json, facts, out, size, table, watched
+from sanderling.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Keep what a disk holds, go back to it, or make another disk of it.")
 
@@ -94,6 +95,38 @@ def delete(disk: Disk, snapshot: Snapshot, wait: Wait = False, dry_run: DryRun =
     client = Client(find())
     answer = client.delete(f"/v1/disks/{disk}/snapshots/{snapshot}", key=str(uuid.uuid4()), dry_run=dry_run or None)
     _shown(client, answer, f"Snapshot {snapshot} of disk {disk} is deleted.", wait=wait, dry_run=dry_run, json=json)
+
+
+@app.command(epilog="Example: sanderling snapshot schedule backup --every 1h --keep 24 --wait")
+def schedule(
+    disk: Disk,
+    every: Annotated[str | None, typer.Option(help="How often, such as 15m, 1h or 1d.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="How many of them stay; the oldest goes first.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Take none by itself any more; those there are stay.")] = False,
+    wait: Wait = False,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Have snapshots of a disk taken by themselves. Those you took yourself are never removed for it."""
+    if off == (every is not None and keep is not None):
+        raise InvalidInput.of("--every", "and --keep must be given, or --off alone", "say how often and how many")
+    wanted = None if off else {"every_s": _seconds(every or ""), "keep": keep}
+    client = Client(find())
+    answer = client.patch(f"/v1/disks/{disk}", {"schedule": wanted}, key=str(uuid.uuid4()), dry_run=dry_run or None)
+    done = f"Disk {disk} has no schedule." if off else f"Snapshots of disk {disk} are taken every {every}; {keep} are kept."
+    if "id" in answer or "plan" in answer:
+        _shown(client, answer, done, wait=wait, dry_run=dry_run, json=json)
+    elif json:
+        as_json(answer)
+    else:
+        out.print(done, highlight=False)
+
+
+def _seconds(text: str) -> int:
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:].lower())
+    if unit is None or not number.isdecimal():
+        raise InvalidInput.of("--every", f"{text!r} is no length of time", "give a number and s, m, h or d, such as 15m")
+    return int(number) * unit
 
 
 def _shown(client: Client, answer: Json, done: str, *, wait: bool, dry_run: bool, json: bool) -> None:

@@ -25,6 +25,7 @@ ACTIONS: Final[Mapping[str, Action]] = {
     plans.ROLL_BACK_IMAGE: snapshots.ROLL_BACK_IMAGE,
     plans.DESCRIBE_ROLLED_BACK: descriptions.DESCRIBE_ROLLED_BACK,
     plans.REMOVE_SNAPSHOT: snapshots.REMOVE_SNAPSHOT,
+    plans.PRUNE_SNAPSHOTS: snapshots.PRUNE_SNAPSHOTS,
     plans.RECOVER: recovery.RECOVER,
     plans.SETTLE: settlement.SETTLE,
     plans.FORGET: settlement.FORGET,

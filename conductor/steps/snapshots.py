@@ -1,10 +1,14 @@
 """Taking snapshots of an image, going back to one, and removing one."""
 
+from typing import Final
+
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import SNAPSHOT, described
 from sanderling.errors import NotFound
-from sanderling.model.disks import image_of
+from sanderling.model.disks import SCHEDULED, image_of
 from sanderling.records import disks, events
+
+KEEP: Final = "keep"  # among the operation's params: how many snapshots of the schedule are to be there afterwards
 
 
 def create(context: Context) -> None:
@@ -40,6 +44,19 @@ def remove(context: Context) -> None:
     _tell(context, "snapshot.deleted")
 
 
+def prune(context: Context) -> None:
+    """Of the snapshots that the disk's schedule has taken, remove the oldest beyond those that are to be kept.
+
+    One that has clones is kept as well, and counts.
+    """
+    images, image = context.stores.images, image_of(context.disk_id)
+    taken = [one for one in images.snapshots(image) if one.name.startswith(SCHEDULED)]
+    for snapshot in taken[: -context.operation.params[KEEP]]:
+        if not snapshot.clones:
+            with context.effect("remove"):
+                images.remove_snapshot(image, snapshot.name)
+
+
 def _name(context: Context) -> str:
     return str(context.operation.params[SNAPSHOT])
 
@@ -65,3 +82,4 @@ def _tell(context: Context, kind: str) -> None:
 CREATE_SNAPSHOT = Action(create, undo=uncreate, effects=("create", "record"), undo_effects=("remove",))
 ROLL_BACK_IMAGE = Action(roll_back, effects=("roll_back", "record"))
 REMOVE_SNAPSHOT = Action(remove, effects=("remove", "record"))
+PRUNE_SNAPSHOTS = Action(prune)

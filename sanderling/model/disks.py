@@ -15,6 +15,10 @@ LUN: Final = 1
 PORTAL_PORT: Final = 3260  # RFC 7143, section 13: the well-known port of an iSCSI target
 
 
+SCHEDULED: Final = "auto-"
+"""How the names of snapshots begin that a schedule has taken."""
+
+
 class Access(StrEnum):
     """`exclusive`: one export serves every path. `shared`: one export a path, spread over nodes (docs name the hazards)."""
 
@@ -117,6 +121,15 @@ class Chap(BaseModel):
     mutual_secret: str = Field("", repr=False)
 
 
+class Schedule(BaseModel):
+    """A snapshot each `every_s`; of those that were taken so, the newest `keep` are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    every_s: int
+    keep: int
+
+
 class Disk(BaseModel):
     """The disk's own description: written on its image first, copied to `disks/<id>` in coordination, indexed in the records.
 
@@ -137,6 +150,7 @@ class Disk(BaseModel):
     initiators: tuple[str, ...] = ()
     allow_any: bool = False
     chap: Chap | None = None
+    schedule: Schedule | None = None
     started: bool = False
     revision: int = 1
     presented_at: int = 0

@@ -27,6 +27,7 @@ DESCRIBE_ROLLING_BACK: Final = "describe_rolling_back"
 ROLL_BACK_IMAGE: Final = "roll_back_image"
 DESCRIBE_ROLLED_BACK: Final = "describe_rolled_back"
 REMOVE_SNAPSHOT: Final = "remove_snapshot"
+PRUNE_SNAPSHOTS: Final = "prune_snapshots"
 RECOVER: Final = "recover"
 SETTLE: Final = "settle"
 FORGET: Final = "forget"
@@ -40,7 +41,9 @@ CHECK_EMPTY: Final = "check_empty"
 ASSIGNMENTS: Final = "assignments"
 """The resource of every operation that moves paths, so that there is one at a time."""
 
-NO_RETURN: Final = frozenset({DESCRIBE_STOPPED, REMOVE_IMAGE, GROW_IMAGE, DESCRIBE_ROLLING_BACK, REMOVE_SNAPSHOT, SETTLE, FORGET})
+NO_RETURN: Final = frozenset(
+    {DESCRIBE_STOPPED, REMOVE_IMAGE, GROW_IMAGE, DESCRIBE_ROLLING_BACK, REMOVE_SNAPSHOT, PRUNE_SNAPSHOTS, SETTLE, FORGET}
+)
 """Once one of these has begun, the operation goes forward or fails; it is neither cancelled nor undone."""
 
 WINDS_UP: Final = frozenset({MARK, UNMARK, MARK_DISK, PLAN_DRAIN, MOVE_PATHS, RECOVER})
@@ -87,12 +90,14 @@ def steps_of(
     started: bool = True,
     moves: int = 0,
     grows: bool = False,
+    prunes: bool = False,
 ) -> tuple[Step, ...]:
     """The steps of an operation, with their deadlines.
 
     `start` counts for creating: whether the new disk is also started. `started` counts for deleting: False only for a disk that
     rests stopped, whose exports are known to be gone; for any other, stopping comes first; and for changing: whether workers
-    are to be told. `moves` counts for what moves paths: the most moves that there can be. `grows` counts for changing.
+    are to be told. `moves` counts for what moves paths: the most moves that there can be. `grows` counts for changing, `prunes`
+    for taking a snapshot.
     """
     deadlines = {
         CREATE_IMAGE: conductor.image_deadline_s,
@@ -107,6 +112,7 @@ def steps_of(
         ROLL_BACK_IMAGE: conductor.roll_back_deadline_s,
         DESCRIBE_ROLLED_BACK: conductor.image_deadline_s,
         REMOVE_SNAPSHOT: conductor.image_deadline_s,
+        PRUNE_SNAPSHOTS: conductor.image_deadline_s,
         RECOVER: conductor.recover_deadline_s,
         PUBLISH: conductor.publish_deadline_s,
         PUBLISH_CHANGED: conductor.publish_deadline_s,
@@ -122,7 +128,10 @@ def steps_of(
         MOVE_PATHS: _moves_deadline_s(conductor, moves),
         CHECK_EMPTY: conductor.move_deadline_s,
     }
-    return tuple(Step(name=name, deadline_s=deadlines[name]) for name in _names(kind, start=start, started=started, grows=grows))
+    return tuple(
+        Step(name=name, deadline_s=deadlines[name])
+        for name in _names(kind, start=start, started=started, grows=grows, prunes=prunes)
+    )
 
 
 def past_return(steps: Iterable[Step]) -> Step | None:
@@ -160,7 +169,7 @@ def when_undone(kind: OperationKind, was: DiskState, *, published: bool) -> Disk
     return {DiskState.STARTED: DiskEvent.STARTED, DiskState.STOPPED: DiskEvent.STOPPED}.get(was, DiskEvent.FAIL)
 
 
-def _names(kind: OperationKind, *, start: bool, started: bool, grows: bool) -> tuple[str, ...]:
+def _names(kind: OperationKind, *, start: bool, started: bool, grows: bool, prunes: bool) -> tuple[str, ...]:
     tell = (PUBLISH_CHANGED, AWAIT_SERVED) if started else ()
     return {
         OperationKind.CREATE_DISK: (CREATE_IMAGE, DESCRIBE, *(_START if start else ()), SETTLE),
@@ -168,7 +177,7 @@ def _names(kind: OperationKind, *, start: bool, started: bool, grows: bool) -> t
         OperationKind.STOP_DISK: (*_STOP, SETTLE),
         OperationKind.DELETE_DISK: (*(_STOP if started else ()), REMOVE_IMAGE, FORGET),
         OperationKind.CHANGE_DISK: (*((GROW_IMAGE,) if grows else ()), DESCRIBE_CHANGED, *tell, SETTLE),
-        OperationKind.CREATE_SNAPSHOT: (CREATE_SNAPSHOT,),
+        OperationKind.CREATE_SNAPSHOT: (CREATE_SNAPSHOT, *((PRUNE_SNAPSHOTS,) if prunes else ())),
         OperationKind.ROLL_BACK_DISK: (DESCRIBE_ROLLING_BACK, ROLL_BACK_IMAGE, DESCRIBE_ROLLED_BACK, SETTLE),
         OperationKind.DELETE_SNAPSHOT: (REMOVE_SNAPSHOT,),
         OperationKind.RECOVER_DISKS: (RECOVER,),

@@ -1,7 +1,8 @@
 """The index of disks: what the API lists and allocates against. The description on each image is the one that counts."""
 
+import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import or_, select, tuple_
@@ -9,14 +10,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager
 
 from sanderling.errors import Conflict, NotFound
-from sanderling.model.disks import DISKS, Access, Chap, Disk, DiskEvent, DiskState, Path
+from sanderling.model.disks import DISKS, Access, Chap, Disk, DiskEvent, DiskState, Path, Schedule
 from sanderling.model.operations import OperationKind
 from sanderling.records import events
 from sanderling.records.tables import DiskRow, OperationRow, PathRow
 
 BEFORE: Final = "before"
 """Among the params of an operation that changes a disk: what it changes, as it was."""
-_CHANGEABLE: Final = ("name", "size_bytes", "initiators", "allow_any", "chap")
+_SNAPSHOT_STATES: Final = [state.value for state in DiskState if DISKS.allows(state, DiskEvent.SNAPSHOT)]
+_CHANGEABLE: Final = ("name", "size_bytes", "initiators", "allow_any", "chap", "schedule")
 
 
 def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState) -> None:
@@ -32,6 +34,8 @@ def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState) -> 
             initiators=list(disk.initiators),
             allow_any=disk.allow_any,
             chap=disk.chap.model_dump() if disk.chap else None,
+            schedule=disk.schedule.model_dump() if disk.schedule else None,
+            snapshot_due_at=_first_due(disk.schedule, now),
             state=state.value,
             started=disk.started,
             revision=disk.revision,
@@ -144,6 +148,7 @@ def describe(row: DiskRow) -> Disk:
         initiators=tuple(row.initiators),
         allow_any=row.allow_any,
         chap=Chap.model_validate(row.chap) if row.chap else None,
+        schedule=Schedule.model_validate(row.schedule) if row.schedule else None,
         started=row.started,
         revision=row.revision,
         presented_at=row.presented_at,
@@ -241,11 +246,34 @@ def unchange(session: Session, disk_id: str, before: Mapping[str, Any], *, now: 
 def _put(session: Session, row: DiskRow, values: Mapping[str, Any], *, now: datetime) -> None:
     for field, value in values.items():
         setattr(row, field, value)
+    if "schedule" in values:
+        due, schedule = row.snapshot_due_at, describe(row).schedule
+        first = _first_due(schedule, now)
+        row.snapshot_due_at = min(due, first) if due and first else first
     row.changed_at = now
     try:
         session.flush()
     except IntegrityError as error:
         raise Conflict(f"another request just took the name {row.name}; try again", field="name") from error
+
+
+def due(session: Session, *, now: datetime, limit: int) -> Sequence[DiskRow]:
+    """Disks that rest and of which a snapshot is due, longest overdue first; the rows stay locked until the transaction ends."""
+    query = select(DiskRow).where(DiskRow.snapshot_due_at <= now, DiskRow.state.in_(_SNAPSHOT_STATES))
+    return session.scalars(query.order_by(DiskRow.snapshot_due_at).limit(limit).with_for_update(skip_locked=True)).all()
+
+
+def next_due(row: DiskRow, *, now: datetime) -> None:
+    """The snapshot that was due is taken care of. The next is due on the same beat; what was missed is not made up for."""
+    schedule, at = describe(row).schedule, row.snapshot_due_at
+    assert schedule is not None, "nothing was due"
+    assert at is not None, "nothing was due"
+    missed = math.floor((now - at).total_seconds() / schedule.every_s)
+    row.snapshot_due_at = at + timedelta(seconds=schedule.every_s * (missed + 1))
+
+
+def _first_due(schedule: Schedule | None, now: datetime) -> datetime | None:
+    return now + timedelta(seconds=schedule.every_s) if schedule else None
 
 
 def forget(session: Session, disk_id: str, *, now: datetime, actor: str, operation_id: str | None) -> None:

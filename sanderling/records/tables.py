@@ -43,7 +43,9 @@ class DiskRow(Base):
     access: Mapped[str] = mapped_column(String(16))
     initiators: Mapped[list[str]]
     allow_any: Mapped[bool]
-    chap: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # its secrets are sealed
+    chap: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # its secrets are sealed
+    schedule: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    snapshot_due_at: Mapped[datetime | None] = mapped_column(index=True)  # by the schedule
     state: Mapped[str] = mapped_column(String(16), index=True)
     started: Mapped[bool]
     revision: Mapped[int]

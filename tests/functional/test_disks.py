@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,8 @@ class CommandLine:
 
 @pytest.fixture
 def sanderling(cluster: Cluster, tmp_path: Path, unique: str) -> CommandLine:
-    records = Records(cluster.settings().records, clock=CLOCK)
-    with records.begin() as session:
+    with records(cluster) as session:
         _, token = tokens.create(session, name=unique, role=Role.ADMIN, now=CLOCK.wall(), actor="test")
-    records.close()
     access.write(tmp_path / "client.json", access.Access(cluster.url, token))
     return CommandLine(tmp_path / "client.json")
 
@@ -112,6 +111,17 @@ def image(cluster: Cluster, disk_id: str, snapshot: str | None = None) -> Iterat
             yield opened
     finally:
         ceph.shutdown()
+
+
+@contextlib.contextmanager
+def records(cluster: Cluster) -> Iterator[Any]:
+    """A write transaction in the records, behind everybody's back."""
+    opened = Records(cluster.settings().records, clock=CLOCK)
+    try:
+        with opened.begin() as session:
+            yield session
+    finally:
+        opened.close()
 
 
 def description(cluster: Cluster, disk: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +217,10 @@ def test_without_the_key_a_disk_is_not_served_and_says_so_and_with_it_as_second_
 ) -> None:
     sanderling("disk", "chap", unique, "--user", "host", "--secret-file", "-", "--wait", typed=f"{SECRET}\n")
     sanderling("disk", "stop", unique, "--wait")
-    key = cluster.key_file.read_text()
+    key, conductor = cluster.key_file.read_text(), cluster["conductor-1"]
+    patient = conductor.settings
+    conductor.settings = replace(patient, conductor=replace(patient.conductor, serve_deadline_s=5.0))
+    conductor.restart()
     try:
         cluster.key_file.unlink()
         secrets.add(cluster.key_file)
@@ -216,6 +229,8 @@ def test_without_the_key_a_disk_is_not_served_and_says_so_and_with_it_as_second_
         assert "secret-unreadable" in said or "sealed with a key" in said
     finally:
         cluster.key_file.write_text(cluster.key_file.read_text() + key)
+        conductor.settings = patient
+        conductor.restart()
     waited(
         lambda: sanderling.run("disk", "start", unique, "--wait").returncode == 0,
         within_s=60,
@@ -309,6 +324,27 @@ def test_usage_counts_what_was_written_and_settings_name_every_path(
         assert "SANDRLNG" in said
 
 
+def test_a_schedule_takes_snapshots_by_itself_and_keeps_as_many_as_were_asked_for(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    with writing(cluster, disk, attempt_s=20.0) as writer:
+        sanderling("snapshot", "schedule", unique, "--every", "1h", "--keep", "1", "--wait")
+        before: list[str] = []
+        for _ in range(2):
+            with records(cluster) as session:
+                session.get_one(DiskRow, disk["id"]).snapshot_due_at = CLOCK.wall()
+
+            def another(before: list[str] = before) -> bool:
+                there = [one["name"] for one in sanderling("snapshot", "list", unique)]
+                return len(there) == 1 and there != before
+
+            waited(another, within_s=60, what="a snapshot that was due is there, and none but that")
+            before = [one["name"] for one in sanderling("snapshot", "list", unique)]
+        assert writer.logins == 1
+    sanderling("snapshot", "schedule", unique, "--off", "--wait")
+    assert sanderling("disk", "show", unique)["schedule"] is None
+
+
 def test_disks_are_recovered_from_ceph_alone_with_paths_iqns_and_chap(
     cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
 ) -> None:
@@ -317,13 +353,8 @@ def test_disks_are_recovered_from_ceph_alone_with_paths_iqns_and_chap(
     initiator = connected(cluster, disk, login=("host", SECRET))
     initiator.write(0, b"r" * SECTOR)
 
-    def lose(what: Callable[[Any], object]) -> None:
-        records = Records(cluster.settings().records, clock=CLOCK)
-        with records.begin() as session:
-            what(session)
-        records.close()
-
-    lose(lambda session: session.delete(session.get(DiskRow, disk["id"])))
+    with records(cluster) as session:
+        session.delete(session.get(DiskRow, disk["id"]))
     assert "there is no disk" in sanderling.refused("disk", "show", unique)
     assert initiator.read(0) == b"r" * SECTOR, "who serves a disk does not ask the records"
     sanderling("disk", "recover", "--wait")
