@@ -6,6 +6,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 ROWS := docs/behaviours.md
 SAMPLES := etc/sanderling.conf.sample etc/policy.yaml.sample
 DIAGRAMS := docs/how-it-works.md
+REFERENCE := docs/reference/settings.md docs/reference/http.md docs/reference/commands.md
 
 .PHONY: help up test lab check longest real real-down rows sample guard python python-dev system system-real bench
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ help:
 	@echo "make rows    which test proves which behaviour row, into $(ROWS)"
 	@echo "make bench   the figures, each beside its baseline in the same run (bench/README.md)"
 	@echo "make longest the ten longest files and functions"
-	@echo "make sample  the samples of every setting and every rule, into $(SAMPLES), and the diagrams in $(DIAGRAMS)"
+	@echo "make sample  the samples of every setting and every rule, into $(SAMPLES), the diagrams in $(DIAGRAMS), and docs/reference"
 
 system:
 	@scripts/install-system up
@@ -60,7 +61,7 @@ check: python-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	@scripts/generated check $(ROWS) $(SAMPLES) $(DIAGRAMS)
+	@scripts/generated check $(ROWS) $(SAMPLES) $(DIAGRAMS) $(REFERENCE)
 	$(PYTHON) -m pytest -q tests/unit/test_house.py
 
 real: python-dev
@@ -74,7 +75,7 @@ rows:
 	@cat $(ROWS)
 
 sample:
-	@scripts/generated write $(SAMPLES) $(DIAGRAMS)
+	@scripts/generated write $(SAMPLES) $(DIAGRAMS) $(REFERENCE)
 
 longest: python-dev
 	@scripts/longest

@@ -61,6 +61,7 @@ class Cluster:
         changes: Mapping[str, Mapping[str, Any]] | None = None,
         objectstore: str = "memstore",
         consul_servers: int = 1,
+        cephx: bool = False,
     ) -> None:
         self.folder, self.network, self._changes = folder, network, changes or {}
         self.records_folder = _folder(folder / "records")
@@ -71,7 +72,7 @@ class Cluster:
         self.servers = servers(folder, network, consul_servers) if consul_servers > 1 else []
         join = [server.lan for server in self.servers]
         self.consul = ConsulAgent(folder / "consul", node_name="parts", server=not join, join=join, **inside)
-        self.ceph = CephCluster(_folder(folder / "ceph"), objectstore=objectstore, **inside)
+        self.ceph = CephCluster(_folder(folder / "ceph"), objectstore=objectstore, cephx=cephx, **inside)
         self.agents = {node: self._agent(node) for node in network.nodes}
         self.processes: dict[str, Process] = {}
         self._add("api", "sanderling-api", self.settings())
@@ -89,7 +90,7 @@ class Cluster:
             records=RecordsOptions(url=f"sqlite:///{self.records_folder}/records.sqlite"),
             secrets=Secrets(key_file=str(self.key_file)),
             coordination=Coordination(url=url),
-            images=Images(ceph_conf=self.ceph.conf, ceph_user=self.ceph.user, pool=self.ceph.pool),
+            images=Images(ceph_conf=self.ceph.client_conf, ceph_user=self.ceph.client_user, pool=self.ceph.pool),
             bus=Bus(url=self.rabbitmq.url),
             api=Api(host=self.network.parts_address, port=8080),
             conductor=Conductor(balance="off"),  # paths move when a test or a scenario says so

@@ -43,7 +43,8 @@ class Site:
             process.kill()
         for node in self._network.nodes:
             cluster.kill_node(node)
-        for part in (*cluster.agents.values(), *cluster.servers, cluster.consul, cluster.rabbitmq, cluster.ceph):
+        parts: list[Any] = [*self._agents(), cluster.rabbitmq, cluster.ceph]
+        for part in parts:
             part.kill()
         for folder in self._folder.glob("run-*"):
             shutil.rmtree(folder)
@@ -60,7 +61,7 @@ class Site:
 
     def remember(self) -> None:
         """Keep what Consul has on its disks now, to be what it wakes up with later; only while it is switched off."""
-        for agent in (*self.cluster.servers, self.cluster.consul, *self.cluster.agents.values()):
+        for agent in self._agents():
             kept = self._folder / f"yesterday-{agent.node_name}"
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(agent.folder / "data", kept)
@@ -68,7 +69,7 @@ class Site:
 
     def turn_back(self) -> None:
         """Let Consul wake up with what it remembered."""
-        for agent in (*self.cluster.servers, self.cluster.consul, *self.cluster.agents.values()):
+        for agent in self._agents():
             agent.forget()
             shutil.copytree(self._yesterday[agent.node_name], agent.folder / "data")
 

@@ -168,7 +168,7 @@ def test_who_may_log_in_is_changed_and_who_no_longer_may_is_disconnected(
 ) -> None:
     guest = connected(cluster, disk, name=OTHER, timeout_s=5.0)
     sanderling("disk", "allow", unique, "--initiator", HOST, "--wait")
-    with pytest.raises(TargetFailed):
+    with inside(cluster.network.initiator), pytest.raises(TargetFailed):
         guest.read(0)
     guest.close()
     assert lets_in(cluster, disk, name=HOST)
@@ -217,10 +217,11 @@ def test_without_the_key_a_disk_is_not_served_and_says_so_and_with_it_as_second_
 ) -> None:
     sanderling("disk", "chap", unique, "--user", "host", "--secret-file", "-", "--wait", typed=f"{SECRET}\n")
     sanderling("disk", "stop", unique, "--wait")
-    key, conductor = cluster.key_file.read_text(), cluster["conductor-1"]
-    patient = conductor.settings
-    conductor.settings = replace(patient, conductor=replace(patient.conductor, serve_deadline_s=5.0))
-    conductor.restart()
+    key, api = cluster.key_file.read_text(), cluster["api"]  # which says how long each step may take
+    patient = api.settings
+    api.settings = replace(patient, conductor=replace(patient.conductor, serve_deadline_s=5.0))
+    api.restart()
+    cluster.wait_until_ready()
     try:
         cluster.key_file.unlink()
         secrets.add(cluster.key_file)
@@ -229,8 +230,9 @@ def test_without_the_key_a_disk_is_not_served_and_says_so_and_with_it_as_second_
         assert "secret-unreadable" in said or "sealed with a key" in said
     finally:
         cluster.key_file.write_text(cluster.key_file.read_text() + key)
-        conductor.settings = patient
-        conductor.restart()
+        api.settings = patient
+        api.restart()
+        cluster.wait_until_ready()
     waited(
         lambda: sanderling.run("disk", "start", unique, "--wait").returncode == 0,
         within_s=60,

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import cast
 
 import pytest
 
 from conductor.schedules import SCHEDULER, Scheduler
-from sanderling.images.base import Snapshot
+from sanderling.images.base import Images, Snapshot
 from sanderling.model.disks import Access, Disk, DiskState
 from sanderling.model.operations import OperationKind, OperationState
 from sanderling.records import disks, operations
@@ -81,7 +82,7 @@ def test_the_oldest_go_and_those_of_a_person_and_those_with_clones_stay(house: H
     troubled.answers["snapshots"] = lambda: tuple(there.values())
     removed: list[str] = []
     stores = house.stores
-    house.stores = replace(stores, images=_Recording(troubled, removed))
+    house.stores = replace(stores, images=cast(Images, _Recording(troubled, removed)))
     overdue(house, disk, 1)
     taken(house)
     assert removed == []

@@ -1,6 +1,7 @@
 """A real Ceph cluster of one monitor and one OSD, in one folder, ready in seconds: what the rbd backend is tested against."""
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -16,9 +17,9 @@ mon host = [v2:{address}:{v2},v1:{address}:{v1}]
 mon initial members = a
 public addr = {address}
 cluster addr = {address}
-auth cluster required = none
-auth service required = none
-auth client required = none
+auth cluster required = {auth}
+auth service required = {auth}
+auth client required = {auth}
 keyring = {folder}/keyring
 run dir = {folder}/run
 admin socket =
@@ -43,6 +44,7 @@ mon data avail crit = 1
 mon data = {folder}/mon
 mon cluster log file = {folder}/cluster.log
 [osd]
+keyring = {folder}/osd.$id/keyring
 # placement groups of a lone OSD that stood still for longer than its read lease, 0.8 of this, never answer again (16.2.15)
 osd heartbeat grace = 120
 osd data = {folder}/osd.$id
@@ -59,8 +61,13 @@ client mount timeout = 5
 """
 
 
+USER_CAPS = ("mon", "profile rbd", "osd", "profile rbd pool=rbd")
+"""What the user of a site's Sanderling may do: docs/operations.md."""
+
+
 class CephCluster:
-    """One monitor, one OSD, pool `rbd`; authentication is off, so any user name works and `user` is admin.
+    """One monitor, one OSD, pool `rbd`. Authentication is off, so any user name works, unless it is made with `cephx`: then
+    `client_user`, which the processes of a site use with `client_conf`, has a key of its own and may do no more than it must.
 
     The memstore forgets everything when the OSD ends, so only a cluster on bluestore can do without its OSD for a while, or be
     started again after `stop`.
@@ -77,8 +84,9 @@ class CephCluster:
         netns: str | None = None,
         objectstore: str = "memstore",
         ports: tuple[int, int] | None = None,
+        cephx: bool = False,
     ) -> None:
-        self._folder = folder
+        self._folder, self._cephx = folder, cephx
         self._address = address
         self._netns = netns
         self._objectstore = objectstore
@@ -86,6 +94,8 @@ class CephCluster:
         self._mon: Daemon | None = None
         self._osd: Daemon | None = None
         self.conf = str(folder / "ceph.conf")
+        self.client_conf = str(folder / "client.conf") if cephx else self.conf
+        self.client_user = "sanderling" if cephx else self.user
 
     @property
     def version(self) -> str:
@@ -185,7 +195,15 @@ class CephCluster:
         v2, v1 = self.ports
         fsid, keyring, monmap = str(uuid.uuid4()), str(self._folder / "keyring"), str(self._folder / "monmap")
         Path(self.conf).write_text(
-            _CONF.format(fsid=fsid, address=self._address, v2=v2, v1=v1, folder=self._folder, objectstore=self._objectstore)
+            _CONF.format(
+                fsid=fsid,
+                address=self._address,
+                v2=v2,
+                v1=v1,
+                folder=self._folder,
+                objectstore=self._objectstore,
+                auth="cephx" if self._cephx else "none",
+            )
         )
         everything = [part for daemon in ("mon", "osd", "mgr") for part in ("--cap", daemon, "allow *")]
         run(["ceph-authtool", "--create-keyring", keyring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"])
@@ -195,11 +213,24 @@ class CephCluster:
         run(["ceph-mon", "--conf", self.conf, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring])
 
     def _make_osd_and_pool(self) -> None:
-        osd_id = str(uuid.uuid4())
-        self.ceph("osd", "new", osd_id)
+        osd_id, keyring = str(uuid.uuid4()), self._folder / "osd.0" / "keyring"
+        secret = run(["ceph-authtool", "--gen-print-key"]).strip()
+        keyring.write_text(f"[osd.0]\nkey = {secret}\n")
+        secrets = self._folder / "osd.0.json"
+        secrets.write_text(json.dumps({"cephx_secret": secret}))
+        self.ceph("osd", "new", osd_id, "-i", str(secrets))
         run(["ceph-osd", "--conf", self.conf, "-i", "0", "--mkfs", "--osd-uuid", osd_id], netns=self._netns)
         self.ceph("osd", "pool", "create", self.pool, "8", "8")
         self.ceph("osd", "pool", "application", "enable", self.pool, "rbd")
+        if self._cephx:
+            self._make_user()
+
+    def _make_user(self) -> None:
+        """A user with the fewest rights that do, and a configuration in which nobody finds another's key."""
+        keyring = self._folder / f"client.{self.client_user}.keyring"
+        self.ceph("auth", "get-or-create", f"client.{self.client_user}", *USER_CAPS, "-o", str(keyring))
+        text = Path(self.conf).read_text().replace(f"keyring = {self._folder}/keyring", f"keyring = {keyring}")
+        Path(self.client_conf).write_text(text)
 
     def _log_tail(self, name: str) -> str:
         logs = [self._folder / f"{name}.log", *self._folder.glob("ceph-*.out")]
