@@ -8,7 +8,7 @@ import json
 
 from rich.console import Console
 
-from bench import failover, moves, planner, rebalance, reconcile
+from bench import accept, failover, moves, planner, rebalance, reconcile, start
 
 BENCHMARKS = {
     "planner": planner.run,
@@ -16,6 +16,8 @@ BENCHMARKS = {
     "failover": failover.run,
     "rebalance": rebalance.run,
     "reconcile": reconcile.run,
+    "accept": accept.run,
+    "start": start.run,
 }
 
 if __name__ == "__main__":
