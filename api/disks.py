@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from api import rules
 from api.rules import Body, InitiatorName, Name, SizeBytes, Text
-from sanderling.model.disks import Chap, Disk
+from sanderling.model.disks import PROBE_USER, Chap, Disk
 from sanderling.secrets import Keyring
 
 CHAP_USER_MAX: Final = 64
@@ -39,6 +39,8 @@ class NewChap(Body):
         if (self.mutual_user is None) != (self.mutual_secret is None):
             missing = "mutual_secret" if self.mutual_secret is None else "mutual_user"
             raise rules.refused("is missing", "give mutual_user and mutual_secret, or neither", field=f"chap.{missing}")
+        if self.mutual_user == self.user or PROBE_USER in {self.user, self.mutual_user}:
+            raise rules.refused("is another's here already", "choose a name of its own for each", field="chap.mutual_user")
         if self.mutual_secret == self.secret:
             raise rules.refused(
                 "is the same as secret, which lets an initiator answer with what it was asked",

@@ -22,7 +22,7 @@ from sanderling import settings
 from sanderling.errors import ClaimLost, Problem, StepTimedOut, Unavailable
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskEvent, DiskState
-from sanderling.model.operations import OPERATIONS, STEPS, Operation, OperationEvent, Step, StepEvent, StepState
+from sanderling.model.operations import OPERATIONS, STEPS, Operation, OperationEvent, OperationKind, Step, StepEvent, StepState
 from sanderling.records import disks, operations
 
 log = structlog.get_logger(__name__)
@@ -219,6 +219,9 @@ class Drive:
         epoch, now = operation.claim_epoch, self._now()
         ended = operations.end(session, operation.id, OperationEvent.FAIL, claim_epoch=epoch, now=now, problem=problem)
         disk_id = operation.resource_id
+        is_described = any(step.name == plans.DESCRIBE_CHANGED and step.state is StepState.DONE for step in operation.steps)
+        if operation.kind is OperationKind.CHANGE_DISK and not is_described:  # so that who asks again is not told that it is done
+            disks.unchange(session, disk_id, operation.params[disks.BEFORE], now=now, revision=None)
         if operation.kind.changes_disk and DISKS.allows(DiskState(disks.get(session, disk_id).state), DiskEvent.FAIL):
             disks.apply(session, disk_id, DiskEvent.FAIL, now=now, actor=self._conductor, operation_id=operation.id)
         return ended

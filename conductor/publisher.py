@@ -131,6 +131,9 @@ class Publisher:
             log.error("a started disk has no image or no description", disk=indexed.id, image=indexed.image)
             return
         stored, disk = found
+        if disk.rolling_back_to:
+            log.error("a disk that is half rolled back is not served", disk=disk.id, snapshot=disk.rolling_back_to)
+            return
         if not disk.started:
             with self._stores.telling_workers([disk_key(disk.id)]):
                 publish_disk(self._coordination, disk)

@@ -25,6 +25,8 @@ def add(file: Path) -> int:
         before = file.read_text() if file.exists() else ""
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as written:
             written.write(f"{Fernet.generate_key().decode()}\n{before}")
+            written.flush()
+            os.fsync(written.fileno())
         if before:
             os.chown(fresh, file.stat().st_uid, file.stat().st_gid)
         fresh.replace(file)
@@ -57,10 +59,6 @@ class Keyring:
             raise SecretUnreadable(
                 f"a secret was sealed with a key that {self._file} does not hold; add that key as a line after the first"
             ) from None
-
-    def seal_anew(self, sealed: str) -> str:
-        """The same secret, sealed with the first key."""
-        return self.seal(self.unseal(sealed))
 
     def _opened(self) -> MultiFernet:
         if self._file is None:

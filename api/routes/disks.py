@@ -204,7 +204,7 @@ def delete(
     kept = snapshots.of(context, found)
 
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
-        row = disks.find(session, disk)
+        row = disks.get(session, found.id)
         change.check_match(session, row)
         was = DiskState(row.state)
         if operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer

@@ -17,7 +17,7 @@ from api.context import Context, ContextOf
 from api.rules import Body
 from sanderling.errors import Conflict, InUse, InvalidInput
 from sanderling.model import plans
-from sanderling.model.disks import DISKS, Access, DiskEvent, DiskState
+from sanderling.model.disks import DISKS, SCHEDULED, Access, DiskEvent, DiskState
 from sanderling.model.operations import OperationKind
 from sanderling.records import disks
 from sanderling.records.tables import DiskRow
@@ -34,6 +34,8 @@ def _snapshot_name(value: str) -> str:
             "must be 1 to 63 letters, digits, '.', '_' and '-', and begin with a letter or digit",
             "choose such a name, e.g. before-upgrade",
         )
+    if value.startswith(SCHEDULED):
+        raise rules.refused(f"begins with {SCHEDULED!r}, as those do that a schedule takes and removes", "choose another name")
     return value
 
 
@@ -97,14 +99,17 @@ def roll_back(
         raise InvalidInput.of(
             "confirm", "must be the disk's name: all that was written since is lost", f"send confirm={row.name}, if you mean it"
         )
-    if found.size_bytes != row.size_bytes:
-        raise Conflict(
-            f"snapshot {found.name} has {found.size_bytes} bytes and disk {row.name} has {row.size_bytes} by now; clone the "
-            "snapshot to a new disk instead",
-            field="snapshot",
-        )
+
+    def allowed(now: DiskRow) -> None:
+        if found.size_bytes != now.size_bytes:
+            raise Conflict(
+                f"snapshot {found.name} has {found.size_bytes} bytes and disk {now.name} has {now.size_bytes} by now; clone the "
+                "snapshot to a new disk instead",
+                field="snapshot",
+            )
+
     begins = DiskEvent.ROLL_BACK
-    return _submit(OperationKind.ROLL_BACK_DISK, row, found.name, context, caller, change, begins=begins)
+    return _submit(OperationKind.ROLL_BACK_DISK, row, found.name, context, caller, change, begins=begins, allowed=allowed)
 
 
 @router.delete("/v1/disks/{disk}/snapshots/{snapshot}", status_code=202)

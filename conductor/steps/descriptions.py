@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from conductor.steps.base import Action, Context
-from conductor.steps.keys import keys_for, publish_disk
+from conductor.steps.keys import keys_for, keys_of, publish_disk
 from conductor.steps.reading import export_of, exports_in
 from sanderling.errors import Conflict, ImageFailed, NotFound
 from sanderling.images.base import Images
@@ -50,14 +50,19 @@ def described(context: Context) -> Disk:
     found = read(context.stores.images, disk.image)
     if found is None:
         raise NotFound(f"image {disk.image} of disk {disk.name} is missing or has no description", image=disk.image)
+    if found[1].id != disk.id:
+        raise Conflict(f"image {disk.image} has the description of disk {found[1].name}", image=disk.image)
     return found[1]
 
 
 def describe(context: Context) -> None:
+    """A clone may have been left with the description of the disk that it is a clone of: that counts as none."""
     disk = context.indexed().model_copy(update={"started": False})
-    if read(context.stores.images, disk.image) is None:
+    found = read(context.stores.images, disk.image)
+    if found is None or found[1].id != disk.id:
         with context.effect("write"):
-            context.stores.images.set_metadata(disk.image, METADATA_KEY, disk.model_dump_json(), expected=None)
+            expected = found[0] if found else None
+            context.stores.images.set_metadata(disk.image, METADATA_KEY, disk.model_dump_json(), expected=expected)
 
 
 def describe_started(context: Context) -> None:
@@ -82,8 +87,8 @@ def describe_stopped(context: Context) -> None:
 def describe_changed(context: Context) -> None:
     """What initiators meet only changes with `presented_at`, by which workers know that they must start the export again."""
     target, params = _target(context), context.operation.params
-    presented = {"presented_at": target} if params[RESTARTS] else {}
-    _compare_and_set(context, revision=target, to={**params[CHANGE], **presented})
+    presented_at = target if params[RESTARTS] else described(context).export_revision
+    _compare_and_set(context, revision=target, to={**params[CHANGE], "presented_at": presented_at})
 
 
 def undescribe_changed(context: Context) -> None:
@@ -91,8 +96,9 @@ def undescribe_changed(context: Context) -> None:
     target = context.operation.params.get(_REVISION)
     if target is None or undescribed(context):
         return
-    revision = target + 1
-    _compare_and_set(context, revision=revision, to={**context.operation.params[BEFORE], "presented_at": revision})
+    revision, params = target + 1, context.operation.params
+    presented = {"presented_at": revision} if params[RESTARTS] else {}
+    _compare_and_set(context, revision=revision, to={**params[BEFORE], **presented})
     disk = described(context)
     if disk.started:
         with context.stores.telling_workers(keys_for(disk)), context.effect("publish"):
@@ -100,7 +106,10 @@ def undescribe_changed(context: Context) -> None:
 
 
 def describe_rolling_back(context: Context) -> None:
-    """From here on the data may be neither what it was nor the snapshot's: nobody may start the disk."""
+    """From here on the data may be neither what it was nor the snapshot's: nobody may start the disk, and nobody may serve it."""
+    disk = described(context)
+    if disk.started or keys_of(context.stores.coordination, disk.id):
+        raise Conflict(f"disk {disk.name} may still be served by a gateway; stop it first", disk=disk.name)
     _compare_and_set(context, revision=_target(context), to={"rolling_back_to": context.operation.params[SNAPSHOT]})
 
 

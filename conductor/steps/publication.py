@@ -25,6 +25,13 @@ def publish(context: Context) -> None:
             publish_exports(coordination, disk, client_of=lambda _: client)
 
 
+def publish_changed(context: Context) -> None:
+    """Tell the workers what the image says now. Keys of exports that were lost are made again by who waits for them."""
+    disk = described(context)
+    with context.stores.telling_workers(keys_for(disk)), context.effect("disk"):
+        publish_disk(context.stores.coordination, disk)
+
+
 def unpublish(context: Context) -> None:
     """Tell the workers to give the disk up, wait until they have, and remove its keys."""
     disk, coordination = described(context), context.stores.coordination
@@ -54,5 +61,5 @@ def _is_new(context: Context) -> bool:
 
 
 PUBLISH = Action(publish, undo=unpublish, effects=("disk", "exports"), undo_effects=("disk", "exports", "delete"))
-PUBLISH_CHANGED = Action(publish, effects=("disk", "exports"))  # undone by describing anew, which tells the workers, too
+PUBLISH_CHANGED = Action(publish_changed, effects=("disk",))  # undone by describing anew, which tells the workers, too
 RETRACT = Action(retract, effects=("delete",))

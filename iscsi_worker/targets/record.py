@@ -6,13 +6,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from sanderling.errors import TargetFailed
+from sanderling.model.disks import PROBE_USER
 from sanderling.model.disks import Path as DiskPath
 from sanderling.model.exports import ExportId
 
 RECORD: str = "record.json"
 GUARD_STATE: str = "guard"
 LOG: str = "log"
-PROBE_USER: str = "sanderling-probe"
 
 
 class Record(BaseModel):

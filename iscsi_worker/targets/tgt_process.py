@@ -17,11 +17,11 @@ from typing import Final
 from iscsi_worker.targets.base import TargetSpec
 from iscsi_worker.targets.guard import FILE_ENV, STATE_ENV, Guard, GuardLibrary
 from iscsi_worker.targets.probe import IscsiSession
-from iscsi_worker.targets.record import GUARD_STATE, LOG, PROBE_USER, Record, is_running, last_words
+from iscsi_worker.targets.record import GUARD_STATE, LOG, Record, is_running, last_words
 from iscsi_worker.targets.tgt_admin import SOCKET_NAME, TgtAdmin
 from sanderling.clock import Clock
 from sanderling.errors import TargetFailed
-from sanderling.model.disks import LUN
+from sanderling.model.disks import LUN, PROBE_USER
 from sanderling.settings import Worker
 
 _BACKING_STORE_TYPES: Final = {"file": "rdwr", "rbd": "rbd"}

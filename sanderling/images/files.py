@@ -111,9 +111,8 @@ class FileImages:
         source = self._snapshots(name) / f"{snapshot}.img"
         with self._translated(f"clone {name}@{snapshot}"), self._locked():
             if not self._image(clone).exists():
-                self._metadata(clone).unlink(missing_ok=True)
-                self._copy(source, self._image(clone))
                 _write(self._metadata(clone), {_CLONE_OF: f"{name}@{snapshot}"})
+                self._copy(source, self._image(clone))
             elif _read(self._metadata(clone)).get(_CLONE_OF) != f"{name}@{snapshot}":
                 raise Conflict(f"image {clone} is there, and no clone of {name}@{snapshot}")
 

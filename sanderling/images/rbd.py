@@ -83,7 +83,7 @@ class RbdImages:
                 if image.size() > size_bytes:
                     raise Conflict(f"image {name} has {image.size()} bytes already; it cannot be made smaller")
                 if image.size() < size_bytes:
-                    image.resize(size_bytes)
+                    image.resize(size_bytes, False)  # never by a late attempt what another has grown further
 
         self._ask(f"grow image {name}", work)
 
@@ -93,10 +93,14 @@ class RbdImages:
 
         def work(_: Any, pool: Any) -> int:
             extents: list[int] = []
+
+            def count(_: int, length: int, exists: bool) -> None:
+                extents.append(length * exists)
+
             with rbd.Image(pool, name, read_only=True) as image:
                 for start in range(0, image.size(), _SLICE_BYTES):
                     length = min(_SLICE_BYTES, image.size() - start)
-                    image.diff_iterate(start, length, None, lambda _, length, exists: extents.append(length * exists))
+                    image.diff_iterate(start, length, None, count, include_parent=False)
                     if self._clock.monotonic() > deadline:
                         raise Unavailable(f"image {name} is too large to be counted in time", dependency="ceph")
             return sum(extents)
@@ -134,10 +138,13 @@ class RbdImages:
         client = str(connection.cluster.get_addrs())
 
         def work() -> None:
-            with connection.cluster.open_ioctx(self._settings.pool) as pool, rbd.Image(pool, name) as image:
-                if snapshot not in [entry["name"] for entry in _snapshots(image)]:
-                    raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
-                image.rollback_to_snap(snapshot)
+            try:
+                with connection.cluster.open_ioctx(self._settings.pool) as pool, rbd.Image(pool, name) as image:
+                    if snapshot not in [entry["name"] for entry in _snapshots(image)]:
+                        raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
+                    image.rollback_to_snap(snapshot)
+            finally:
+                connection.released()
 
         try:
             with self._translated(f"roll image {name} back to {snapshot}"):
@@ -145,8 +152,6 @@ class RbdImages:
         except BaseException:
             self.fence(client)
             raise
-        finally:
-            connection.released()
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         def work(_: Any, pool: Any) -> None:

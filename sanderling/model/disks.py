@@ -15,6 +15,8 @@ LUN: Final = 1
 PORTAL_PORT: Final = 3260  # RFC 7143, section 13: the well-known port of an iSCSI target
 
 
+PROBE_USER: Final = "sanderling-probe"
+"""The CHAP name of the worker's own reads, which no disk may have: a target knows each name once."""
 SCHEDULED: Final = "auto-"
 """How the names of snapshots begin that a schedule has taken."""
 

@@ -236,10 +236,14 @@ def changed(session: Session, disk: Disk, fields: Sequence[str], *, now: datetim
     events.append(session, "disk.changed", at=now, actor=actor, resource_id=disk.id, operation_id=operation_id, data=data)
 
 
-def unchange(session: Session, disk_id: str, before: Mapping[str, Any], *, now: datetime, revision: int | None) -> None:
+def unchange(
+    session: Session, disk_id: str, before: Mapping[str, Any], *, now: datetime, revision: int | None, restarts: bool = False
+) -> None:
     """Index the disk as it was, at the revision that undoing has written on its image, if it came as far as that."""
     row = get(session, disk_id)
-    written = {} if revision is None else {"revision": revision, "presented_at": revision}
+    written = {} if revision is None else {"revision": revision}
+    if restarts:
+        written |= {"presented_at": written.get("revision", row.presented_at)}
     _put(session, row, {**before, **written}, now=now)
 
 

@@ -172,7 +172,8 @@ def undo_disk(session: Session, operation: Operation, *, now: datetime, actor: s
     begun = {step.name for step in operation.steps if step.state is not StepState.PENDING}
     event = plans.when_undone(operation.kind, was, published=plans.PUBLISH in begun)
     if event is None:
-        disks.unchange(session, operation.resource_id, operation.params.get(disks.BEFORE, {}), now=now, revision=revision)
+        before, restarts = operation.params.get(disks.BEFORE, {}), operation.params.get("restarts", False)
+        disks.unchange(session, operation.resource_id, before, now=now, revision=revision, restarts=restarts)
         return
     if event is DiskEvent.DELETED:
         disks.forget(session, operation.resource_id, now=now, actor=actor, operation_id=operation.id)

@@ -46,7 +46,7 @@ class Terminal:
         printed += shell.before
         shell.close()
         assert shell.exitstatus == 0, f"{block}\n{printed}"
-        return printed
+        return str(printed)
 
 
 @pytest.mark.timeout(600)
@@ -65,7 +65,7 @@ def test_the_page_about_disks_does_what_it_says(cluster: Cluster, tmp_path: Path
             assert typed not in printed[-1]
         assert key_file.read_text().strip()
         shown = cluster.http.get("/v1/disks/archive").json()
-        assert (shown["id"], shown["size_bytes"], shown["chap"], shown["state"]) == (disk["id"], 200 << 30, None, "started")
+        assert (shown["id"], shown["size_bytes"], shown["chap"], shown["state"]) == (disk["id"], 20 << 30, None, "started")
         assert any("Nobody is connected" in text for text in printed)
         assert all(path["address"] in "".join(printed) for path in disk["paths"])
     finally:
