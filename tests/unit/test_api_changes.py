@@ -89,6 +89,8 @@ def test_a_dry_run_says_what_is_at_risk_and_changes_nothing(api: Api) -> None:
         ({"chap": {**CHAP, "mutual_user": "san"}}, "chap.mutual_secret"),
         ({"chap": {**CHAP, "mutual_secret": "mutual-s3cret"}}, "chap.mutual_user"),
         ({"chap": {**CHAP, "mutual_user": "san", "mutual_secret": CHAP["secret"]}}, "chap.mutual_secret"),
+        ({"chap": {**CHAP, "mutual_user": "host", "mutual_secret": "mutual-s3cret"}}, "chap.mutual_user"),
+        ({"chap": {**CHAP, "user": "sanderling-probe"}}, "chap.mutual_user"),
         ({"paths": 3}, "paths"),
     ],
 )
@@ -177,7 +179,8 @@ def test_a_snapshot_is_taken_of_a_disk_that_rests_and_not_twice_under_one_name(a
     keep(api, "db", Snapshot("old", GIB, TAKEN_AT))
     url = "/v1/disks/db/snapshots"
     assert api.client.post(url, json={"name": "old"}).status_code == 409
-    assert api.client.post(url, json={"name": "../x"}).json()["errors"][0]["field"] == "name"
+    for name in ("../x", "auto-mine"):
+        assert api.client.post(url, json={"name": name}).json()["errors"][0]["field"] == "name"
     assert api.client.post(url, json={"name": "new"}).status_code == 202
     (listed,) = api.client.get(url).json()["snapshots"]
     assert listed == {"name": "old", "size_bytes": GIB, "taken_at": "2026-11-27T00:00:00Z", "clones": []}

@@ -1,17 +1,19 @@
 """Changing a disk: told to the image first, undone when it fails, and felt by initiators only where they meet something else."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from conductor import failpoints
-from sanderling.errors import Conflict, TransitionRefused
+from sanderling.errors import Conflict, ImageFailed, TransitionRefused
 from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskState
 from sanderling.model.exports import Export, ExportId
 from sanderling.model.operations import OperationKind, OperationState
 from sanderling.records import disks, operations
 from tests.house import Crash, Gateways, House
+from tests.unit.test_runner import Troubled, raising
 from tests.unit.test_runner_failpoints import HOPELESS_S, impatient
 
 CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
@@ -164,3 +166,32 @@ def test_shared_disks_are_changed_path_by_path(house: House, gateways: Gateways)
     house.done(CREATE, disk)
     house.done(CHANGE, disk, wanted={"initiators": ONE})
     assert same(house, disk).initiators == tuple(ONE)
+
+
+def test_a_change_that_failed_before_it_was_described_can_be_asked_for_again(house: House) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk, start=False)
+    before = house.indexed(disk)
+    whole, troubled = house.stores, Troubled(house.images)
+    troubled.before["grow"] = raising(ImageFailed("no"))
+    house.stores = replace(whole, images=troubled)
+    wanted = {"name": "other", "size_bytes": 2 << 20}
+    assert house.drive(house.ask(CHANGE, disk, wanted=wanted)).state is OperationState.FAILED
+    assert house.indexed(disk) == before
+    house.stores = whole
+    house.done(CHANGE, disk, wanted=wanted)
+    assert same(house, disk).size_bytes == 2 << 20
+
+
+def test_a_disk_of_before_is_renamed_without_its_export_being_started_again(house: House, gateways: Gateways) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk)
+    described = house.described(disk)
+    assert described is not None
+    old = described.model_copy(update={"presented_at": 0})
+    assert house.images.set_metadata(
+        disk.image, "sanderling.disk", old.model_dump_json(), expected=house.images.get_metadata(disk.image)["sanderling.disk"]
+    )
+    house.done(CHANGE, disk, wanted={"name": "other"})
+    after = same(house, disk)
+    assert after.export_revision == old.export_revision < after.revision

@@ -140,3 +140,36 @@ def test_a_deleted_disk_takes_its_snapshots_with_it(house: House, disk: Disk) ->
     assert not list(Path(house.images.backing_store(disk.image).location).parent.glob("*.snapshots"))
     with house.records.read() as session:
         assert not disks.page(session, limit=9)
+
+
+def test_a_disk_that_a_gateway_may_still_serve_is_not_rolled_back(house: House, gateways: Gateways) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk)
+    house.done(TAKE, disk, snapshot="before")
+    with house.records.begin() as session:  # as when its stop had written the image, and Consul was away from then on
+        disks.get(session, disk.id).state = DiskState.FAILED.value
+    described = house.described(disk)
+    assert described is not None
+    stopped = described.model_copy(update={"started": False, "revision": described.revision + 1})
+    stored = house.images.get_metadata(disk.image)["sanderling.disk"]
+    assert house.images.set_metadata(disk.image, "sanderling.disk", stopped.model_dump_json(), expected=stored)
+    written(house, disk, b"new!")
+    ended = house.drive(house.ask(ROLL_BACK, disk, snapshot="before"))
+    assert ended.state is OperationState.FAILED
+    assert "stop it first" in str(ended.problem)
+    assert written(house, disk) == b"new!"
+
+
+def test_a_clone_that_was_left_with_the_description_of_the_other_gets_its_own(house: House, disk: Disk) -> None:
+    house.done(TAKE, disk, snapshot="before")
+    clone = house.disk(name="clone")
+    operation = house.ask(CREATE, clone, start=False, source={"disk_id": disk.id, "snapshot": "before"})
+    with pytest.raises(Crash):
+        house.drive(operation, failpoint=f"{CREATE}.describe.begin:before")
+    inherited = house.images.get_metadata(disk.image)["sanderling.disk"]
+    assert house.images.set_metadata(clone.image, "sanderling.disk", inherited, expected=None)
+    ended = house.drive(operation, conductor="c2", later=True)
+    assert ended.state is OperationState.SUCCEEDED, ended.problem
+    described = house.described(clone)
+    assert described is not None
+    assert (described.id, described.name) == (clone.id, "clone")
