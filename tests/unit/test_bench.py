@@ -62,4 +62,4 @@ def test_the_reference_without_its_sleeps_sleeps_nowhere() -> None:
 
 
 def test_every_figure_has_a_benchmark() -> None:
-    assert set(BENCHMARKS) == {"planner", "moves", "failover", "rebalance", "reconcile"}
+    assert set(BENCHMARKS) == {"planner", "moves", "failover", "rebalance", "reconcile", "accept", "start"}
