@@ -23,8 +23,10 @@ from api.routes import (
     health,
     leaders,
     marks,
+    notifications,
     operations,
     paths,
+    statistics,
     subnets,
     tokens,
     whatif,
@@ -35,9 +37,25 @@ from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.images.base import Images
 from sanderling.records.database import Records
+from sanderling.secrets import Keyring
 from sanderling.settings import Settings
 
-_NOUNS = (disks, marks, paths, assignments, whatif, subnets, gateways, operations, events, leaders, tokens, health)
+_NOUNS = (
+    disks,
+    marks,
+    paths,
+    assignments,
+    whatif,
+    subnets,
+    gateways,
+    operations,
+    events,
+    leaders,
+    statistics,
+    notifications,
+    tokens,
+    health,
+)
 ROUTERS = [module.router for module in _NOUNS]
 
 
@@ -63,6 +81,7 @@ def create_app(
         news=news,
         feed=Feed(options, records=records, news=news, clock=clock),
         metrics=Metrics(),
+        keyring=Keyring(settings.secrets),
         clock=clock,
     )
 

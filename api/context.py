@@ -15,6 +15,7 @@ from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.images.base import Images
 from sanderling.records.database import Records
+from sanderling.secrets import Keyring
 from sanderling.settings import Settings
 
 
@@ -31,6 +32,7 @@ class Context:
     news: News
     feed: Feed
     metrics: Metrics
+    keyring: Keyring
     clock: Clock
 
     def changed(self) -> None:

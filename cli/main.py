@@ -5,7 +5,22 @@ import sys
 
 import typer
 
-from cli.commands import assignments, disks, events, gateways, lab, leaders, operations, paths, subnets, tokens, up, whatif
+from cli.commands import (
+    assignments,
+    disks,
+    events,
+    gateways,
+    lab,
+    leaders,
+    notifications,
+    operations,
+    paths,
+    statistics,
+    subnets,
+    tokens,
+    up,
+    whatif,
+)
 from cli.output import OperationFailed, err
 from sanderling.errors import Forbidden, Problem, Unauthenticated, Unavailable
 
@@ -32,11 +47,13 @@ for name, noun in {
     "operation": operations,
     "event": events,
     "leader": leaders,
+    "notification": notifications,
     "token": tokens,
     "lab": lab,
 }.items():
     app.add_typer(noun.app, name=name)
 app.command("whatif", epilog="Example: sanderling whatif --lose node-1 --lose node-2")(whatif.whatif)
+app.command("statistics", epilog="Example: sanderling statistics --disk first")(statistics.statistics)
 app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)
 
 

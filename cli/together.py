@@ -1,6 +1,7 @@
 """Every process's work in one process, on the embedded backends: what `sanderling up` runs."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from cli.access import Access, own_file, read, write
 from cli.grants import grant
 from conductor.server import Conductor
 from iscsi_worker.worker import Worker
-from leader.duties import LogDuty
-from leader.server import SERVICE
+from leader.metrics import Metrics
+from leader.server import duties
 from leader.service import Candidate
 from sanderling.clock import SystemClock
 from sanderling.errors import Malformed
+from sanderling.model.leaders import CLUSTER as SERVICE
 from sanderling.records import tokens
 from sanderling.records.database import Records
-from sanderling.settings import Api, Bus, Coordination, General, Images, Settings
+from sanderling.secrets import new_key
+from sanderling.settings import Api, Bus, Coordination, General, Images, Secrets, Settings
 from sanderling.settings import Conductor as ConductorSettings
 from sanderling.settings import Records as RecordsSettings
 from sanderling.settings import Worker as WorkerSettings
@@ -41,7 +44,17 @@ def settings_of(folder: Path, port: int) -> Settings:
         api=Api(port=port),
         conductor=ConductorSettings(republish_interval_s=1.0),  # coordination is in memory: each start finds it lost
         iscsi_worker=WorkerSettings(addresses="loopback"),
+        secrets=Secrets(key_file=str(_key_file(folder))),
     )
+
+
+def _key_file(folder: Path) -> Path:
+    """The key that secrets are sealed with, made once."""
+    file = folder / "keys"
+    if not file.exists():
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(f"{new_key()}\n")
+    return file
 
 
 @contextlib.contextmanager
@@ -81,7 +94,8 @@ def running(settings: Settings, folder: Path) -> Iterator[Access]:
         )
         worker.start()
         stack.callback(worker.stop)
-        candidate = Candidate(SERVICE, [LogDuty("presence", clock=clock)], settings, coordination=coordination, clock=clock)
+        own = duties(settings, records=records, coordination=coordination, images=images, metrics=Metrics(), clock=clock)
+        candidate = Candidate(SERVICE, own, settings, coordination=coordination, clock=clock)
         candidate.start()
         stack.callback(candidate.stop)
         yield _access(records, folder, server.url)
