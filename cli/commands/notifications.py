@@ -89,7 +89,7 @@ def show(name: Name, json: AsJson = False) -> None:
 
 
 @app.command("test", epilog="Example: sanderling notification test on-call")
-def test_(name: Name, json: AsJson = False) -> None:
+def send_test(name: Name, json: AsJson = False) -> None:
     """Have the leader send one test message, behind what waits already."""
     asked = Client(find()).post(f"/v1/notifications/{name}/test")
     if json:

@@ -29,6 +29,7 @@ from sanderling.records import subnets, tokens
 from sanderling.records.database import Records
 from sanderling.records.tables import Base
 from sanderling.records.tokens import Role
+from sanderling.secrets import new_key
 
 GIB = 1 << 30
 
@@ -146,6 +147,7 @@ def running(folder: Path, **options: Any) -> Iterator[Api]:
     clock = SystemClock()
     chosen = settings.Settings(
         records=settings.Records(url=f"sqlite:///{folder}/records.sqlite"),
+        secrets=settings.Secrets(key_file=str(_key_file(folder))),
         api=replace(settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05), **options),
     )
     records = Records(chosen.records, clock=clock)
@@ -177,6 +179,13 @@ def running(folder: Path, **options: Any) -> Iterator[Api]:
     finally:
         coordination.answers.set()
         records.close()
+
+
+def _key_file(folder: Path) -> Path:
+    file = folder / "keys"
+    file.write_text(new_key())
+    file.chmod(0o600)
+    return file
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from sanderling.clock import ManualClock
 from sanderling.coordination.base import Entry, Listing
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.coordination.leaders import leader_of, leaders
-from sanderling.errors import SessionLost, Unavailable
+from sanderling.errors import SessionLost, StaleTerm, Unavailable
 from sanderling.model.leaders import Leader, leader_key
 from sanderling.settings import Settings
 
@@ -151,6 +151,7 @@ class Recorded:
     on_start: Callable[[Tenure], None] = lambda tenure: None
     on_stop: Callable[[], None] = lambda: None
     terms: list[int] = field(default_factory=list)
+    hangs: bool = False
 
     def start(self, tenure: Tenure) -> None:
         self.terms.append(tenure.term)
@@ -460,6 +461,71 @@ def test_a_leader_whose_duty_fails_lets_another_lead(stage: Stage) -> None:
     acts_of(second, 1)
     assert acts_of(failing, 1) == [Act.RESIGN]
     assert acts_of(second, 1) == [Act.CAMPAIGN]
+
+
+def test_a_leader_whose_duty_hangs_lets_another_lead(stage: Stage) -> None:
+    duty = Recorded("a", stage.acts)
+    hanging, second = stage.leading("a", duty), stage.candidate("b")
+    stage.waited("start a")
+    acts_of(second, 1)
+    duty.hangs = True
+    assert acts_of(hanging, 1) == [Act.RESIGN]
+    assert acts_of(second, 1) == [Act.CAMPAIGN]
+
+
+@pytest.mark.rows("W-LE-4")
+def test_a_duty_that_blocks_in_its_start_for_too_long_takes_the_process_with_it_so_that_another_leads(stage: Stage) -> None:
+    released = threading.Event()
+    leading = stage.leading("a", Recorded("a", stage.acts, on_start=lambda tenure: holds(released)))
+    stage.waited("start a")
+    for _ in range(int(BOUNDS.duty_start_timeout_s)):
+        stage.clock.advance(1.0)
+        assert acts_of(leading, 1) == [Act.GO_ON]
+    stage.clock.advance(0.5)
+    turning = threading.Thread(target=leading.turn, args=(0.0,), daemon=True)
+    turning.start()
+    stage.passes_until(stage.ends.is_set, "the process is ended")
+    released.set()
+    turning.join(5.0)
+
+
+@pytest.mark.rows("W-LE-5", "W-LE-9")
+def test_a_leader_whose_duties_fail_again_and_again_stands_less_and_less_often(stage: Stage) -> None:
+    def refuse(tenure: Tenure) -> None:
+        raise RuntimeError("no")
+
+    failing = stage.leading("a", Recorded("a", stage.acts, on_start=refuse))
+    pauses = []
+    for times in range(1, 7):
+        stage.waited(*["start a", "stop a"] * times)
+        assert acts_of(failing, 1) == [Act.RESIGN]
+        since = stage.clock.monotonic()
+        while failing.turn(0.0).act is not Act.CAMPAIGN:
+            stage.clock.advance(0.5)
+        pauses.append(stage.clock.monotonic() - since)
+    wanted = [min(BOUNDS.candidacy_pause_s * 2**n, BOUNDS.candidacy_pause_most_s) for n in range(6)]
+    assert pauses == pytest.approx(wanted, abs=0.5)
+
+
+def test_who_died_as_the_leader_lets_the_others_stand_first() -> None:
+    died = view(node=LAST.node, seen_since=100.0)
+    assert decide(died, 100.0 + HANDOVER_S + BOUNDS.candidacy_pause_s - 0.01, BOUNDS).act is not Act.CAMPAIGN
+    assert decide(died, 100.0 + HANDOVER_S + BOUNDS.candidacy_pause_s, BOUNDS).act is Act.CAMPAIGN
+    assert decide(replace(died, node="another"), 100.0 + HANDOVER_S, BOUNDS).act is Act.CAMPAIGN
+
+
+@pytest.mark.rows("W-LE-6")
+def test_a_leader_whose_writes_were_refused_for_a_later_term_stands_with_a_later_one_still(stage: Stage) -> None:
+    def refuse(tenure: Tenure) -> None:
+        raise StaleTerm("another has led since", term=tenure.term + 1000)
+
+    duty = Recorded("a", stage.acts, on_start=refuse)
+    failing = stage.leading("a", duty)
+    stage.waited("start a", "stop a")
+    assert acts_of(failing, 1) == [Act.RESIGN]
+    stage.passes_until(lambda: failing.turn(0.0).act is Act.CAMPAIGN, "it stands again")
+    stage.waited(*["start a", "stop a"] * 2)
+    assert duty.terms[1] == duty.terms[0] + 1001
 
 
 def test_a_candidate_waits_anew_when_the_key_was_another_leaders_in_between(stage: Stage) -> None:
