@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from types import TracebackType
 from typing import Any
 
@@ -63,3 +64,40 @@ class Receiver:
     def repeats(self) -> dict[str, int]:
         """Keys that came more than once."""
         return {key: count for key, count in Counter(self.keys).items() if count > 1}
+
+
+class Mailbox:
+    """A mail server on loopback that takes everything; `mails` are the messages with their headers."""
+
+    def __init__(self) -> None:
+        self.mails: list[str] = []
+        mailbox = self
+
+        class Handler(StreamRequestHandler):
+            def handle(self) -> None:
+                self.wfile.write(b"220 mailbox\r\n")
+                while line := self.rfile.readline():
+                    if line.upper().startswith(b"DATA"):
+                        self.wfile.write(b"354 go on\r\n")
+                        mailbox.mails.append(self._message())
+                    self.wfile.write(b"250 ok\r\n")
+
+            def _message(self) -> str:
+                lines = iter(self.rfile.readline, b".\r\n")
+                return b"".join(lines).decode()
+
+        self._server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="mailbox", daemon=True).start()
+
+    def __enter__(self) -> "Mailbox":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        port = self._server.server_address[1]
+        return f"mailto://127.0.0.1:{port}?from=san@x.example&to=you@x.example&mode=insecure"

@@ -1,12 +1,16 @@
 """The leader's duties on SQLite and coordination in memory, with couriers as the processes they are."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from email import message_from_string
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from cli.lab.parts.daemons import waited
 from leader import courier
@@ -19,15 +23,16 @@ from leader.statistics import StatisticsDuty
 from sanderling import settings
 from sanderling.clock import SystemClock
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.errors import StaleTerm, Unavailable
+from sanderling.errors import OutOfSpace, StaleTerm, Unavailable
 from sanderling.images.base import Capacity, Images
 from sanderling.model.exports import Connection, Export, ExportId, ExportPhase, Gateway
 from sanderling.model.notifications import Rule
 from sanderling.model.statistics import Sample
 from sanderling.records import events, notifications, statistics, terms
 from sanderling.records.database import Records
+from sanderling.records.tables import RuleRow
 from sanderling.secrets import Keyring, new_key
-from tests.receiver import Receiver
+from tests.receiver import Mailbox, Receiver
 
 CLOCK = SystemClock()
 WITHIN_S = 60.0
@@ -421,3 +426,45 @@ def test_a_key_that_is_gone_is_said_and_loses_nothing(stage: Stage, receiver: Re
     assert carrier(stage).carry_out(order(rule, event_id)).outcome == "failed"
     assert "none of the keys" in str(stage.shown().last_error)
     assert stage.shown().behind == 1
+
+
+def test_a_mail_that_is_sent_again_has_the_message_id_that_it_had(stage: Stage) -> None:
+    with Mailbox() as mailbox:
+        rule, event_id = stage.rule(mailbox.url), stage.happens()
+        assert carrier(stage).carry_out(order(rule, event_id)).outcome == "delivered"
+        with stage.records.begin() as session:
+            session.execute(update(RuleRow).values(cursor=event_id - 1))
+        assert carrier(stage).carry_out(order(rule, event_id)).outcome == "delivered"
+    mails = [message_from_string(mail) for mail in mailbox.mails]
+    assert [mail.get_all("Message-ID") for mail in mails] == [[f"<{rule.id}-{event_id}@sanderling>"]] * 2
+    assert mails[0]["Subject"] == "Sanderling: disk.failed vol"
+
+
+@pytest.mark.parametrize("when", ["before it is sent", "after it was sent"])
+def test_a_full_disk_under_the_records_loses_nothing(stage: Stage, receiver: Receiver, when: str) -> None:
+    rule, event_id = stage.rule(receiver.url), stage.happens()
+    fills = 0 if when == "before it is sent" else 1
+
+    class Full(Records):
+        """Without room from the second write on, or the first, and for as long as it is asked in one delivery."""
+
+        writes = 0
+        is_full = True
+
+        @contextlib.contextmanager
+        def begin(self) -> Iterator[Session]:
+            self.writes += 1
+            if self.is_full and self.writes > fills:
+                raise OutOfSpace("the records' disk is full; make room on it", dependency="records")
+            with super().begin() as session:
+                yield session
+
+    stage.records.close()
+    full = stage.records = Full(stage.configured.records, clock=CLOCK)
+    one = Courier(stage.configured.notifications, full, Keyring(stage.configured.secrets), lasts_s=0.3, clock=CLOCK)
+    assert one.carry_out(order(rule, event_id)).outcome == "away"
+    assert len(receiver.keys) == fills
+    full.is_full = False
+    assert one.carry_out(order(rule, event_id)).outcome == "delivered"
+    assert set(receiver.keys) == {f"{rule.id}-{event_id}"}
+    assert stage.shown().cursor == event_id

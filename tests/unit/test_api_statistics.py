@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from sanderling.model.statistics import Sample, slot
+from sanderling.model.statistics import Figures, Sample, slot
 from sanderling.records import statistics
 from tests.unit.api_app import Api, listening, running
 
-CLUSTER = {
+CLUSTER: Figures = {
     "total_bytes": 1 << 40,
     "free_bytes": None,
     "used_bytes": 3 << 30,
@@ -23,8 +23,8 @@ CLUSTER = {
     "exports_served": 1,
     "connections": 2,
 }
-GATEWAY = {"live": True, "withdrawing": False, "exports": 1, "connections": 2}
-EXPORT = {"gateway": "a", "phase": "serving", "connections": 2}
+GATEWAY: Figures = {"live": True, "withdrawing": False, "exports": 1, "connections": 2}
+EXPORT: Figures = {"gateway": "a", "phase": "serving", "connections": 2}
 SLOTS = 5
 
 
