@@ -380,11 +380,13 @@ def test_a_duty_that_blocks_in_its_start_for_too_long_takes_the_process_with_it_
         stage.clock.advance(1.0)
         assert acts_of(leading, 1) == [Act.GO_ON]
     stage.clock.advance(0.5)
-    turning = threading.Thread(target=leading.turn, args=(0.0,), daemon=True)
+    acts: list[Act] = []
+    turning = threading.Thread(target=lambda: acts.append(leading.turn(0.0).act), daemon=True)
     turning.start()
     stage.passes_until(stage.ends.is_set, "the process is ended")
     released.set()
     turning.join(5.0)
+    assert acts == [Act.RESIGN]
 
 
 @pytest.mark.rows("W-LE-5", "W-LE-9")
