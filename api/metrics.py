@@ -5,7 +5,7 @@ import secrets
 from typing import Final
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanderling.clock import Clock
@@ -27,11 +27,19 @@ class Metrics:
         )
         self.waiting = Gauge("sanderling_outbox_waiting", "Operations whose wake-up has not been cast", registry=self.registry)
         self.open = Gauge("sanderling_operations_open", "Operations that have not ended", ["state"], registry=self.registry)
+        self.oldest = Gauge(
+            "sanderling_operations_oldest_seconds", "Age of the oldest operation in this state", ["state"], registry=self.registry
+        )
+        self.longest_waiting = Gauge(
+            "sanderling_outbox_oldest_seconds",
+            "Age of the oldest operation whose wake-up has not been cast",
+            registry=self.registry,
+        )
         self.disks = Gauge("sanderling_disks", "Disks in the index", ["state"], registry=self.registry)
         self.gaps = Gauge(
             "sanderling_gap_seconds",
             "How long the operations of a path waited, in the newest moves and failovers that were reported",
-            ["kind", "quantile"],
+            ["kind", "share"],
             registry=self.registry,
         )
         self.exports = Gauge("sanderling_gateway_exports", "Exports that a gateway serves", ["gateway"], registry=self.registry)
@@ -43,8 +51,8 @@ class Metrics:
         self.streams = Gauge("sanderling_event_streams", "Event streams open in this process", registry=self.registry)
 
     def text(self) -> bytes:
-        """The Prometheus exposition format."""
-        return generate_latest(self.registry)
+        """The Prometheus exposition format: what is the app's, and what is the process's."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
 
 
 class Observed:

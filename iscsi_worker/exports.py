@@ -10,12 +10,14 @@ from collections.abc import Callable, Collection, Iterable
 
 import structlog
 
+from iscsi_worker import metrics
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Holding, Seams, Service, to_json
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held
 from sanderling.clock import Clock
 from sanderling.errors import Fenced, Problem, TargetFailed
+from sanderling.measuring import timed
 from sanderling.model.disks import Disk
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, ExportId, ExportPhase
 from sanderling.settings import Worker
@@ -178,7 +180,8 @@ class Exports:
 
     def _fence(self, export: ExportId, clients: Iterable[str]) -> None:
         for client in clients:
-            self._images.fence(client)
+            with timed(metrics.FENCE_SECONDS, self._clock):
+                self._images.fence(client)
             log.warning("fenced", export=str(export), client=client, at=self._clock.monotonic())
 
     def _fenced(self, export: ExportId, client: str) -> bool:

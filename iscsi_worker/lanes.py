@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import structlog
 
+from iscsi_worker import metrics
 from iscsi_worker.decisions import Action, Activate, Adopt, Drop, GiveUp, HandOver, Prepare, Publish, Take
 from iscsi_worker.exports import Exports
 from iscsi_worker.intents import Intents
@@ -18,6 +19,7 @@ from iscsi_worker.watch import Watch
 from sanderling.clock import Clock
 from sanderling.coordination.base import is_about_coordination
 from sanderling.errors import ClaimLost, Problem, SessionLost
+from sanderling.measuring import timed
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId
 from sanderling.settings import Worker
 
@@ -108,7 +110,8 @@ class Lanes:
     def _carry_out(self, action: Action, grounds: Grounds) -> None:
         export, later, concerns_all = action.export, None, not isinstance(action, Publish | Drop)
         try:
-            done = self._act(action, grounds)
+            with timed(metrics.ACTION_SECONDS, self._clock, type(action).__name__.lower()):
+                done = self._act(action, grounds)
             later = None if done else self._settings.take_retry_s
             concerns_all = isinstance(action, Take | Adopt | GiveUp) if done else isinstance(action, HandOver)
         except SessionLost as problem:

@@ -12,6 +12,7 @@ import structlog
 
 import iscsi_worker.claims
 import iscsi_worker.reach
+from iscsi_worker import metrics
 from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.claims import Claims
 from iscsi_worker.decisions import (
@@ -119,6 +120,7 @@ class Worker:
         self._withdrawn = threading.Event()
         self._serving: Serving | None = None
         self._threads: dict[str, threading.Thread] = {}
+        self._locks = metrics.Locks()
 
     def _acting(self, seams: Seams) -> Lanes:
         node, own, clock, parts = self._node, self._own, self._clock, (self._service, self._reports)
@@ -261,6 +263,7 @@ class Worker:
 
     def turn(self) -> None:
         """Look, cover what runs by leases, decide, hand out. Never waits for a lane."""
+        began = self._clock.monotonic()
         self._membership.turned()
         self._turned = None
         under = self._lanes.look()
@@ -295,6 +298,8 @@ class Worker:
         if not is_awaited or self._membership.is_overdue(now):
             self._membership.announce(self._gateway(view, local, told), seen=seen)
         self._settle(view, session, running)
+        self._measure(view, session, told)
+        metrics.TURN_SECONDS.observe(self._clock.monotonic() - began)
         self._turned = Turned(running, under.ended, frozenset(local.busy) - under.busy)
 
     def _glance(self, news: frozenset[str] | None) -> bool:
@@ -374,6 +379,14 @@ class Worker:
             front=self._neighbours.front,
             store=self._image_store.said,
         )
+
+    def _measure(self, view: View, session: str, told: Told) -> None:
+        self._locks.look(view, view.held_by(session), now=self._clock.monotonic())
+        front, store = self._neighbours.front, self._image_store.said
+        metrics.show_cut_off(front.cut_off, image_store=store.cut_off)
+        metrics.CLAIMED.set(len(front.claimed))
+        metrics.PROCESSES.set(len(self._ran))
+        metrics.REFUSED.set(len(told.refused))
 
     def _settle(self, view: View, session: str, running: Mapping[ExportId, Running]) -> None:
         if self._withdrawing and self._lanes.is_idle and not view.held_by(session) and not running:

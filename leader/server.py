@@ -11,6 +11,7 @@ from leader.service import Candidate
 from sanderling import logs, settings
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
+from sanderling.measuring import served
 from sanderling.signals import Told
 
 SERVICE = "cluster"
@@ -36,11 +37,12 @@ def _stand() -> None:
     candidate = Candidate(SERVICE, duties, configured, coordination=coordination, clock=clock)
     told = Told(signal.SIGTERM, signal.SIGINT)
     signal.signal(signal.SIGUSR1, lambda *_: candidate.step_down())
-    candidate.start()
-    log.info("standing", service=SERVICE)
-    told.wait()
-    log.info("stopping")
-    candidate.stop()
+    with served(configured.sanderling.metrics_host, configured.leader.metrics_port, group="leader"):
+        candidate.start()
+        log.info("standing", service=SERVICE)
+        told.wait()
+        log.info("stopping")
+        candidate.stop()
     coordination.close()
 
 

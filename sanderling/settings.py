@@ -34,6 +34,7 @@ class General:
     log_level: str = _of("INFO", "Least severe level that is logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     log_format: str = _of("json", "json for machines, console for people", choices=("json", "console"))
     iqn_base: str = _of("iqn.2026-11.io.sanderling", "IQN of a disk that was given none: this, a colon and the disk's name")
+    metrics_host: str = _of("127.0.0.1", "Address that each process's metrics_port listens on; who reaches it may read it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,7 @@ class Conductor:
     balance_moves_max: int = _of(100, "Moves that balancing may begin within balance_window_s", least=1)
     balance_window_s: float = _of(600.0, "The time in which they are counted", least=1)
     gap_alert_s: float = _of(5.0, "A move or failover with a longer gap in service is an alert.gap event; 0 for none", least=0)
+    metrics_port: int = _of(0, "Port of GET /metrics for Prometheus, on [sanderling] metrics_host; 0 for none", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ class Worker:
     withdraw_timeout_s: float = _of(30.0, "How long stopping waits until every export has been given up", least=1)
     tgtd: str = _of("/usr/sbin/tgtd", "The target program")
     guard: str = _of("", "The guard library; empty for the one that was installed with Sanderling")
+    metrics_port: int = _of(0, "Port of GET /metrics for Prometheus, on [sanderling] metrics_host; 0 for none", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,7 @@ class Leader:
     lock_delay_s: int = _of(1, "How long Consul keeps a dead leader's lock from others", least=0)
     duty_stop_timeout_s: float = _of(1.0, "Bound of stopping a duty before the process ends itself", least=0.1)
     candidacy_pause_s: float = _of(5.0, "How long a leader that stepped down does not stand again", least=0)
+    metrics_port: int = _of(0, "Port of GET /metrics for Prometheus, on [sanderling] metrics_host; 0 for none", least=0)
 
 
 _GROUPS: dict[str, type] = {
