@@ -31,6 +31,12 @@ COMPARE_SECONDS = Histogram(
 REPAIRS = Counter("sanderling_conductor_repairs", "Disks whose keys in coordination were not what they should be", ["what"])
 FENCE_SECONDS = Histogram("sanderling_conductor_fence_seconds", "Fencing the clients of one export", ["result"])
 
-for kind in OperationKind:
-    for state in OPERATIONS.rest:
-        ENDED.labels(kind, state)  # there from the start, so that the first one counts as an increase
+# There from the start, so that the first one counts as an increase.
+for _kind in OperationKind:
+    for _state in OPERATIONS.rest:
+        ENDED.labels(_kind, _state)
+for _what in ("published_again", "cleared_away", "told_to_stop", "fenced"):
+    REPAIRS.labels(_what)
+for _result in ("done", "unavailable"):
+    FENCE_SECONDS.labels(_result)
+    COMPARE_SECONDS.labels(_result)

@@ -45,6 +45,18 @@ SEEN = Counter("sanderling_worker_reports", "What this worker reported of export
 REPORTS_WAITING = Gauge("sanderling_worker_reports_waiting", "Reports that the broker has yet to take")
 REPORTS_DROPPED = Counter("sanderling_worker_reports_dropped", "Reports dropped because the broker was away for too long")
 
+_KINDS: Final = {
+    ("served", "failover"): "failover",
+    ("served", "restart"): "restart",
+    ("served", "move"): "move_heir",
+    ("handed_on", None): "move",
+}
+# There from the start, so that the first one counts as an increase.
+for _kind in (*_KINDS.values(), "kept"):
+    GAP_SECONDS.labels(_kind)
+for _result in ("done", "unavailable"):
+    FENCE_SECONDS.labels(_result)
+
 
 class Locks:
     """Since when each export is locked here and in its present phase; tells the two gauges by phase."""
@@ -83,11 +95,3 @@ def count_report(seen: str, detail: dict[str, Any]) -> None:
     gap_s = detail.get("gap_s")
     if isinstance(gap_s, float):
         GAP_SECONDS.labels(_KINDS.get((seen, detail.get("kind")), seen)).observe(gap_s)
-
-
-_KINDS: Final = {
-    ("served", "failover"): "failover",
-    ("served", "restart"): "restart",
-    ("served", "move"): "move_heir",
-    ("handed_on", None): "move",
-}
