@@ -19,7 +19,7 @@ from conductor.failpoints import Failpoints
 from conductor.steps.base import Context, Halted, Stores
 from conductor.steps.catalogue import ACTIONS
 from conductor.steps.descriptions import revision_undone
-from sanderling import settings
+from sanderling import settings, tracing
 from sanderling.errors import ClaimLost, Problem, StepTimedOut, Unavailable
 from sanderling.measuring import timed
 from sanderling.model import plans
@@ -56,7 +56,7 @@ class Drive:
         operation = self._claimed(operation_id)
         if operation is None:
             return False
-        with structlog.contextvars.bound_contextvars(operation_id=operation_id, traceparent=operation.traceparent):
+        with tracing.span(operation.kind, parent=operation.traceparent, operation_id=operation_id, begins=True) as span:
             log.info("driving", kind=operation.kind, state=operation.state, claim_epoch=operation.claim_epoch)
             try:
                 ended = self._driven(operation)
@@ -68,6 +68,7 @@ class Drive:
                 log.warning("stopped driving", reason=problem.detail)
                 return False
             _count(ended)
+            span.say(state=ended.state)
             log.info("operation ended", state=ended.state, problem=ended.problem)
             return True
 
@@ -244,10 +245,10 @@ class Drive:
         halted = threading.Event()
         deadline = self._stores.clock.monotonic() + deadline_s
         context = Context(self._stores, self._own, operation, step, deadline, halted, self._failpoints.reach, self._tell)
-        attempt = _Attempt(work, context, on_end=self._wake.set)
-        attempt.start()
         way = "undo" if OPERATIONS.allows(operation.state, OperationEvent.UNDONE) else "do"
-        with timed(metrics.STEP_SECONDS, self._stores.clock, step.name, way):
+        with timed(metrics.STEP_SECONDS, self._stores.clock, step.name, way), tracing.span(f"{way} {step.name}"):
+            attempt = _Attempt(work, context, on_end=self._wake.set)
+            attempt.start()
             try:
                 waits_only = not ACTIONS[step.name].effects
                 in_time = self._kept(operation, deadline_s + self._own.claim_ttl_s, lambda: attempt.ended, waits_only=waits_only)

@@ -20,7 +20,7 @@ from conductor.steps.base import Stores
 from rpc import topics
 from rpc.bus import Bus, Serving
 from rpc.news import News
-from sanderling import logs, settings
+from sanderling import logs, settings, tracing
 from sanderling.clock import Clock, SystemClock
 from sanderling.coordination.base import Coordination
 from sanderling.coordination.changes import Journal
@@ -114,7 +114,10 @@ def _run() -> None:
     images = sanderling.images.connect(configured, clock=clock)
     bus, news = rpc.oslo.connect(configured), rpc.news.connect(configured)
     conductor = Conductor(configured, records=records, coordination=coordination, images=images, bus=bus, news=news, clock=clock)
-    with served(configured.sanderling.metrics_host, configured.conductor.metrics_port, group="conductor"):
+    with (
+        served(configured.sanderling.metrics_host, configured.conductor.metrics_port, group="conductor"),
+        tracing.sent(configured, process="conductor"),
+    ):
         conductor.start()
         log.info("driving operations")
         told.wait()

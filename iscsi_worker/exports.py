@@ -15,6 +15,7 @@ from iscsi_worker.reports import Reports
 from iscsi_worker.service import Holding, Seams, Service, to_json
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.errors import Fenced, Problem, TargetFailed
 from sanderling.measuring import timed
@@ -72,7 +73,11 @@ class Exports:
                 "revision": disk.revision,
             }
         )
-        if not self._coordination.acquire(export.key, to_json(value), consul_session=consul_session, expected=held.modify_index):
+        with tracing.span("lock"):
+            locked = self._coordination.acquire(
+                export.key, to_json(value), consul_session=consul_session, expected=held.modify_index
+            )
+        if not locked:
             return False
         log.info("taking", export=str(export), epoch=str(value.epoch), previous=held.export.client, of=held.export.node)
         holding = Holding(self._coordination, export, value, consul_session)
@@ -86,7 +91,8 @@ class Exports:
             holding.write(client=running.client)
             self._service.open(running, paths)
             self._service.tickle(held.export.connections, addresses)
-            holding.write(phase=ExportPhase.SERVING, connections=(), next="")
+            with tracing.span("serving"):
+                holding.write(phase=ExportPhase.SERVING, connections=(), next="")
         except Problem as problem:
             self._service.back_out(export, addresses, holding, problem)
             raise
@@ -180,7 +186,7 @@ class Exports:
 
     def _fence(self, export: ExportId, clients: Iterable[str]) -> None:
         for client in clients:
-            with timed(metrics.FENCE_SECONDS, self._clock):
+            with tracing.span("fence", client=client), timed(metrics.FENCE_SECONDS, self._clock):
                 self._images.fence(client)
             log.warning("fenced", export=str(export), client=client, at=self._clock.monotonic())
 

@@ -10,6 +10,7 @@ import structlog
 from iscsi_worker import metrics
 from rpc.bus import Bus
 from rpc.messages import ExportReport
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.errors import Unavailable
 from sanderling.model.exports import Epoch, ExportId
@@ -44,6 +45,7 @@ class Reports:
         metrics.count_report(seen, detail)
         self._put(
             ExportReport(
+                traceparent=tracing.current(),
                 report_id=str(uuid.uuid4()),
                 node=self._node,
                 disk_id=export.disk_id,

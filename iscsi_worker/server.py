@@ -13,7 +13,7 @@ import rpc.oslo
 import sanderling.coordination
 import sanderling.images
 from iscsi_worker.worker import Worker
-from sanderling import logs, settings
+from sanderling import logs, settings, tracing
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
 from sanderling.garbage import collect_rarely
@@ -57,7 +57,10 @@ def _serve() -> None:
         clock=clock,
         touched=touched,
     )
-    with served(configured.sanderling.metrics_host, own.metrics_port, group="iscsi_worker"):
+    with (
+        served(configured.sanderling.metrics_host, own.metrics_port, group="iscsi_worker"),
+        tracing.sent(configured, process="iscsi-worker"),
+    ):
         worker.start()
         log.info("serving")
         told.wait()

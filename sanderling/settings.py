@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from oslo_config import cfg
 
@@ -252,6 +253,21 @@ class Leader:
     metrics_port: int = _of(0, "Port of GET /metrics for Prometheus, on [sanderling] metrics_host; 0 for none", least=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """[tracing]: spans, sent by OpenTelemetry's protocol over HTTP."""
+
+    enabled: str = _of("off", "on records what each action does and how long that takes, and sends it", choices=("on", "off"))
+    endpoint: str = _of("http://127.0.0.1:4318/v1/traces", "Where to: an OTLP/HTTP collector's address for traces")
+    ca_file: str = _of("", "CA that signed the collector's certificate; needed when the endpoint is https")
+    sample_ratio: float = _of(1.0, "The share of traces that is recorded, the same in every process: 0 to 1", least=0)
+    queue_max: int = _of(2048, "Spans kept until they are sent; what comes when it is full is dropped", least=1)
+    send_interval_s: float = _of(1.0, "How often they are sent", least=0.05)
+    send_timeout_s: float = _of(
+        5.0, "Bound of sending once, its retries included, and of sending what is left at the end", least=0.1
+    )
+
+
 _GROUPS: dict[str, type] = {
     "sanderling": General,
     "records": Records,
@@ -262,6 +278,7 @@ _GROUPS: dict[str, type] = {
     "conductor": Conductor,
     "iscsi_worker": Worker,
     "leader": Leader,
+    "tracing": Tracing,
 }
 
 
@@ -278,6 +295,7 @@ class Settings:
     conductor: Conductor = field(default_factory=Conductor)
     iscsi_worker: Worker = field(default_factory=Worker)
     leader: Leader = field(default_factory=Leader)
+    tracing: Tracing = field(default_factory=Tracing)
 
     def __post_init__(self) -> None:
         for group, kind in _GROUPS.items():
@@ -358,10 +376,21 @@ def _check_sense(settings: Settings) -> None:
             "recorded as failed could still happen"
         )
     _check_worker(worker, coordination)
+    _check_tracing(settings.tracing)
     if leader.renew_interval_s * 2 > leader.lease_s:
         raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
     if leader.lease_s >= leader.check_ttl_s + leader.lock_delay_s:
         raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")
+
+
+def _check_tracing(tracing: Tracing) -> None:
+    if tracing.sample_ratio > 1:
+        raise SettingsRefused(f"[tracing] sample_ratio: {tracing.sample_ratio:g} is more than 1, which records every trace")
+    parts = urlsplit(tracing.endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise SettingsRefused("[tracing] endpoint: write http://HOST:PORT/v1/traces or https://…, without user and password")
+    if (parts.scheme == "https") != bool(tracing.ca_file):
+        raise SettingsRefused("[tracing] endpoint, ca_file: https without a CA verifies nothing, a CA without https does nothing")
 
 
 def _check_worker(worker: Worker, coordination: Coordination) -> None:

@@ -56,7 +56,7 @@ def _publish_again(context: Context) -> None:
         if not images.set_metadata(image, METADATA_KEY, raised.model_dump_json(), expected=stored):
             return
     with context.effect("publish"), context.stores.telling_workers(keys_for(raised)):
-        publish_disk(context.stores.coordination, raised)
+        publish_disk(context.stores.coordination, raised, cause=context.cause)
         publish_exports(context.stores.coordination, raised, client_of=lambda _: UNKNOWN_CLIENT)
     log.warning("published again", disk=disk.id, generation=raised.generation)
 

@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from sanderling.model.machine import Machine
+from sanderling.model.operations import Cause
 
 PATHS_MAX: Final = 8
 SECTOR_BYTES: Final = 512
@@ -94,6 +95,7 @@ class Disk(BaseModel):
 
     `revision` rises with every change of the description; `generation` rises when coordination is rebuilt from the images,
     and is the high half of every export's epoch. `initiators` empty with `allow_any` false means that nobody may log in.
+    `cause` is told in coordination's copy alone: what had this revision published.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -109,6 +111,7 @@ class Disk(BaseModel):
     started: bool = False
     revision: int = 1
     generation: int = 1
+    cause: Cause = Cause()
 
     @property
     def image(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sanderling.errors import SettingsRefused
-from sanderling.settings import Api, Bus, Coordination, Images, Leader, Records, Settings, Worker, load, options
+from sanderling.settings import Api, Bus, Coordination, Images, Leader, Records, Settings, Tracing, Worker, load, options
 
 SAMPLE = Path(__file__).parents[2] / "etc/sanderling.conf.sample"
 
@@ -88,6 +88,11 @@ def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         ({"iscsi_worker": Worker(move_intent_s=12.0)}, "recorded as failed could still happen"),
         ({"bus": Bus(handlers=0)}, r"\[bus\] handlers: 0 is less than 1"),
         ({"coordination": Coordination(backend="etcd")}, "is not one of consul, embedded"),
+        ({"tracing": Tracing(sample_ratio=1.5)}, "more than 1"),
+        ({"tracing": Tracing(endpoint="https://collector/v1/traces")}, "without a CA verifies nothing"),
+        ({"tracing": Tracing(ca_file="ca.crt")}, "a CA without https does nothing"),
+        ({"tracing": Tracing(endpoint="http://user:secret@collector/v1/traces")}, "without user and password"),
+        ({"tracing": Tracing(endpoint="collector:4317")}, "write http://HOST"),
     ],
 )
 def test_settings_that_are_unsafe_together_are_refused(change: dict[str, object], named: str) -> None:
