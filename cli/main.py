@@ -5,7 +5,21 @@ import sys
 
 import typer
 
-from cli.commands import assignments, disks, events, gateways, lab, leaders, operations, paths, subnets, tokens, up, whatif
+from cli.commands import (
+    assignments,
+    disks,
+    doctor,
+    events,
+    gateways,
+    lab,
+    leaders,
+    operations,
+    paths,
+    subnets,
+    tokens,
+    up,
+    whatif,
+)
 from cli.output import OperationFailed, err
 from sanderling.errors import Forbidden, Problem, Unauthenticated, Unavailable
 
@@ -37,6 +51,7 @@ for name, noun in {
 }.items():
     app.add_typer(noun.app, name=name)
 app.command("whatif", epilog="Example: sanderling whatif --lose node-1 --lose node-2")(whatif.whatif)
+app.command("doctor", epilog="Example: sanderling doctor --role worker --json")(doctor.doctor)
 app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)
 
 

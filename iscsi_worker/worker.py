@@ -7,6 +7,8 @@ import math
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Final
 
 import structlog
 
@@ -53,6 +55,8 @@ from sanderling.model.fronts import REASON_STORE
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+VERSION: Final = version("sanderling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +382,7 @@ class Worker:
             withdrawing=self._withdrawing,
             front=self._neighbours.front,
             store=self._image_store.said,
+            version=VERSION,
         )
 
     def _measure(self, view: View, session: str, told: Told) -> None:

@@ -317,14 +317,15 @@ def load(argv: Sequence[str] = (), *, files: Sequence[str] | None = None) -> Set
     for group, opts in options():
         conf.register_opts(opts, group=group)
     try:
-        conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else _found())
+        conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else found())
         values = {group: _frozen(conf, group, kind) for group, kind in _GROUPS.items()}
     except (cfg.Error, ValueError) as error:
         raise SettingsRefused(f"settings: {error}") from error
     return Settings(**values)
 
 
-def _found() -> list[str]:
+def found() -> list[str]:
+    """The ini file that `load` reads when it is given none; empty when there is none."""
     named = os.environ.get("SANDERLING_CONFIG")
     if named:
         return [named]

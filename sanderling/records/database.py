@@ -14,6 +14,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -71,6 +73,14 @@ class Records:
         with _reached(), self._turn, self._writing.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def schema(self) -> tuple[str | None, str]:
+        """The revision that the schema has, None if there is none, and the one that this release works with."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with _reached(), self._engine.connect() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+        return present, str(ScriptDirectory.from_config(config).get_current_head())
 
     def ping(self) -> None:
         """Return when the records answer; `Unavailable` when they do not."""
