@@ -9,12 +9,9 @@ from typing import Annotated, Final
 import typer
 
 from cli.commands.disks import AsJson
-from cli.doctor import checks
 from cli.doctor.base import Finding, Role, State, examine
 from cli.output import as_json, err, table
-from sanderling import logs, settings
 from sanderling.clock import SystemClock
-from sanderling.settings import Settings
 
 TIMEOUT_S: Final = 20.0
 UNITS: Final = Path("/etc/systemd/system")
@@ -34,10 +31,14 @@ Roles = Annotated[
 
 def doctor(role: Roles = None, json: AsJson = False) -> None:
     """Check everything that this host's processes need, and say what to mend. Exit code 1 when anything fails."""
+    from cli.doctor import checks  # noqa: PLC0415  it loads whatever any process loads, which takes a second
+    from sanderling import logs, settings  # noqa: PLC0415
+
     clock, file = SystemClock(), next(iter(settings.found()), None)
     loaded = settings.load()
-    logs.configure(_quiet(loaded), process="doctor")
-    found, all_ended = examine(checks(loaded, file, role or enabled(UNITS), clock=clock), timeout_s=TIMEOUT_S, clock=clock)
+    quiet = settings.General(node=loaded.sanderling.node, log_level="ERROR", log_format="console")
+    logs.configure(quiet, process="doctor")  # what the parts log meanwhile the findings say too
+    found, all_ended = examine(checks.of(loaded, file, role or enabled(UNITS), clock=clock), timeout_s=TIMEOUT_S, clock=clock)
     _show(found, json=json)
     failed = any(finding.state is State.FAIL for finding in found)
     if not all_ended:  # whatever a check still waits for in a library is not waited for
@@ -51,11 +52,6 @@ def enabled(units: Path) -> Collection[Role]:
     """Those that systemd starts on this host; all when it starts none."""
     wanted = {link.name.removesuffix(".service") for link in units.glob("*.wants/sanderling-*.service")}
     return [role for role, program in PROGRAMS.items() if program in wanted] or list(Role)
-
-
-def _quiet(loaded: Settings) -> settings.General:
-    """The findings are what is to be read; what the parts log meanwhile says the same."""
-    return settings.General(node=loaded.sanderling.node, log_level="ERROR", log_format="console")
 
 
 def _show(found: Sequence[Finding], *, json: bool) -> None:
