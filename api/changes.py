@@ -204,7 +204,7 @@ def _planned(intent: Intent) -> JSONResponse:
     body = {
         "dry_run": True,
         "plan": intent.plan.model_dump(mode="json"),
-        "disk": disks.describe(intent.row).model_dump(mode="json"),
+        "disk": disks.describe(intent.row).model_dump(mode="json", exclude={"cause"}),
         "notes": list(intent.notes),
     }
     return JSONResponse(body, 200)

@@ -167,7 +167,7 @@ def _turn(disk: str, kind: OperationKind, event: DiskEvent, context: Context, ca
 
 
 def _show(row: DiskRow) -> dict[str, Any]:
-    shown = disks.describe(row).model_dump(mode="json", exclude={"generation"})
+    shown = disks.describe(row).model_dump(mode="json", exclude={"generation", "cause"})
     return shown | {
         "state": row.state,
         "created_at": _moment(row.created_at),

@@ -114,6 +114,13 @@ def test_the_line_of_an_accepted_request_names_its_operation_and_its_trace(api: 
     assert (line["operation_id"], line["trace_id"]) == (answer.json()["id"], TRACE)
 
 
+def test_a_disk_is_shown_without_what_only_workers_are_told(api: Api) -> None:
+    api.disk("db")
+    plan = api.client.post("/v1/disks", json={"name": "d2", "size_bytes": GIB}, params={"dry_run": "true"}).json()
+    assert "cause" not in api.client.get("/v1/disks/db").json()
+    assert "cause" not in plan["disk"]
+
+
 def test_a_part_of_an_action_has_its_trace_and_what_follows_has_not() -> None:
     with tracing.span("whole", parent=GIVEN):
         with tracing.span("part"):
