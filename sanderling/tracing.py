@@ -25,6 +25,7 @@ _SHAPE: Final = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<span>(?!0{16})[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})"
     r"(?P<more>-[\x20-\x7e]{0,200})?"
 )
+LOG_MOST: Final = 2000
 _current: ContextVar[str] = ContextVar("traceparent", default="")
 _tracer: Any = None  # OpenTelemetry's, while tracing is on
 
@@ -165,6 +166,8 @@ class _Recorded:
         kind, said = (error.code, error.detail) if isinstance(error, Problem) else (type(error).__name__,) * 2
         self._span.set_attribute("error.type", kind)
         self._span.set_status(Status(StatusCode.ERROR, said))
+        if isinstance(error, Problem) and "log" in error.context:  # the last words of a program of somebody else's
+            self._span.set_attribute("sanderling.log", str(error.context["log"])[-LOG_MOST:])
 
 
 def _start(name: str, above: str, kind: Kind, attributes: dict[str, Value]) -> Any:

@@ -86,7 +86,10 @@ def _exchanges(broker: Connection) -> Iterable[Finding]:
             if _code(error) == NOT_THERE:
                 yield ok(what, "not there yet; the first process that needs it makes it")
             elif _code(error) == DIFFERS:
-                fix = f"stop all processes, rabbitmqadmin delete exchange name={name}, and start them again"
+                fix = (
+                    "stop all processes, rabbitmq-plugins enable rabbitmq_management, rabbitmqadmin -V VHOST delete exchange "
+                    f"name={name}, and start them again"
+                )
                 yield fail(what, "it is there, and not durable or of another type: nothing can be sent", fix)
             else:
                 yield fail(what, f"it cannot be declared ({type(error).__name__})", RIGHTS)

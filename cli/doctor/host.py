@@ -35,15 +35,21 @@ def checks(settings: Settings, file: str | None, *, clock: Clock) -> Sequence[Ch
     ]
 
 
-def kernel() -> Kept:
-    """By adjtimex(2), which only reads when it is given no mode: mode, offset, frequency, largest error, error, status."""
+def kernel() -> Kept | None:
+    """By adjtimex(2), which only reads when it is given no mode: mode, offset, frequency, largest error, error, status.
+
+    None where that is not allowed.
+    """
     buffer = ctypes.create_string_buffer(512)
-    ctypes.CDLL(None).adjtimex(buffer)
+    if ctypes.CDLL(None).adjtimex(buffer) < 0:
+        return None
     _, _, _, error_most_us, _, status = struct.unpack_from("@Iqqqqi", buffer)
     return Kept(in_step=not status & STA_UNSYNC, error_most_s=error_most_us / 1e6)
 
 
-def look_at_kernel(kept: Kept) -> Finding:
+def look_at_kernel(kept: Kept | None) -> Finding:
+    if kept is None:
+        return warn("clock", "the kernel does not tell here how it is kept", "run this on the host itself, not in a container")
     if kept.in_step:
         return ok("clock", f"kept in step; wrong by {kept.error_most_s:.3f} s at most, says the kernel")
     return warn("clock", "nothing keeps it in step, says the kernel", FIX)

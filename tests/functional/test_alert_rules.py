@@ -1,6 +1,7 @@
 """The alert rules and the dashboard as Prometheus itself reads them: they can be read, and alerts fire when they should."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,15 @@ def test_an_alert_fires_on_what_it_is_for_and_not_before(
 def test_no_alert_fires_while_all_is_well(promtool: str, tmp_path: Path) -> None:
     nothing = {"expr": 'ALERTS{alertstate="firing"}', "eval_time": "25m", "exp_samples": []}
     played(promtool, tmp_path, QUIET, [nothing])
+
+
+def test_prometheus_accepts_the_configuration_that_the_guide_shows(promtool: str, tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(rule_files.*?)```", (ROOT / "docs/operations.md").read_text(), flags=re.DOTALL)
+    file = tmp_path / "prometheus.yml"
+    file.write_text(shown)
+    checked(promtool, "check", "config", "--syntax-only", file)
+    jobs = {job["job_name"] for job in yaml.safe_load(shown)["scrape_configs"]}
+    assert jobs == {"sanderling-api", "sanderling-conductor", "sanderling-worker", "sanderling-leader"}
 
 
 def test_prometheus_can_read_every_expression_of_the_dashboard(promtool: str, tmp_path: Path) -> None:

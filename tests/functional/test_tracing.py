@@ -1,9 +1,11 @@
 """Spans as a collector gets them: one trace from request to worker, no secret in it, and nothing loaded while it is off."""
 
+import contextlib
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +14,13 @@ from cli.lab.network import Network
 from cli.lab.parts.daemons import waited
 from sanderling import tracing
 from sanderling.errors import TargetFailed
-from sanderling.model.operations import OperationState
 from sanderling.settings import Settings, Tracing
+from tests.functional.test_moves import refusing
 from tests.parts import usage
 from tests.parts.collector import Collector, SeenSpan, tree
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CALLER = f"00-{TRACE}-{SPAN}-01"
-GIB = 1 << 30
 OFF = """
 import sys
 import api.server, conductor.server, iscsi_worker.server, leader.server
@@ -75,11 +76,11 @@ def test_parts_are_sent_below_the_whole_and_the_whole_below_the_caller(collector
 def test_a_problem_is_told_and_of_any_other_failure_only_the_kind(collector: Collector) -> None:
     with tracing.sent(sending_to(collector), process="test"):
         with pytest.raises(TargetFailed), tracing.span("a", begins=True):
-            raise TargetFailed("tgtadm: out of memory")
+            raise TargetFailed("no portal: out of memory", log="bind: no")
         with pytest.raises(ValueError, match="canary"), tracing.span("b", begins=True):
             raise ValueError("password=canary")
     told, untold = collector.spans
-    assert told.error == "tgtadm: out of memory"
+    assert (told.error, told.attributes["sanderling.log"]) == ("no portal: out of memory", "bind: no")
     assert untold.error == "ValueError"
     assert b"canary" not in collector.raw
 
@@ -108,47 +109,67 @@ def test_a_collector_that_is_away_holds_nothing_up(collector: Collector) -> None
     assert tracing.current() is None
 
 
-@pytest.fixture
-def traced(tmp_path: Path, network: Network, tgt: str) -> Iterator[tuple[Cluster, Collector]]:
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Collector]]:
     """All processes on the real parts, sending to a collector beside them."""
-    with Collector(f"{network.parts_address.rpartition('.')[0]}.254") as collector:
+    with Network(["san1", "san2"]) as network, Collector(f"{network.parts_address.rpartition('.')[0]}.254") as collector:
         changes = {"tracing": {"enabled": "on", "endpoint": collector.endpoint, "send_interval_s": 0.1}}
-        made = Cluster(tmp_path, network, changes=changes)
+        made = Cluster(tmp_path_factory.mktemp("traced"), network, changes=changes)
+        made.start()
         try:
-            made.start()
-            for title, part in (("RabbitMQ", made.rabbitmq), ("Consul", made.consul), ("Ceph", made.ceph)):
-                usage.used(title, part.version)
             yield made, collector
         finally:
             made.stop()
 
 
-def ended(cluster: Cluster, answer: dict[str, str]) -> None:
-    def has() -> bool:
-        state = cluster.http.get(f"/v1/operations/{answer['id']}").json()["state"]
-        return bool(state == OperationState.SUCCEEDED)
+class Asked:
+    """Requests that bring a trace of the caller's, and the spans of that trace."""
 
-    waited(has, within_s=60, what="the operation succeeds")
+    def __init__(self, traced: tuple[Cluster, Collector]) -> None:
+        self.cluster, self._collector = traced
+        for title, part in (("RabbitMQ", self.cluster.rabbitmq), ("Consul", self.cluster.consul), ("Ceph", self.cluster.ceph)):
+            usage.used(title, part.version)
+        self.trace_id = secrets.token_hex(16)
+
+    def post(self, path: str, body: dict[str, Any], *, state: str = "succeeded") -> dict[str, Any]:
+        """The operation, once it has ended in this state."""
+        answer = self.cluster.http.post(path, json=body, headers={"traceparent": f"00-{self.trace_id}-{SPAN}-01"})
+        return self.cluster.wait_operation(answer, state=state)
+
+    @property
+    def spans(self) -> list[SeenSpan]:
+        return [span for span in self._collector.spans if span.trace_id == self.trace_id]
+
+    def found(self, *wanted: tuple[str, str]) -> dict[tuple[str, str], SeenSpan]:
+        """The spans by process and name, once these are among them; they are printed as well."""
+        waited(lambda: set(wanted) <= _by_name(self.spans).keys(), within_s=20, what="the spans of every process arrive")
+        sys.stdout.write(f"{tree(self.spans)}\n")
+        return _by_name(self.spans)
 
 
-def by_name(spans: list[SeenSpan]) -> dict[tuple[str, str], SeenSpan]:
+def _by_name(spans: list[SeenSpan]) -> dict[tuple[str, str], SeenSpan]:
     return {(span.service.removeprefix("sanderling-"), span.name): span for span in spans}
 
 
-def test_one_trace_leads_from_the_request_over_the_conductor_to_the_worker(traced: tuple[Cluster, Collector]) -> None:
-    cluster, collector = traced
-    body = {"name": "db", "size_bytes": GIB, "allow_any": True, "start": True}
-    answer = cluster.http.post("/v1/disks", json=body, headers={"traceparent": CALLER})
-    assert answer.status_code == 202, answer.text
-    ended(cluster, answer.json())
-    wanted = {("api", "POST /v1/disks"), ("conductor", "disk.create"), ("iscsi-worker", "take"), ("iscsi-worker", "serving")}
+@pytest.fixture
+def asked(traced: tuple[Cluster, Collector]) -> Asked:
+    return Asked(traced)
 
-    def spans() -> list[SeenSpan]:
-        return [span for span in collector.spans if span.trace_id == TRACE]
 
-    waited(lambda: wanted <= by_name(spans()).keys(), within_s=20, what="the spans of all three processes arrive")
-    print(tree(spans()))  # noqa: T201
-    found = by_name(spans())
+def move(asked: Asked, name: str, *, state: str = "succeeded", refused: bool = False) -> None:
+    """Create a disk, and then, in the trace, ask to move it to the other gateway."""
+    cluster = asked.cluster
+    disk = cluster.create_disk(name, paths=1)
+    (path,) = disk["paths"]
+    other = next(node for node in cluster.network.nodes if node != path["gateway"])
+    with refusing(cluster, other) if refused else contextlib.nullcontext():
+        body = {"planner": "manual", "paths": [path["address"]], "gateway": other}
+        asked.post("/v1/assignments", body, state=state)
+
+
+def test_one_trace_leads_from_the_request_over_the_conductor_to_the_worker(asked: Asked) -> None:
+    operation = asked.post("/v1/disks", {"name": "created", "size_bytes": 64 << 20, "paths": 2, "allow_any": True})
+    found = asked.found(("api", "POST /v1/disks"), ("conductor", "disk.create"), ("iscsi-worker", "take"))
     request, driven, take = found["api", "POST /v1/disks"], found["conductor", "disk.create"], found["iscsi-worker", "take"]
     assert request.parent_id == SPAN
     assert driven.parent_id == request.span_id
@@ -157,31 +178,33 @@ def test_one_trace_leads_from_the_request_over_the_conductor_to_the_worker(trace
         assert found["conductor", step].parent_id == driven.span_id
     for part in ("lock", "start", "portal", "gate", "serving"):
         assert found["iscsi-worker", part].parent_id == take.span_id
-    assert take.attributes["sanderling.operation_id"] == driven.attributes["sanderling.operation_id"] == answer.json()["id"]
-    assert cluster.http.headers["Authorization"].partition(" ")[2].encode() not in collector.raw
+    assert take.attributes["sanderling.operation_id"] == driven.attributes["sanderling.operation_id"] == operation["id"]
+    for process in ("conductor-1", *asked.cluster.network.nodes):
+        for line in asked.cluster.log(process):
+            assert line.get("operation_id") != operation["id"] or line.get("trace_id") == asked.trace_id, line
 
 
-def test_a_move_s_commands_and_what_both_gateways_do_are_one_trace(traced: tuple[Cluster, Collector]) -> None:
-    cluster, collector = traced
-    created = cluster.http.post("/v1/disks", json={"name": "db", "size_bytes": GIB, "allow_any": True, "start": True})
-    ended(cluster, created.json())
-    (path,) = cluster.http.get("/v1/paths").json()["paths"]
-    other = next(node for node in cluster.network.nodes if node != path["gateway"])
-    body = {"planner": "manual", "paths": [path["address"]], "gateway": other}
-    answer = cluster.http.post("/v1/assignments", json=body, headers={"traceparent": CALLER})
-    assert answer.status_code == 202, answer.text
-    ended(cluster, answer.json())
-    wanted = {("conductor", "do move_paths")} | {
-        ("iscsi-worker", name) for name in ("export.path_host", "export.clean", "prepare", "handover", "activate", "pass_on")
-    }
-
-    def spans() -> list[SeenSpan]:
-        return [span for span in collector.spans if span.trace_id == TRACE]
-
-    waited(lambda: wanted <= by_name(spans()).keys(), within_s=20, what="the spans of the move arrive")
-    print(tree(spans()))  # noqa: T201
-    found = by_name(spans())
+def test_a_move_s_commands_and_what_both_gateways_do_are_one_trace(asked: Asked) -> None:
+    move(asked, "moved")
+    steps = ("export.path_host", "export.clean", "prepare", "handover", "pass_on", "activate")
+    found = asked.found(("conductor", "do move_paths"), *(("iscsi-worker", name) for name in steps))
     step = found["conductor", "do move_paths"]
-    commands = {span.span_id for span in spans() if span.name in {"export.path_host", "export.clean"}}
-    assert all(span.parent_id == step.span_id for span in spans() if span.span_id in commands)
-    assert {found["iscsi-worker", name].parent_id for name in ("prepare", "handover")} <= commands
+    commands = {span.span_id for span in asked.spans if span.name in {"export.path_host", "export.clean"}}
+    assert {span.parent_id for span in asked.spans if span.span_id in commands} == {step.span_id}
+    assert {found["iscsi-worker", name].parent_id for name in ("prepare", "handover", "activate")} <= commands
+
+
+def test_a_move_that_failed_shows_what_failed_and_in_which_words(asked: Asked) -> None:
+    move(asked, "refused", state="failed", refused=True)
+    found = asked.found(("conductor", "do move_paths"), ("iscsi-worker", "prepare"), ("iscsi-worker", "start"))
+    assert found["iscsi-worker", "start"].error
+    assert found["iscsi-worker", "prepare"].error == found["iscsi-worker", "start"].error
+    assert found["conductor", "do move_paths"].error
+
+
+def test_no_token_is_in_what_was_sent(asked: Asked, traced: tuple[Cluster, Collector]) -> None:
+    asked.post("/v1/disks", {"name": "unsaid", "size_bytes": 64 << 20, "paths": 1, "allow_any": True})
+    asked.found(("api", "POST /v1/disks"))
+    token = asked.cluster.http.headers["Authorization"].removeprefix("Bearer ")
+    assert token.encode() not in traced[1].raw
+    assert b"guest:guest" not in traced[1].raw

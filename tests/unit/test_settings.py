@@ -1,5 +1,6 @@
 """Settings: what is wrong is refused by name at the start, secrets stay out of sight, and the sample is the code's own."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from sanderling.errors import SettingsRefused
 from sanderling.settings import Api, Bus, Coordination, Images, Leader, Records, Settings, Tracing, Worker, load, options
 
 SAMPLE = Path(__file__).parents[2] / "etc/sanderling.conf.sample"
+GUIDE = Path(__file__).parents[2] / "docs/operations.md"
 
 
 @pytest.fixture
@@ -50,6 +52,11 @@ def test_a_sample_with_every_option_uncommented_loads(written: Path) -> None:
     ]
     text = "\n".join(line for line in lines if not line.startswith("node ="))
     assert loaded(written, text) == Settings()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```ini\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL))
+def test_the_settings_that_the_guide_shows_load(written: Path, block: str) -> None:
+    assert loaded(written, block) != Settings()
 
 
 @pytest.mark.parametrize(
