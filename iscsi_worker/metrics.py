@@ -78,11 +78,19 @@ class Locks:
             LOCK_AGE.labels(phase).set(max((now - at for _, which, at in since.values() if which is phase), default=0.0))
 
 
-def show_cut_off(interfaces: Collection[str], *, image_store: bool) -> None:
-    CUT_OFF.clear()
-    CUT_OFF.labels("image-store").set(image_store)
-    for name in interfaces:
-        CUT_OFF.labels(name).set(1)
+class CutOff:
+    """What this node is cut off on. What goes on is never out of sight in between, or an alert would end and begin again."""
+
+    def __init__(self) -> None:
+        self._interfaces: frozenset[str] = frozenset()
+
+    def look(self, interfaces: Collection[str], *, image_store: bool) -> None:
+        CUT_OFF.labels("image-store").set(image_store)
+        for name in interfaces:
+            CUT_OFF.labels(name).set(1)
+        for name in self._interfaces - set(interfaces):
+            CUT_OFF.remove(name)
+        self._interfaces = frozenset(interfaces)
 
 
 def show_leases(left_s: Collection[float]) -> None:

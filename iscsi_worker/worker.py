@@ -124,7 +124,7 @@ class Worker:
         self._withdrawn = threading.Event()
         self._serving: Serving | None = None
         self._threads: dict[str, threading.Thread] = {}
-        self._locks = metrics.Locks()
+        self._locks, self._cut_off = metrics.Locks(), metrics.CutOff()
 
     def _acting(self, seams: Seams) -> Lanes:
         node, own, clock, parts = self._node, self._own, self._clock, (self._service, self._reports)
@@ -388,7 +388,7 @@ class Worker:
     def _measure(self, view: View, session: str, told: Told) -> None:
         self._locks.look(view, view.held_by(session), now=self._clock.monotonic())
         front, store = self._neighbours.front, self._image_store.said
-        metrics.show_cut_off(front.cut_off, image_store=store.cut_off)
+        self._cut_off.look(front.cut_off, image_store=store.cut_off)
         metrics.CLAIMED.set(len(front.claimed))
         metrics.PROCESSES.set(len(self._ran))
         metrics.REFUSED.set(len(told.refused))

@@ -116,9 +116,10 @@ def test_without_an_export_there_is_no_lease_to_alert_on() -> None:
 
 
 def test_what_a_node_is_no_longer_cut_off_on_is_forgotten() -> None:
-    iscsi_worker.metrics.show_cut_off(("eth1",), image_store=True)
+    cut_off = iscsi_worker.metrics.CutOff()
+    cut_off.look(("eth1",), image_store=True)
     assert value("sanderling_worker_cut_off", at="eth1") == value("sanderling_worker_cut_off", at="image-store") == 1
-    iscsi_worker.metrics.show_cut_off((), image_store=False)
+    cut_off.look((), image_store=False)
     assert REGISTRY.get_sample_value("sanderling_worker_cut_off", {"at": "eth1"}) is None
     assert REGISTRY.get_sample_value("sanderling_worker_cut_off", {"at": "image-store"}) == 0
 
