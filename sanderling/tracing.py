@@ -86,7 +86,7 @@ def span(
     try:
         with structlog.contextvars.bound_contextvars(**{key: value for key, value in known.items() if value}):
             yield shown
-    except BaseException as error:
+    except Exception as error:  # a stream that its reader leaves is no failure
         shown.fail(error)
         raise
     finally:

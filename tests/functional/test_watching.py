@@ -1,4 +1,4 @@
-"""Spans as a collector gets them: one trace from request to worker, no secret in it, and nothing loaded while it is off."""
+"""Watching a running site: its spans as a collector gets them, its measurements as Prometheus does; nothing of it while off."""
 
 import contextlib
 import secrets
@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cli.lab.cluster import Cluster
 from cli.lab.network import Network
@@ -111,9 +113,14 @@ def test_a_collector_that_is_away_holds_nothing_up(collector: Collector) -> None
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Collector]]:
-    """All processes on the real parts, sending to a collector beside them."""
+    """All processes on the real parts, sending to a collector beside them and answering to whoever scrapes them."""
     with Network(["san1", "san2"]) as network, Collector(f"{network.parts_address.rpartition('.')[0]}.254") as collector:
-        changes = {"tracing": {"enabled": "on", "endpoint": collector.endpoint, "send_interval_s": 0.1}}
+        changes: dict[str, dict[str, Any]] = {
+            "tracing": {"enabled": "on", "endpoint": collector.endpoint, "send_interval_s": 0.1},
+            "sanderling": {"metrics_host": "0.0.0.0"},
+            "conductor": {"metrics_port": 9641, "balance": "off"},
+            "iscsi_worker": {"metrics_port": 9642},
+        }
         made = Cluster(tmp_path_factory.mktemp("traced"), network, changes=changes)
         made.start()
         try:
@@ -208,3 +215,59 @@ def test_no_token_is_in_what_was_sent(asked: Asked, traced: tuple[Cluster, Colle
     token = asked.cluster.http.headers["Authorization"].removeprefix("Bearer ")
     assert token.encode() not in traced[1].raw
     assert b"guest:guest" not in traced[1].raw
+
+
+def scraped(url: str, token: str = "") -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """Samples by name and labels."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    answer = httpx.get(url, headers=headers, timeout=10)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def test_each_process_measures_what_it_did(asked: Asked) -> None:
+    cluster = asked.cluster
+    cluster.create_disk("measured", paths=1)
+    token = cluster.http.headers["Authorization"].removeprefix("Bearer ")
+    api = scraped(f"{cluster.url}/metrics", token)
+    assert api["sanderling_disks"][("state", "started"),] >= 1
+    assert "sanderling_operations_oldest_seconds" in api or not api["sanderling_operations_open"]
+    conductor = scraped(f"http://{cluster.network.parts_address}:9641/metrics")
+    ended = (("kind", "disk.create"), ("state", "succeeded"))
+    assert conductor["sanderling_operations_ended_total"][ended] >= 1
+    assert conductor["sanderling_step_seconds_count"][("result", "done"), ("step", "publish"), ("way", "do")] >= 1
+
+    def workers() -> list[dict[str, dict[tuple[tuple[str, str], ...], float]]]:
+        return [scraped(f"http://{cluster.network.address(node, 'back')}:9642/metrics") for node in cluster.network.nodes]
+
+    def serving() -> bool:
+        return sum(one["sanderling_worker_exports"][("phase", "serving"),] for one in workers()) >= 1
+
+    waited(serving, within_s=10, what="the workers count what they serve")
+    assert sum(one["sanderling_worker_action_seconds_count"].get(_TAKEN, 0.0) for one in workers()) >= 1
+    assert max(one["sanderling_worker_lease_left_seconds"][()] for one in workers()) > 0
+
+
+_TAKEN = (("action", "take"), ("result", "done"))
+
+
+def test_a_failover_is_measured_as_a_fence_and_a_gap(asked: Asked) -> None:
+    cluster = asked.cluster
+    disk = cluster.create_disk("failing-over", paths=1)
+    owner = cluster.http.get(f"/v1/disks/{disk['id']}").json()["paths"][0]["gateway"]
+    heir = next(node for node in cluster.network.nodes if node != owner)
+    cluster.kill_node(owner)
+
+    def measured() -> bool:
+        seen = scraped(f"http://{cluster.network.address(heir, 'back')}:9642/metrics")
+        fences = seen["sanderling_worker_fence_seconds_count"][("result", "done"),]
+        return fences >= 1 and seen["sanderling_worker_gap_seconds_count"][("kind", "failover"),] >= 1
+
+    try:
+        waited(measured, within_s=60, what="the heir has measured its fence and the gap")
+    finally:
+        cluster.heal()
