@@ -52,7 +52,7 @@ class Drive:
         self._wake.set()
 
     def run(self, operation_id: str) -> bool:
-        """Drive the operation to its end; False when somebody else has it or it was let go before."""
+        """Drive the operation to its end; False when somebody else has it, or it was let go before, or cannot go on now."""
         operation = self._claimed(operation_id)
         if operation is None:
             return False
@@ -67,8 +67,14 @@ class Drive:
             except ClaimLost as problem:
                 log.warning("stopped driving", reason=problem.detail)
                 return False
+            except Problem as problem:
+                span.fail(problem)
+                log.warning("cannot go on; a sweep will", code=problem.code, reason=problem.detail)
+                return False
             _count(ended)
             span.say(state=ended.state)
+            if ended.problem is not None:
+                span.fail(Problem.from_wire(ended.problem))
             log.info("operation ended", state=ended.state, problem=ended.problem)
             return True
 

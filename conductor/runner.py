@@ -101,7 +101,7 @@ class Runner:
             try:
                 ended = drive.run(operation_id)
             except Problem as problem:
-                log.warning("cannot go on; a sweep will", operation_id=operation_id, code=problem.code, reason=problem.detail)
+                log.warning("not claimed; a sweep will", operation_id=operation_id, code=problem.code, reason=problem.detail)
             except Exception:
                 log.exception("driving failed; a sweep will go on", operation_id=operation_id)
             else:

@@ -4,7 +4,9 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -12,10 +14,14 @@ import structlog
 from rpc.dispatch import Dispatch
 from rpc.messages import ExportCommand, ExportReport, Message
 from sanderling import logs, tracing
+from sanderling.clock import SystemClock
+from sanderling.errors import Unavailable
 from sanderling.model.disks import Disk
 from sanderling.model.exports import ExportId, ExportPhase
 from sanderling.model.operations import Cause, OperationKind
+from sanderling.records.database import Records
 from sanderling.settings import General
+from sanderling.settings import Records as RecordsSettings
 from tests.house import Gateways, House
 from tests.unit.api_app import GIB, Api, running
 from tests.unit.test_worker import Node
@@ -166,6 +172,29 @@ def test_the_lines_of_an_operation_name_it_and_its_trace_also_in_a_step_s_thread
         (line,) = said(lines, event)
         assert line["operation_id"] == operation.id
         assert line["trace_id"]
+
+
+def test_the_line_of_an_operation_that_cannot_go_on_names_its_trace(house: House, tmp_path: Path, lines: io.StringIO) -> None:
+    operation = house.ask(OperationKind.CREATE_DISK, house.disk())
+
+    class Away(Records):
+        """Gone once the operation has been claimed."""
+
+        claims = 0
+
+        def begin(self) -> Any:
+            self.claims += 1
+            if self.claims > 1:
+                raise Unavailable("the records are away")
+            return super().begin()
+
+    away = Away(RecordsSettings(url=f"sqlite:///{tmp_path}/records.sqlite"), clock=SystemClock())
+    house.stores = replace(house.stores, records=away)
+    house.drive(operation)
+    away.close()
+    (line,) = said(lines, "cannot go on; a sweep will")
+    assert line["operation_id"] == operation.id
+    assert line["trace_id"]
 
 
 def test_workers_are_told_in_a_disk_s_key_which_operation_published_it(house: House) -> None:
