@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -239,6 +240,10 @@ class KeyedCeph(CephCluster):
         super()._make_monitor()
         conf = Path(self.conf)
         conf.write_text(conf.read_text().replace("required = none", "required = cephx"))
+        shutil.rmtree(self._folder / "mon")  # a monitor that was made without cephx knows no keys: once more
+        (self._folder / "mon").mkdir()
+        made = ["--monmap", str(self._folder / "monmap"), "--keyring", str(self._folder / "keyring")]
+        run(["ceph-mon", "--conf", self.conf, "--mkfs", "-i", "a", *made])
 
     def _make_osd_and_pool(self) -> None:
         keyring = str(self._folder / "keyring")
