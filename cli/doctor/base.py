@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from sanderling.clock import Clock
-from sanderling.errors import Problem
+from sanderling.errors import Problem, Unavailable
 
 
 class Role(StrEnum):
@@ -85,10 +85,16 @@ class _Looking:
             for finding in self._check.look():
                 self._found.append(finding)
         except Problem as problem:
-            self._found.append(fail(self._check.name, problem.detail, self._check.fix))
+            self._found.append(fail(self._check.name, problem.detail, self._fix(problem)))
         except Exception as error:  # noqa: BLE001  whatever it is, it is told; its text may hold a password, and is not
             said = f"this could not be looked at: {type(error).__name__}"
             self._found.append(fail(self._check.name, said, f"{self._check.fix}; if that is well, report this"))
+
+    def _fix(self, problem: Problem) -> str:
+        """What is asked through a part that is away is not what is to be mended."""
+        needed = str(problem.context.get("dependency", ""))
+        is_anothers = isinstance(problem, Unavailable) and needed and not self._check.name.startswith(needed)
+        return f"bring {needed} back first; see what is said of it here" if is_anothers else self._check.fix
 
 
 def examine(checks: Sequence[Check], *, timeout_s: float, clock: Clock) -> tuple[Sequence[Finding], bool]:

@@ -35,7 +35,7 @@ Ask = Callable[[str, Any], tuple[int, Any]]
 def checks(settings: Settings, file: str | None, *, clock: Clock) -> Sequence[Check]:  # noqa: ARG001
     if settings.coordination.backend != "consul":
         return []
-    rights = "give the token key_prefix, session_prefix and node_prefix write (docs/operations.md, section 4)"
+    rights = "if Consul answers: give the token key_prefix, session_prefix and node_prefix write (docs/operations.md, section 4)"
     return [
         Check("consul", lambda: look(asking(settings)), FIX),
         Check(
@@ -61,7 +61,7 @@ def asking(settings: Settings) -> Ask:
             return read(http.post(lambda response: response, path, data=json.dumps(body)))
         except HTTPError as error:
             url = settings.coordination.url
-            raise Unavailable(f"Consul at {url} does not answer: {type(error).__name__}", dependency="consul") from error
+            raise Unavailable(f"Consul at {url} does not answer ({type(error).__name__})", dependency="consul") from error
 
     return ask
 

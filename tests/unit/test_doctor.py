@@ -77,6 +77,15 @@ def test_a_problem_is_told_with_its_fix_and_of_any_other_error_only_the_kind() -
     assert "canary" not in repr(found)
 
 
+def test_what_is_asked_through_a_part_that_is_away_sends_to_that_part() -> None:
+    def away() -> Iterable[Finding]:
+        raise Unavailable("no answer", dependency="consul")
+
+    checks = [Check(name, away, "its own fix") for name in ("consul", "consul rights", "gateways")]
+    found, _ = examine(checks, timeout_s=5, clock=CLOCK)
+    assert [one.fix for one in found] == ["its own fix"] * 2 + ["bring consul back first; see what is said of it here"]
+
+
 def test_what_is_not_ok_always_says_what_to_do() -> None:
     with pytest.raises(AssertionError):
         fail("a", "broken", "")
