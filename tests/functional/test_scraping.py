@@ -2,7 +2,9 @@
 
 import socket
 import subprocess
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
@@ -12,8 +14,11 @@ import iscsi_worker.metrics
 import leader.metrics
 import rpc.oslo
 from api.metrics import Metrics
+from cli.lab.parts.daemons import waited
+from cli.lab.processes import Process
 from sanderling.errors import SettingsRefused
 from sanderling.measuring import served
+from sanderling.settings import Coordination, General, Images, Leader, Settings
 
 MEASURED = (conductor.metrics, iscsi_worker.metrics, leader.metrics, rpc.oslo)  # imported: registered
 
@@ -31,6 +36,30 @@ def test_what_a_process_measures_is_read_over_its_port_while_it_runs() -> None:
         assert "process_resident_memory_bytes" in text
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_leader_tells_over_its_port_that_it_leads(tmp_path: Path) -> None:
+    port = free_port()
+    settings = Settings(
+        sanderling=General(node="san1", runtime_dir=str(tmp_path)),
+        coordination=Coordination(backend="embedded"),
+        images=Images(backend="files"),
+        leader=Leader(metrics_port=port),
+    )
+    candidate = Process("leader", "sanderling-leader", settings, tmp_path, "")
+    candidate.start()
+
+    def leads() -> bool:
+        try:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        except urllib.error.URLError:
+            return False
+        return 'sanderling_leader_leads{service="cluster"} 1.0' in text and "sanderling_leader_term" in text
+
+    try:
+        waited(leads, within_s=20, what="it says that it leads")
+    finally:
+        candidate.terminate()
 
 
 def test_a_port_that_is_taken_is_refused_by_name() -> None:
