@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
@@ -180,12 +180,16 @@ def etag(session: Session, row: DiskRow) -> str:
     return f'"{hashlib.sha256(version.encode()).hexdigest()[:20]}"'
 
 
+_HIDDEN: Final = {"params", "claim_epoch", "claimed_at", "claimed_until", "cast_at"}  # the explanation tells of the claim
+
+
 def show_operation(operation: Operation) -> dict[str, Any]:
     """The operation as HTTP shows it: its problem as a problem document, its resource as a link."""
-    shown = operation.model_dump(mode="json", exclude={"params", "claim_epoch"})
+    shown = operation.model_dump(mode="json", exclude=_HIDDEN)
     shown["resource"] = _resource(operation)
-    if operation.problem is not None:
-        shown["problem"] = document(Problem.from_wire(operation.problem), instance=f"/v1/operations/{operation.id}")
+    for part, problem in [(shown, operation.problem), *zip(shown["steps"], (s.problem for s in operation.steps), strict=True)]:
+        if problem is not None:
+            part["problem"] = document(Problem.from_wire(problem), instance=f"/v1/operations/{operation.id}")
     return shown
 
 

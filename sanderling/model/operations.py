@@ -113,7 +113,11 @@ STEPS = Machine("step", start=_T.PENDING, rest={_T.PENDING, _T.DONE, _T.FAILED, 
 
 
 class Step(BaseModel):
-    """One named part of an operation; `deadline_s` bounds one attempt at it."""
+    """One named part of an operation; `deadline_s` bounds one attempt at it.
+
+    `tried_at` is when the latest attempt, at it or at undoing it, began. `problem` is the wire form of what the latest one that
+    failed failed with; `next_try_at` is when the next begins, while one is waited for.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -122,11 +126,15 @@ class Step(BaseModel):
     deadline_s: float
     attempts: int = 0
     started_at: datetime | None = None
+    tried_at: datetime | None = None
+    next_try_at: datetime | None = None
     ended_at: datetime | None = None
+    problem: dict[str, Any] | None = None
 
 
 class Operation(BaseModel):
-    """What is stored and shown of an operation. `problem` is the wire form of what went wrong, if anything did."""
+    """What is stored and shown of an operation. `problem` is the wire form of what went wrong, if anything did; `cast_at` is
+    when the conductors were woken for it, or no longer had to be."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -142,6 +150,9 @@ class Operation(BaseModel):
     cancel_requested: bool = False
     claimed_by: str | None = None
     claim_epoch: int = 0
+    claimed_at: datetime | None = None
+    claimed_until: datetime | None = None
+    cast_at: datetime | None = None
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None

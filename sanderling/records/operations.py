@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import CursorResult, and_, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -204,9 +204,8 @@ def due(session: Session, *, now: datetime, ttl_s: float, limit: int) -> list[st
 
     So has a claim that reaches further than one made now could: the clock went back, and its conductor has not renewed it.
     """
-    until = OperationRow.claimed_until
-    unclaimed = or_(until.is_(None), until <= now, until > _latest_end(now, ttl_s))
-    query = select(OperationRow.id).where(OperationRow.ended_at.is_(None), unclaimed)
+    held = held_at(now, ttl_s)
+    query = select(OperationRow.id).where(OperationRow.ended_at.is_(None), not_(held))
     return list(session.scalars(query.order_by(OperationRow.created_at).limit(limit)))
 
 
@@ -228,6 +227,7 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
         {
             "claimed_by": conductor,
             "claim_epoch": row.claim_epoch + 1,
+            "claimed_at": now,
             "claimed_until": now + timedelta(seconds=ttl_s),
             "cast_at": row.cast_at or now,
         },
@@ -239,6 +239,12 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
         row.started_at = now
         _move(session, row, OperationEvent.START, now=now, actor=conductor)
     return _model(row)
+
+
+def held_at(now: datetime, ttl_s: float) -> ColumnElement[bool]:
+    """Of a row of an operation that has not ended: whether a conductor's claim on it is in force."""
+    until = OperationRow.claimed_until
+    return and_(until.is_not(None), until > now, until <= _latest_end(now, ttl_s))
 
 
 def _latest_end(now: datetime, ttl_s: float) -> datetime:
@@ -255,7 +261,7 @@ def renew_claim(session: Session, operation_id: str, *, claim_epoch: int, now: d
 def release(session: Session, operation_id: str, *, claim_epoch: int) -> None:
     """Give the operation back unfinished, so that the next sweep takes it at once."""
     row = _held(session, operation_id, claim_epoch)
-    row.claimed_by, row.claimed_until = None, None
+    row.claimed_by, row.claimed_at, row.claimed_until = None, None, None
 
 
 def check_claim(session: Session, operation_id: str, *, claim_epoch: int, state: OperationState) -> None:
@@ -293,22 +299,31 @@ def begin_step(session: Session, operation_id: str, position: int, *, claim_epoc
         return None
     step.attempts += 1
     step.started_at = step.started_at or now
+    step.tried_at, step.next_try_at = now, None
     _move_step(session, row, step, StepEvent.START, now=now)
     return _model(row)
 
 
 def finish_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation:
     row = _held(session, operation_id, claim_epoch)
-    row.steps[position].ended_at = now
+    row.steps[position].ended_at, row.steps[position].problem = now, None
     _move_step(session, row, row.steps[position], StepEvent.FINISH, now=now)
     return _model(row)
+
+
+def try_again(
+    session: Session, operation_id: str, position: int, *, claim_epoch: int, problem: Mapping[str, Any], next_try_at: datetime
+) -> None:
+    """Record what the latest attempt at the step, or at undoing it, failed with, and when the next begins."""
+    step = _held(session, operation_id, claim_epoch).steps[position]
+    step.problem, step.next_try_at = dict(problem), next_try_at
 
 
 def fail_step(
     session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime, problem: Mapping[str, Any]
 ) -> Operation:
     row = _held(session, operation_id, claim_epoch)
-    row.steps[position].ended_at = now
+    row.steps[position].ended_at, row.steps[position].problem = now, dict(problem)
     _move_step(session, row, row.steps[position], StepEvent.FAIL, now=now, problem=problem)
     return _model(row)
 
@@ -323,9 +338,16 @@ def begin_undo(
     return _model(row)
 
 
+def begin_undo_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> None:
+    """Record that an attempt at undoing the step begins; its own attempts are not counted by it."""
+    step = _held(session, operation_id, claim_epoch).steps[position]
+    step.tried_at, step.next_try_at = now, None
+
+
 def undo_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation:
     """Record that nothing of the step is left."""
     row = _held(session, operation_id, claim_epoch)
+    row.steps[position].next_try_at = None
     _move_step(session, row, row.steps[position], StepEvent.UNDO, now=now)
     return _model(row)
 
@@ -434,7 +456,10 @@ def _model(row: OperationRow) -> Operation:
                 deadline_s=step.deadline_s,
                 attempts=step.attempts,
                 started_at=step.started_at,
+                tried_at=step.tried_at,
+                next_try_at=step.next_try_at,
                 ended_at=step.ended_at,
+                problem=step.problem,
             )
             for step in row.steps
         ),
@@ -443,6 +468,9 @@ def _model(row: OperationRow) -> Operation:
         cancel_requested=row.cancel_requested,
         claimed_by=row.claimed_by,
         claim_epoch=row.claim_epoch,
+        claimed_at=row.claimed_at,
+        claimed_until=row.claimed_until,
+        cast_at=row.cast_at,
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,

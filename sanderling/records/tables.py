@@ -128,6 +128,7 @@ class OperationRow(Base):
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     claimed_by: Mapped[str | None] = mapped_column(String(128))
     claim_epoch: Mapped[int] = mapped_column(default=0)
+    claimed_at: Mapped[datetime | None]
     claimed_until: Mapped[datetime | None]
     cast_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
@@ -147,7 +148,10 @@ class StepRow(Base):
     deadline_s: Mapped[float]
     attempts: Mapped[int] = mapped_column(default=0)
     started_at: Mapped[datetime | None]
+    tried_at: Mapped[datetime | None]
+    next_try_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    problem: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class MoveRow(Base):

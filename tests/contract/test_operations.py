@@ -14,7 +14,7 @@ from sanderling.model import plans
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.disks import Path as DiskPath
 from sanderling.model.operations import Operation, OperationEvent, OperationKind, OperationState, Step, StepState
-from sanderling.records import disks, operations
+from sanderling.records import claims, disks, operations
 from sanderling.records.database import Records
 from sanderling.records.tables import EventRow, SubnetRow
 from sanderling.settings import Conductor
@@ -174,6 +174,19 @@ def test_what_is_due_is_what_nobody_works_on(records: Records) -> None:
         assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=1) == [pending.id]
         later = records.now() + timedelta(seconds=TTL_S)
         assert operations.due(session, now=later, ttl_s=TTL_S, limit=9) == [pending.id, held.id, released.id]
+
+
+def test_an_operation_knows_how_many_come_before_it_and_who_works_on_others(records: Records) -> None:
+    first, held, last = (submitted(records, name, after_s=n) for n, name in enumerate(("d1", "d2", "d3")))
+    assert claimed(records, held.id, "c1") is not None
+    with records.read() as session:
+        standing = claims.standing(session, last, now=records.now(), ttl_s=TTL_S)
+        assert (standing.is_held, standing.ahead, standing.claims) == (False, 1, {"c1": 1})
+        assert claims.standing(session, held, now=records.now(), ttl_s=TTL_S).is_held
+        assert claims.standing(session, first, now=records.now(), ttl_s=TTL_S).ahead == 0
+        later = claims.standing(session, last, now=records.now() + timedelta(seconds=TTL_S), ttl_s=TTL_S)
+        assert (later.ahead, later.claims) == (2, {})
+        assert later.told_at == last.created_at
 
 
 def test_a_renewed_claim_is_not_due(records: Records) -> None:

@@ -76,6 +76,7 @@ class Pool:
         self.capacity_bytes = 100 * GIB
         self.down = False
         self.kept: dict[str, tuple[Snapshot, ...]] = {}
+        self.openers: dict[str, tuple[str, ...]] = {}
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
         self.ping()
@@ -84,6 +85,10 @@ class Pool:
     def used_bytes(self, name: str) -> int:
         self.ping()
         return 4096
+
+    def clients(self, name: str) -> tuple[str, ...]:
+        self.ping()
+        return self.openers.get(name, ())
 
     def capacity(self) -> Capacity:
         self.ping()
@@ -150,11 +155,12 @@ class Api:
 
 
 @contextlib.contextmanager
-def running(folder: Path, **options: Any) -> Iterator[Api]:
+def running(folder: Path, *, conductor: settings.Conductor | None = None, **options: Any) -> Iterator[Api]:
     """The API with two subnets, "left" (10.1.0.0/28) and "right" (10.2.0.0/28), and a token of each role."""
     clock = SystemClock()
     chosen = settings.Settings(
         records=settings.Records(url=f"sqlite:///{folder}/records.sqlite"),
+        conductor=conductor or settings.Conductor(),
         api=replace(settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05), **options),
     )
     records = Records(chosen.records, clock=clock)

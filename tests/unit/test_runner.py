@@ -91,6 +91,50 @@ def test_a_part_that_is_away_for_a_moment_costs_an_attempt(house: House, images:
     assert ended.steps[0].attempts == 3
 
 
+def test_between_two_attempts_the_step_says_what_the_last_failed_with_and_when_the_next_begins(
+    house: House, images: Troubled
+) -> None:
+    failed, seen = raising(Unavailable("no monitor answers", dependency="images"), times=1), list[Operation]()
+    operation = house.ask(CREATE, house.disk(), start=False)
+
+    def look_and_fail() -> None:
+        seen.append(house.operation(operation))
+        failed()
+
+    images.before["create"] = look_and_fail
+    ended = house.drive(operation)
+    first, second = (one.steps[0] for one in seen)
+    assert (first.problem, first.next_try_at) == (None, None)
+    assert second.problem is not None
+    assert second.problem["detail"] == "no monitor answers"
+    assert first.tried_at is not None
+    assert second.tried_at is not None
+    assert first.started_at == second.started_at == first.tried_at < second.tried_at
+    assert (ended.state, ended.steps[0].problem) == (OperationState.SUCCEEDED, None)
+
+
+def test_while_an_attempt_is_waited_for_the_step_says_when_it_begins(house: House, images: Troubled) -> None:
+    images.before["create"] = raising(Unavailable("no monitor answers", dependency="images"))
+    operation = house.ask(CREATE, house.disk(), start=False)
+    slow = Settings(
+        sanderling=General(node="c1"), conductor=replace(SETTINGS, retry_first_s=60.0, retry_most_s=60.0, move_settle_s=15.0)
+    )
+    runner = Runner(slow, house.stores, tell=lambda: None)
+    runner.start()
+    try:
+        waited(
+            lambda: house.operation(operation).steps[0].next_try_at is not None, within_s=30, what="the next attempt is planned"
+        )
+    finally:
+        runner.stop()
+    step = house.operation(operation).steps[0]
+    assert step.tried_at is not None
+    assert step.next_try_at is not None
+    assert step.next_try_at > step.tried_at
+    assert step.problem is not None
+    assert step.problem["code"] == "unavailable"
+
+
 @pytest.mark.rows("W-MC-5")
 def test_a_part_that_stays_away_ends_the_operation_and_nothing_is_left(house: House, images: Troubled) -> None:
     images.before["set_metadata"] = raising(Unavailable("away", dependency="images"))
