@@ -18,7 +18,7 @@ from api.limits import BODY_DIGEST
 from api.metrics import TRACEPARENT
 from api.problems import document
 from api.situations import Seen
-from sanderling.errors import PreconditionFailed, Problem
+from sanderling.errors import PreconditionFailed, Problem, TooManyRequests
 from sanderling.model.disks import DiskEvent, DiskState
 from sanderling.model.moves import Move
 from sanderling.model.operations import Operation, OperationKind
@@ -26,6 +26,8 @@ from sanderling.model.plans import Plan
 from sanderling.records import assignments, disks, idempotency, marks, operations
 from sanderling.records.assignments import MOVES, Subject
 from sanderling.records.tables import DiskRow
+
+_ENDING_S: Final = 5  # in which some of very many operations will have ended; nobody can tell how many
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
@@ -70,17 +72,24 @@ class Change:
         parts = (request.method, request.url.path, request.url.query, request.scope[BODY_DIGEST])
         self._digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def repeated(self, caller: Caller) -> JSONResponse | None:
-        """The answer, when the Idempotency-Key was used for this very request before; nothing is checked again then."""
-        if self._key is None or self.dry_run:
-            return None
-        with self._context.records.read() as session:
-            known = self._known(session, caller)
-            return _accepted(operations.get(session, known), ()) if known else None
+    def admitted(self, caller: Caller, kind: OperationKind) -> JSONResponse | None:
+        """The answer, when the Idempotency-Key was used for this very request before; nothing is checked again then.
 
-    def decided(self, caller: Caller, decide: Callable[[Seen], JSONResponse]) -> JSONResponse:
+        None when it is to be carried out; it has been counted, and `TooManyRequests` is raised when it is one too many.
+        """
+        if self.dry_run:
+            return None
+        if self._key is not None:
+            with self._context.records.read() as session:
+                known = self._known(session, caller)
+                if known:
+                    return _accepted(operations.get(session, known), ())
+        self._context.rates.count(kind, caller.name)
+        return None
+
+    def decided(self, caller: Caller, kind: OperationKind, decide: Callable[[Seen], JSONResponse]) -> JSONResponse:
         """What `decide` makes of what is there now; a repeat gets its answer again, and nothing is looked at."""
-        return self.repeated(caller) or decide(situations.look(self._context))
+        return self.admitted(caller, kind) or decide(situations.look(self._context))
 
     def check_match(self, session: Session, row: DiskRow) -> None:
         """`PreconditionFailed` when If-Match names another version of the disk than this."""
@@ -133,6 +142,7 @@ class Change:
 
         def write(session: Session, now: datetime) -> Accepted:
             check(session)
+            self._refuse_too_many(session, subject.kind)
             operation = assignments.submit(
                 session,
                 subject,
@@ -146,12 +156,23 @@ class Change:
 
         return self._submit(caller, write)
 
+    def _refuse_too_many(self, session: Session, kind: OperationKind) -> None:
+        """`TooManyRequests` when as many operations of the kind as there may be have not ended."""
+        most = self._context.settings.api.open_operations_max
+        if operations.count_open(session, kind, most=most) >= most:
+            raise TooManyRequests(
+                f"{most} operations {kind} have not ended, the most there may be; wait until some have, and ask again",
+                retry_after_s=_ENDING_S,
+                kind=kind.value,
+            )
+
     def _known(self, session: Session, caller: Caller) -> str | None:
         if self._key is None:
             return None
         return idempotency.find(session, actor=caller.name, key=self._key, digest=self._digest)
 
     def _intended(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Accepted:
+        self._refuse_too_many(session, intent.plan.kind)
         operation = operations.submit(
             session,
             kind=intent.plan.kind,

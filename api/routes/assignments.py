@@ -20,7 +20,7 @@ from api.rules import Address, Body, Text
 from api.situations import Seen
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.moves import Move, MoveState
-from sanderling.model.operations import Operation, OperationState
+from sanderling.model.operations import Operation, OperationKind, OperationState
 from sanderling.model.plans import ASSIGNMENTS
 from sanderling.records import gaps, moves, operations
 from sanderling.records import plans as recorded
@@ -150,7 +150,7 @@ def _move(
             measured = gaps.recent(session, limit=context.settings.api.gaps_max)
         return JSONResponse(plans.document(planned, measured, plan_id=kept_as, dry_run=change.dry_run), 200)
 
-    return change.decided(caller, decide)
+    return change.decided(caller, OperationKind.ASSIGN_PATHS, decide)
 
 
 def _keep(context: Context, planned: Planned) -> str:

@@ -71,7 +71,7 @@ def create(
     body: NewDisk, context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:create"))], change: ChangeOf
 ) -> JSONResponse:
     """Create a disk, and start serving it unless `started` is false."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.CREATE_DISK)
     if repeated is not None:
         return repeated
     source, size_bytes = _source(context, body)
@@ -132,7 +132,7 @@ def change(
 
     Where initiators meet something else than before, a started disk's exports are started again, at once and where they are.
     """
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.CHANGE_DISK)
     if repeated is not None:
         return repeated
     with context.records.read() as session:
@@ -193,7 +193,7 @@ def delete(
     confirm: Annotated[str | None, Query(max_length=255, description="With force: the disk's name")] = None,
 ) -> JSONResponse:
     """Remove the disk with its data."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.DELETE_DISK)
     if repeated is not None:
         return repeated
     usage: serving.Serving = {}
@@ -219,7 +219,7 @@ def delete(
 
 
 def _turn(disk: str, kind: OperationKind, event: DiskEvent, context: Context, caller: Caller, change: ChangeOf) -> JSONResponse:
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, kind)
     if repeated is not None:
         return repeated
 

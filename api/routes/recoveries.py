@@ -18,7 +18,7 @@ router = APIRouter(tags=["disks"])
 @router.post("/v1/recoveries", status_code=202)
 def create(context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:recover"))], change: ChangeOf) -> JSONResponse:
     """Index every disk that an image describes and that is not indexed. Nothing is changed on any image."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.RECOVER_DISKS)
     if repeated is not None:
         return repeated
     if change.dry_run:

@@ -50,7 +50,7 @@ def create(
     change: ChangeOf,
 ) -> JSONResponse:
     """Keep what the disk holds now. What initiators still have in their caches is not in it."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.CREATE_SNAPSHOT)
     if repeated is not None:
         return repeated
     row = _row(context, disk)
@@ -88,7 +88,7 @@ def roll_back(
     confirm: Annotated[str | None, Query(max_length=255, description="The disk's name: what it holds now is lost")] = None,
 ) -> JSONResponse:
     """Make a stopped disk hold what it did when the snapshot was taken."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.ROLL_BACK_DISK)
     if repeated is not None:
         return repeated
     row = _row(context, disk)
@@ -116,7 +116,7 @@ def delete(
     change: ChangeOf,
 ) -> JSONResponse:
     """Forget what the snapshot kept."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.DELETE_SNAPSHOT)
     if repeated is not None:
         return repeated
     row = _row(context, disk)

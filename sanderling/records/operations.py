@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, CursorResult, and_, not_, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, func, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -108,6 +108,12 @@ def open_on(session: Session, resource_id: str) -> str | None:
 def open_resources(session: Session) -> frozenset[str]:
     """The ids of all resources with an operation that has not ended."""
     return frozenset(session.scalars(select(OperationRow.resource_id).where(OperationRow.ended_at.is_(None))))
+
+
+def count_open(session: Session, kind: OperationKind, *, most: int) -> int:
+    """How many operations of the kind have not ended, counted up to `most`."""
+    found = select(OperationRow.id).where(OperationRow.ended_at.is_(None), OperationRow.kind == kind).limit(most)
+    return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
 def get(session: Session, operation_id: str) -> Operation:
