@@ -23,7 +23,7 @@ from sanderling.model.disks import DiskEvent, DiskState
 from sanderling.model.moves import Move
 from sanderling.model.operations import Operation, OperationKind
 from sanderling.model.plans import Plan
-from sanderling.records import assignments, disks, idempotency, marks, operations
+from sanderling.records import assignments, disks, idempotency, marks, operations, turns
 from sanderling.records.assignments import MOVES, Subject
 from sanderling.records.tables import DiskRow
 
@@ -36,7 +36,8 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
 class Intent:
     """What a change comes to: the disk it is about, as it is written, what happens to it first, and the steps that follow.
 
-    `params` are what the steps go by, `change` is what of the disk is to be different.
+    `params` are what the steps go by, `change` is what of the disk is to be different. It may wait for what is at work on the
+    disk, unless Consul or Ceph must be looked at before it begins.
     """
 
     row: DiskRow
@@ -46,6 +47,7 @@ class Intent:
     notes: Sequence[str] = field(default=())
     params: Mapping[str, Any] = field(default_factory=dict)
     change: Mapping[str, Any] | None = None
+    may_wait: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Accepted:
 
     operation: Operation
     notes: Sequence[str] = field(default=())
+    line: Sequence[Operation] = field(default=())
 
 
 class Change:
@@ -105,8 +108,8 @@ class Change:
         with self._context.records.begin() as session:
             now = self._context.clock.wall()
             intent = prepare(session, now)
-            self._intended(session, intent, caller, now)
-            plan = _planned(intent)
+            accepted = self._intended(session, intent, caller, now)
+            plan = _planned(intent, accepted.line)
             session.rollback()
             return plan
 
@@ -127,7 +130,7 @@ class Change:
                     session, actor=caller.name, key=self._key, digest=self._digest, operation_id=accepted.operation.id, now=now
                 )
         self._context.changed()
-        return _accepted(accepted.operation, accepted.notes)
+        return _accepted(accepted.operation, accepted.notes, accepted.line)
 
     def assign(
         self,
@@ -137,12 +140,15 @@ class Change:
         moves: Sequence[Move] = (),
         notes: Sequence[str] = (),
         check: Callable[[Session], None] = lambda _session: None,
+        may_wait: bool = True,
     ) -> JSONResponse:
         """Submit the operation that does this; `check` may refuse it within the transaction. Never for a dry run."""
+        queue_max = self._context.settings.api.queue_max if may_wait else 0
 
         def write(session: Session, now: datetime) -> Accepted:
             check(session)
             self._refuse_too_many(session, subject.kind)
+            line = operations.line(session, subject.resource_id) if may_wait else []
             operation = assignments.submit(
                 session,
                 subject,
@@ -151,8 +157,9 @@ class Change:
                 requested_by=caller.name,
                 now=now,
                 traceparent=self._trace,
+                queue_max=queue_max,
             )
-            return Accepted(operation, notes)
+            return Accepted(operation, notes, line)
 
         return self._submit(caller, write)
 
@@ -173,6 +180,10 @@ class Change:
 
     def _intended(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Accepted:
         self._refuse_too_many(session, intent.plan.kind)
+        queue_max = self._context.settings.api.queue_max if intent.may_wait else 0
+        line = operations.line(session, intent.row.id) if queue_max else []
+        if line:
+            turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line)
         operation = operations.submit(
             session,
             kind=intent.plan.kind,
@@ -183,7 +194,10 @@ class Change:
             requested_by=caller.name,
             now=now,
             traceparent=self._trace,
+            queue_max=queue_max,
         )
+        if operation.is_queued:
+            return Accepted(operation, intent.notes, line)
         if intent.begins is not None:
             disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
         if intent.change is not None:
@@ -201,7 +215,7 @@ def etag(session: Session, row: DiskRow) -> str:
     return f'"{hashlib.sha256(version.encode()).hexdigest()[:20]}"'
 
 
-_HIDDEN: Final = {"params", "claim_epoch", "claimed_at", "claimed_until", "cast_at"}  # the explanation tells of the claim
+_HIDDEN: Final = {"params", "claim_epoch", "claimed_at", "claimed_until", "cast_at", "turn"}  # the explanation tells of the claim
 
 
 def show_operation(operation: Operation) -> dict[str, Any]:
@@ -225,16 +239,25 @@ def _resource(operation: Operation) -> str:
     return f"/v1/disks/{operation.resource_id}"
 
 
-def _accepted(operation: Operation, notes: Sequence[str]) -> JSONResponse:
-    body = show_operation(operation) | {"notes": list(notes)}
+def _accepted(operation: Operation, notes: Sequence[str], line: Sequence[Operation] = ()) -> JSONResponse:
+    """`position` and `waits_for`, the operation right before it, are told of one that is queued."""
+    body = show_operation(operation) | {"notes": [*notes, *_waiting(line)]}
+    if line:
+        body |= {"position": len(line), "waits_for": line[-1].id}
     return JSONResponse(body, 202, headers={"Location": f"/v1/operations/{operation.id}"})
 
 
-def _planned(intent: Intent) -> JSONResponse:
+def _waiting(line: Sequence[Operation]) -> list[str]:
+    if not line:
+        return []
+    return [f"queued: it begins when operation {line[-1].id} ({line[-1].kind}) has ended, as number {len(line)} in line"]
+
+
+def _planned(intent: Intent, line: Sequence[Operation]) -> JSONResponse:
     body = {
         "dry_run": True,
         "plan": intent.plan.model_dump(mode="json"),
         "disk": show(disks.describe(intent.row)),
-        "notes": list(intent.notes),
+        "notes": [*intent.notes, *_waiting(line)],
     }
     return JSONResponse(body, 200)

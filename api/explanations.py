@@ -15,6 +15,7 @@ SAFE: Final[Mapping[Cause, str]] = {
     Cause.ENDED_CANCELLED: "Nothing: it was cancelled as somebody asked; ask for the same again if it is wanted after all.",
     Cause.ENDED_UNDONE: "Mend what the problem names, then ask for the same again: nothing of it is left.",
     Cause.ENDED_BADLY: "Do what the problem's fix says; nothing goes on by itself.",
+    Cause.QUEUED: "Explain the operation that is at work; cancelling this one is safe, nothing of it has been done.",
     Cause.NO_CONDUCTOR: "Start a conductor (systemctl start sanderling-conductor); it finds the operation by itself.",
     Cause.CONDUCTORS_AT_WORK: "Wait: conductors take it when their turn comes to it; cancelling it now changes nothing else.",
     Cause.BROKER_AWAY: "Wait, and look at RabbitMQ: conductors find the operation without a wake-up, only a little later.",

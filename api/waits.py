@@ -72,6 +72,7 @@ class Cause(StrEnum):
     ENDED_CANCELLED = "ended_cancelled"
     ENDED_UNDONE = "ended_undone"
     ENDED_BADLY = "ended_badly"
+    QUEUED = "queued"
     NO_CONDUCTOR = "no_conductor"
     CONDUCTORS_AT_WORK = "conductors_at_work"
     BROKER_AWAY = "broker_away"
@@ -109,6 +110,10 @@ class Wait(BaseModel):
 def for_a_conductor(facts: Facts) -> list[Wait]:
     """Nobody works on it: who could."""
     operation, standing, own = facts.operation, facts.standing, facts.own
+    if standing.before:
+        (first, kind), count = standing.before[0], len(standing.before)
+        said = f"it is number {count} in line on {operation.resource_name}, where operation {first} ({kind}) is at work"
+        return [Wait(cause=Cause.QUEUED, detail=said)]
     busy = ", ".join(f"{name} with {count}" for name, count in sorted(standing.claims.items()))
     if operation.claimed_by is not None and operation.claimed_until is not None:
         said = f"the claim of conductor {operation.claimed_by}, until {_at(operation.claimed_until)}, is in force no longer"

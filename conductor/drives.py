@@ -23,7 +23,7 @@ from sanderling.errors import ClaimLost, Problem, StepTimedOut, Unavailable
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskEvent, DiskState
 from sanderling.model.operations import OPERATIONS, STEPS, Operation, OperationEvent, Step, StepEvent, StepState
-from sanderling.records import disks, operations
+from sanderling.records import disks, operations, turns
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +73,7 @@ class Drive:
             point = f"{operations.get(session, operation_id).kind}.claim"
         self._failpoints.reach(f"{point}:before")
         with self._stores.records.begin() as session:
+            turns.begin(session, operation_id, own=self._own, now=self._now(), actor=self._conductor)
             claimed = operations.claim(
                 session, operation_id, conductor=self._conductor, now=self._now(), ttl_s=self._own.claim_ttl_s
             )

@@ -1,7 +1,6 @@
 """/v1/disks: create, list, show, change, start, stop, delete, recover."""
 
 import uuid
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -148,7 +147,6 @@ def change(
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
         found = disks.get(session, row.id)
         change.check_match(session, found)
-        _refuse_smaller(found, wanted)
         restarts = bool(wanted.keys() - {"name"})
         plan = plans.plan(
             OperationKind.CHANGE_DISK,
@@ -161,7 +159,7 @@ def change(
         before = {field: value for field, value in disks.changeable(found).items() if field in wanted}
         after = disks.changeable(found) | wanted
         notes = () if after["initiators"] or after["allow_any"] else (NOBODY,)
-        params = {"change": wanted, disks.BEFORE: before, "restarts": restarts}
+        params = {disks.CHANGE: wanted, disks.BEFORE: before, disks.RESTARTS: restarts}
         return Intent(found, DiskState(found.state), plan, notes=notes, params=params, change=wanted)
 
     return change.carry_out(caller, prepare)
@@ -207,13 +205,13 @@ def delete(
         row = disks.find(session, disk)
         change.check_match(session, row)
         was = DiskState(row.state)
-        if operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
+        if force or operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
             _refuse_careless(row, usage, force=force, confirm=confirm)
             snapshots.refuse_kept(row, kept, force=force)
         plan = plans.plan(
             OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
         )
-        return Intent(row, was, plan, begins=DiskEvent.DELETE)
+        return Intent(row, was, plan, begins=DiskEvent.DELETE, may_wait=force)
 
     return change.carry_out(caller, prepare)
 
@@ -283,15 +281,6 @@ def _source(context: Context, body: NewDisk) -> tuple[dict[str, str] | None, int
             "leave it out, or give that size or more",
         )
     return {"disk_id": row.id, "snapshot": snapshot.name}, size_bytes
-
-
-def _refuse_smaller(row: DiskRow, wanted: Mapping[str, Any]) -> None:
-    if wanted.get("size_bytes", row.size_bytes) < row.size_bytes:
-        raise InvalidInput.of(
-            "size_bytes",
-            f"is less than the {row.size_bytes} bytes that disk {row.name} has, and what is cut off is lost",
-            "give a larger size; to make a disk smaller, create another and copy",
-        )
 
 
 def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:

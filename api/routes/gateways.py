@@ -68,7 +68,7 @@ def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, 
                 measured = gaps.recent(session, limit=context.settings.api.gaps_max)
             return JSONResponse(drains.show(seen, effect, measured), 200)
         drains.refuse_unless(confirm is not None, seen, effect)
-        return change.assign(caller, drain_of(gateway))
+        return change.assign(caller, drain_of(gateway), may_wait=confirm is not None)
 
     return change.decided(caller, OperationKind.DRAIN_GATEWAY, decide)
 
@@ -89,7 +89,7 @@ def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf
             comes = "would be given exports again, by balancing or by an assignment"
             note = f"{gateway} {comes}" if is_drained else f"nothing to do: {gateway} is not drained"
             return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": [note]}, 200)
-        return change.assign(caller, undrain_of(gateway))
+        return change.assign(caller, undrain_of(gateway), may_wait=False)
 
     return change.decided(caller, OperationKind.UNDRAIN_GATEWAY, decide)
 

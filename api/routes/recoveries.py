@@ -24,4 +24,4 @@ def create(context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:r
     if change.dry_run:
         plan = plans.plan(OperationKind.RECOVER_DISKS, context.settings.conductor)
         return JSONResponse({"dry_run": True, "plan": plan.model_dump(mode="json"), "notes": []}, 200)
-    return change.assign(caller, RECOVERY)
+    return change.assign(caller, RECOVERY, may_wait=False)

@@ -46,6 +46,7 @@ _CHANGE_DISK = {
 
 
 class OperationState(StrEnum):
+    QUEUED = "queued"
     PENDING = "pending"
     RUNNING = "running"
     ROLLING_BACK = "rolling_back"
@@ -56,6 +57,7 @@ class OperationState(StrEnum):
 
 
 class OperationEvent(StrEnum):
+    BEGIN = "begin"
     START = "start"
     CANCEL = "cancel"
     SUCCEED = "succeed"
@@ -68,7 +70,10 @@ class OperationEvent(StrEnum):
 _S, _E = OperationState, OperationEvent
 
 # fmt: off
-OPERATIONS = Machine("operation", start=_S.PENDING, rest={_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.ROLLED_BACK}, table=[
+OPERATIONS = Machine("operation", start=_S.QUEUED, rest={_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.ROLLED_BACK}, table=[
+    (_S.QUEUED,       _E.BEGIN,             _S.PENDING),       # its resource is free; most find it so and are born pending
+    (_S.QUEUED,       _E.CANCEL,            _S.CANCELLED),
+    (_S.QUEUED,       _E.FAIL,              _S.FAILED),        # when its turn came it was not possible any more
     (_S.PENDING,      _E.START,             _S.RUNNING),
     (_S.PENDING,      _E.CANCEL,            _S.CANCELLED),
     (_S.RUNNING,      _E.SUCCEED,           _S.SUCCEEDED),
@@ -154,6 +159,7 @@ class Operation(BaseModel):
     claimed_until: datetime | None = None
     cast_at: datetime | None = None
     created_at: datetime
+    turn: int = 0
     started_at: datetime | None = None
     ended_at: datetime | None = None
     problem: dict[str, Any] | None = None
@@ -161,3 +167,8 @@ class Operation(BaseModel):
     @property
     def ended(self) -> bool:
         return self.state in OPERATIONS.rest
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for others on its resource, and nothing of it has been done."""
+        return OPERATIONS.allows(self.state, OperationEvent.BEGIN)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -103,7 +104,7 @@ def test_limits_that_cannot_be_read_keep_the_process_from_starting(tmp_path: Pat
 
 @pytest.mark.parametrize("bound", [{"rate_limits": f"disk.create: {LIMIT}/hour"}, {"open_operations_max": LIMIT}])
 def test_of_very_many_at_once_just_as_many_as_may_be_are_accepted_and_the_others_leave_nothing(
-    tmp_path: Path, bound: dict[str, str | int]
+    tmp_path: Path, bound: dict[str, Any]
 ) -> None:
     with running(tmp_path, **bound) as api:
         roomy(api)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -133,6 +134,37 @@ def test_while_an_attempt_is_waited_for_the_step_says_when_it_begins(house: Hous
     assert step.next_try_at > step.tried_at
     assert step.problem is not None
     assert step.problem["code"] == "unavailable"
+
+
+def test_what_waits_for_others_on_a_disk_is_driven_in_turn(house: House, runner: Runner, gateways: Gateways) -> None:
+    disk = house.disk()
+    asked = [house.ask(CREATE, disk, start=False)]
+    for kind in (START, STOP, START):
+        with house.records.begin() as session:
+            asked.append(
+                operations.submit(
+                    session,
+                    kind=kind,
+                    resource_id=disk.id,
+                    resource_name=disk.name,
+                    params={},
+                    steps=plans.steps_of(kind, SETTINGS),
+                    requested_by="alice",
+                    now=house.records.now(),
+                    queue_max=3,
+                )
+            )
+    assert [one.state for one in asked] == [OperationState.PENDING, *[OperationState.QUEUED] * 3]
+    assert house.drive(asked[1]).state is OperationState.QUEUED
+    runner.start()
+    waited(lambda: house.operation(asked[-1]).ended, within_s=60, what="the last one has ended")
+    ended = [house.operation(one) for one in asked]
+    assert [one.state for one in ended] == [OperationState.SUCCEEDED] * 4
+    for before, after in pairwise(ended):
+        assert before.ended_at is not None
+        assert after.started_at is not None
+        assert before.ended_at <= after.started_at
+    assert house.state(disk) == DiskState.STARTED
 
 
 @pytest.mark.rows("W-MC-5")
