@@ -80,6 +80,7 @@ def test_one_request_too_many_is_told_when_to_ask_again_and_leaves_nothing(api: 
     assert 0 < int(refused.headers["Retry-After"]) <= 3600
     assert int(refused.headers["Retry-After"]) == refused.json()["retry_after_s"]
     assert api.tables() == before
+    assert "429" in api.client.get("/openapi.json").json()["paths"]["/v1/recoveries"]["post"]["responses"]
     assert new_disk(api, 1).json()["type"] != "/problems/too-many-requests"
 
 
