@@ -50,7 +50,14 @@ class Secrets:
     """[secrets]: what encrypts the secrets that are kept."""
 
     key_file: str = _of(
-        "", "Keys, one a line (`sanderling key new` makes one): the first seals, all open. The same on every node"
+        "", "Keys, one a line (`sanderling key new` makes one): the first seals and signs, all open. The same on every node"
+    )
+    require_signed: str = _of(
+        "off", "on refuses to start without a key_file, with which commands to workers are signed", choices=("on", "off")
+    )
+    command_valid_s: float = _of(30.0, "How long a signed command to a worker holds", least=1)
+    clock_difference_s: float = _of(
+        30.0, "How far the clocks of two nodes may be apart; beyond it signed commands are refused, and moves fail", least=0
     )
 
 
@@ -362,6 +369,8 @@ def _check_sense(settings: Settings) -> None:
         raise SettingsRefused("[coordination] ca_file: an https URL without a CA verifies nothing; name the CA's file")
     if "ssl=" in settings.bus.url:
         raise SettingsRefused("[bus] url: TLS by URL parameter verifies nothing; set [bus] ca_file instead")
+    if settings.secrets.require_signed == "on" and not settings.secrets.key_file:
+        raise SettingsRefused("[secrets] require_signed: without a key_file nothing is signed; name one, or set it to off")
     if bool(settings.api.tls_cert) != bool(settings.api.tls_key):
         raise SettingsRefused("[api] tls_cert, tls_key: one without the other serves no TLS; set both or none")
     if settings.conductor.move_settle_s <= worker.move_intent_s + worker.move_drain_s:
