@@ -247,10 +247,10 @@ class Pair:
 
         waited(after_a_turn, within_s=10, what=what, every_s=0.002)
 
-    def command(self, gateway: Side, method: str, **more: str) -> None:
+    def command(self, gateway: Side, method: str, *, destination: str = "") -> None:
         value = self.value
         command = ExportCommand(
-            operation_id="o", disk_id="1", index=0, generation=value.generation, counter=value.counter, **more
+            operation_id="o", disk_id="1", index=0, generation=value.generation, counter=value.counter, destination=destination
         )
         commanded(gateway.worker).methods[method][1](command)
 
