@@ -150,11 +150,12 @@ class Api:
 
 
 @contextlib.contextmanager
-def running(folder: Path, **options: Any) -> Iterator[Api]:
+def running(folder: Path, *, key_file: str = "", **options: Any) -> Iterator[Api]:
     """The API with two subnets, "left" (10.1.0.0/28) and "right" (10.2.0.0/28), and a token of each role."""
     clock = SystemClock()
     chosen = settings.Settings(
         records=settings.Records(url=f"sqlite:///{folder}/records.sqlite"),
+        secrets=settings.Secrets(key_file=key_file),
         api=replace(settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05), **options),
     )
     records = Records(chosen.records, clock=clock)
