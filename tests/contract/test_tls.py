@@ -174,7 +174,7 @@ def https(site: Site, signed: Signed) -> Iterator[str]:
 def test_the_command_line_and_the_api_want_to_see_each_others_certificates(site: Site, tmp_path: Path, trust: str) -> None:
     with https(site, site.wrong_name if trust == "another name" else site.server) as url:
         file = tmp_path / "client.json"
-        write(file, Access(url, "token", **files(site, trust)))
+        write(file, Access(url, "token", **files(site, trust)))  # type: ignore[arg-type]
         client = Client(read(file))
         if trust == "works":
             assert client.get("/v1/disks")["disks"] == []
@@ -239,7 +239,7 @@ def begun(part: str, given: dict[str, str]) -> None:
 )
 def test_a_client_file_that_would_verify_nothing_is_refused(access: dict[str, str]) -> None:
     with pytest.raises(Malformed, match="client file"):
-        Client(Access(**{"token": "t", **access}))
+        Client(Access(**{"token": "t", **access}))  # type: ignore[arg-type]
 
 
 # --- the real parts ---
