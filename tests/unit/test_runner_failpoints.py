@@ -8,6 +8,7 @@ from sqlalchemy import update
 from conductor import failpoints
 from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskState
+from sanderling.model.disks import Path as DiskPath
 from sanderling.model.marks import Marks
 from sanderling.model.moves import MOVES, Move, MoveState
 from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
@@ -115,12 +116,22 @@ def keeping(house: House, kind: OperationKind, disk: Disk) -> Operation:
         OperationKind.DRAIN_GATEWAY: assignments.drain_of("g1"),
         OperationKind.UNDRAIN_GATEWAY: assignments.undrain_of("g1"),
         OperationKind.MARK_DISK: assignments.marks_of(disk, pin="g2", avoid=frozenset()),
+        OperationKind.RECOVER_DISKS: assignments.RECOVERY,
     }
+    if kind is OperationKind.RECOVER_DISKS:
+        _lose_one(house)
     asked = moves if kind is OperationKind.ASSIGN_PATHS else ()
     with house.records.begin() as session:
         return assignments.submit(
             session, subjects[kind], moves=asked, conductor=SETTINGS, requested_by="alice", now=house.records.now()
         )
+
+
+def _lose_one(house: House) -> None:
+    """An image of a disk that the index does not know."""
+    path = DiskPath(index=1, address="10.0.200.1", prefix_len=16, interface="eth0", subnet="front")
+    lost = Disk(id="lost", name="lost", iqn="iqn.2026-11.io.sanderling:lost", size_bytes=512, paths=(path,))
+    house.images.create(lost.image, lost.size_bytes, metadata={"sanderling.disk": lost.model_dump_json()})
 
 
 KEEPS = [kind for kind in OperationKind if not kind.changes_disk]
