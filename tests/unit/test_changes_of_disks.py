@@ -107,8 +107,9 @@ def test_a_name_is_kept_for_a_disk_that_may_yet_get_it_back(house: House) -> Non
     house.done(CREATE, disk, start=False)
     operation = house.ask(CHANGE, disk, wanted={"name": "other"})
     for name in ("vol", "other"):
-        with pytest.raises(Conflict):
+        with pytest.raises(Conflict) as taken:
             house.disk(name=name)
+        assert taken.value.context["field"] == "name", name
     assert house.drive(operation).state is OperationState.SUCCEEDED
     with pytest.raises(Conflict) as refused:
         house.disk(name="vol")
