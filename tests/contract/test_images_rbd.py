@@ -18,7 +18,7 @@ import rbd as librbd
 from cli.lab.parts.ceph import CephCluster
 from cli.lab.parts.daemons import waited
 from sanderling.clock import Clock, SystemClock
-from sanderling.errors import Fenced, ImageFailed, InUse, NotFound, Unavailable
+from sanderling.errors import Fenced, InUse, NotFound, Unavailable
 from sanderling.images import connect
 from sanderling.images.base import Images
 from sanderling.settings import Coordination, Settings
@@ -272,12 +272,20 @@ def test_an_image_that_was_opened_while_it_was_being_removed_comes_back(
         client.stop()
 
 
-def test_an_image_with_snapshots_is_not_removed(own_ceph: CephCluster, images: Images, unique: str) -> None:
+def test_what_has_clones_stays_until_they_are_gone(images: Images, unique: str) -> None:
+    clone = f"{unique}-clone"
     images.create(unique, SIZE, metadata={})
-    own_ceph.rbd("snap", "create", f"{own_ceph.pool}/{unique}@kept")
-    with pytest.raises(ImageFailed):
-        images.remove(unique)
-    assert unique in images.list()
+    for snapshot in ("cloned", "other"):
+        images.snapshot(unique, snapshot)
+    images.clone(unique, "cloned", clone)
+    for refused in (lambda: images.remove_snapshot(unique, "cloned"), lambda: images.remove(unique)):
+        with pytest.raises(InUse, match=clone):
+            refused()
+    assert {one.name for one in images.snapshots(unique)} == {"cloned", "other"}
+    images.remove(clone)
+    images.remove_snapshot(unique, "cloned")
+    images.remove(unique)
+    assert unique not in images.list()
 
 
 def test_who_holds_a_lock_counts_as_a_client(images: Images, own_ceph: CephCluster, unique: str) -> None:
