@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from rpc.bus import Serving
 from rpc.news import News
 from sanderling.clock import Clock
-from sanderling.errors import Exhausted
+from sanderling.errors import Exhausted, Problem, Unavailable
 from sanderling.records import events
 from sanderling.records.database import Records
 from sanderling.records.events import Event
@@ -67,12 +67,19 @@ class Feed:
         with self._subscribed(asyncio.get_running_loop(), changed):
             while not self._stopping.is_set():
                 changed.clear()
-                found = await run_in_threadpool(read, after)
+                found = await self._found(read, after)
                 for event in found:
                     yield event
                     after = event.id
                 if not found and not self._stopping.is_set():
                     await changed.wait()
+
+    async def _found(self, read: Read, after: int) -> list[Event]:
+        """None while the records are away: the thread that looks wakes everybody once they are back."""
+        try:
+            return await run_in_threadpool(read, after)
+        except Unavailable:
+            return []
 
     @contextlib.contextmanager
     def _subscribed(self, loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> Iterator[None]:
@@ -103,6 +110,9 @@ class Feed:
                 if newest != seen:
                     seen = newest
                     self._wake_all()
+            except Problem as problem:
+                seen = -1
+                log.warning("cannot look for events", reason=problem.detail)
             except Exception:
                 log.exception("looking for events failed")
             self._clock.wait(self._look, self._options.events_interval_s)

@@ -9,11 +9,13 @@ import socket
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from oslo_config import cfg
 
 from sanderling.errors import SettingsRefused
+
+NODE_MAX: Final = 64  # what Linux allows a host's name, and the columns of the records hold
 
 
 def _of(
@@ -42,6 +44,13 @@ class Records:
 
     url: str = _of("sqlite:////var/lib/sanderling/records.sqlite", "SQLAlchemy URL of the records", secret=True)
     busy_timeout_s: float = _of(10.0, "How long a write waits for another writer", least=0.1)
+    connect_timeout_s: int = _of(5, "PostgreSQL: bound of connecting to one server", least=2)
+    statement_timeout_s: float = _of(
+        15.0, "PostgreSQL: bound of one statement, the wait for another writer included; raise it for an upgrade", least=0.1
+    )
+    idle_timeout_s: float = _of(
+        5.0, "PostgreSQL: a process that hangs for this long in the midst of a write loses it, and others may write", least=0.1
+    )
     pool_size: int = _of(8, "Connections kept per process", least=1)
 
 
@@ -355,6 +364,8 @@ def _check_bounds(group: str, kind: type, values: Any) -> None:
 
 def _check_sense(settings: Settings) -> None:
     coordination, worker, leader = settings.coordination, settings.iscsi_worker, settings.leader
+    if len(settings.sanderling.node) > NODE_MAX:
+        raise SettingsRefused(f"[sanderling] node: is longer than {NODE_MAX} characters; give this machine a shorter name")
     if settings.images.backend == "files" and coordination.backend == "consul":
         raise SettingsRefused(
             "[images] backend: files has no fence that reaches another host, so it cannot be used with Consul; use rbd"
@@ -371,6 +382,11 @@ def _check_sense(settings: Settings) -> None:
             "recorded as failed could still happen"
         )
     _check_worker(worker, coordination)
+    if not settings.records.idle_timeout_s < settings.records.busy_timeout_s < settings.records.statement_timeout_s:
+        raise SettingsRefused(
+            "[records] busy_timeout_s: must be more than idle_timeout_s, or one process that hangs stops all others, and less "
+            "than statement_timeout_s, or no write can wait for so long"
+        )
     if leader.renew_interval_s * 2 > leader.lease_s:
         raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
     if leader.lease_s >= leader.check_ttl_s + leader.lock_delay_s:

@@ -82,6 +82,14 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server: `.url`, as its superuser."""
+    from cli.lab.parts.postgresql import PostgreSQL  # noqa: PLC0415
+
+    yield from _real("postgresql", "PostgreSQL", PostgreSQL(tmp_path_factory.mktemp("postgresql")))
+
+
+@pytest.fixture(scope="session")
 def tgt() -> str:
     """The target program; its path. What it serves is started by the test."""
     said = subprocess.run(["/usr/sbin/tgtd", "-V"], capture_output=True, text=True, timeout=10, check=True).stdout
@@ -127,6 +135,28 @@ def cluster(_cluster: Any) -> Iterator[Any]:
     """The main job on the real parts, shared by the tests of a run and healed after each (cli/lab/cluster.py)."""
     yield _cluster
     _cluster.heal()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def _database(request: pytest.FixtureRequest, _cluster: Any) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield "sqlite"
+        return
+    _cluster.postgresql.start()
+    try:
+        _cluster.use_records(_cluster.postgresql.url)
+        yield "postgresql"
+    finally:
+        _cluster.use_records(_cluster.sqlite_url)
+        _cluster.postgresql.stop()
+
+
+@pytest.fixture
+def each_database(_database: str, _cluster: Any) -> str:
+    """For a module's `usefixtures`: its tests run on the cluster with each kind of database under the records; which."""
+    if _database == "postgresql":
+        usage.used("PostgreSQL", _cluster.postgresql.version)
+    return _database
 
 
 @pytest.fixture

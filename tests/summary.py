@@ -16,6 +16,7 @@ FIXTURES = {
     "rabbitmq": ("RabbitMQ",),
     "consul": ("Consul",),
     "ceph": ("Ceph",),
+    "postgresql": ("PostgreSQL",),
     "tgt": ("tgt",),
     "network": ("network namespaces",),
     "libiscsi": ("libiscsi",),

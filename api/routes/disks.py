@@ -97,7 +97,9 @@ def index(
     context: ContextOf,
     _caller: Annotated[Caller, Depends(Allowed("disk:read"))],
     page: PageOf,
-    name: Annotated[str | None, Query(max_length=63, description="Only disks whose name contains this")] = None,
+    name: Annotated[
+        str | None, Query(max_length=63, description="Only disks whose name contains this, in upper or lower case")
+    ] = None,
     state: DiskState | None = None,
     access: Access | None = None,
 ) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from cli.lab.network import Network
 from cli.lab.parts.ceph import CephCluster
 from cli.lab.parts.consul import ConsulAgent, ConsulPorts
 from cli.lab.parts.daemons import run, start_time, waited
+from cli.lab.parts.postgresql import PostgreSQL
 from cli.lab.parts.rabbitmq import RabbitMQ
 from cli.lab.processes import Process
 from sanderling import secrets as keys
@@ -49,6 +50,7 @@ class Part(Protocol):
 class Cluster:
     """One worker per node of the network, called as the node; `api`, `conductor-1` and more by `add_conductor`.
 
+    The records are a file of SQLite, or what `use_records` says; `postgresql` does not run until somebody starts it.
     `changes` replaces single settings of every process: `{"iscsi_worker": {"grace_s": 0.5}}`. With several `consul_servers` each
     has an address of its own beside the parts, and `consul` is the agent through which the API and the conductors reach them.
     """
@@ -67,8 +69,10 @@ class Cluster:
         self.records_folder = _folder(folder / "records")
         self.key_file = folder / "secrets.key"
         keys.add(self.key_file)
+        self.sqlite_url = self._records_url = f"sqlite:///{self.records_folder}/records.sqlite"
         inside: dict[str, Any] = {"address": network.parts_address, "netns": network.parts}
         self.rabbitmq = RabbitMQ(folder / "rabbitmq", **inside)
+        self.postgresql = PostgreSQL(folder / "postgresql", port=5432, **inside)
         self.servers = servers(folder, network, consul_servers) if consul_servers > 1 else []
         join = [server.lan for server in self.servers]
         self.consul = ConsulAgent(folder / "consul", node_name="parts", server=not join, join=join, **inside)
@@ -87,7 +91,7 @@ class Cluster:
         runtime = _folder(self.folder / f"run-{name or node or 'api'}")
         settings = Settings(
             sanderling=General(node=node or name or "parts", runtime_dir=str(runtime)),
-            records=RecordsOptions(url=f"sqlite:///{self.records_folder}/records.sqlite"),
+            records=RecordsOptions(url=self._records_url),
             secrets=Secrets(key_file=str(self.key_file)),
             coordination=Coordination(url=url),
             images=Images(ceph_conf=self.ceph.client_conf, ceph_user=self.ceph.client_user, pool=self.ceph.pool),
@@ -137,13 +141,24 @@ class Cluster:
                 list(pool.map(lambda agent: agent.start(), self.agents.values()))
             for process in self.processes.values():
                 process.start()
-            self._wait(self.answers, within_s=READY_WITHIN_S, what="the API answers")
-            self._http = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self._token()}"}, timeout=30.0)
-            self.wait_until_ready()
-            self._make_subnet()
+            self._enter()
         except BaseException:
             self.stop()
             raise
+
+    def use_records(self, url: str) -> None:
+        """Go on with other records, new or of before: API and conductors start again on them. The disks of those before stay as
+        they are, so there should be none.
+        """
+        if url == self._records_url:
+            return
+        self._records_url = url
+        for process in self.processes.values():
+            if process not in self.workers:
+                process.terminate()
+                process.settings = replace(process.settings, records=replace(process.settings.records, url=url))
+                process.start()
+        self._enter()
 
     def stop(self) -> None:
         """End everything that was started and whatever it left."""
@@ -159,7 +174,7 @@ class Cluster:
             daemon.terminate()
         for node in self.network.nodes:
             self.kill_node(node)
-        for part in (*self.agents.values(), *self._parts, *self.servers):
+        for part in (*self.agents.values(), *self._parts, *self.servers, self.postgresql):
             part.kill()
 
     def heal(self) -> None:
@@ -167,13 +182,15 @@ class Cluster:
         for node in self.network.nodes:
             self.network.mend(node)
             self.thaw(node)
-        for part in (*self._parts, *self.servers, *self.agents.values()):
+        for part in (*self._parts, *self.servers, *self.agents.values(), self.postgresql):
             if part.alive:
                 part.resume()
         for server in self.servers:
             if not server.alive:
                 server.start(wait=False)
         restartable: tuple[Part, ...] = (self.rabbitmq, self.consul, *self.agents.values())
+        if self._records_url.startswith(self.postgresql.server_url):
+            restartable += (self.postgresql,)
         for part in restartable:
             if not part.alive:
                 part.start()
@@ -253,6 +270,15 @@ class Cluster:
             join=[server.lan for server in self.servers or [self.consul]],
         )
 
+    def _enter(self) -> None:
+        """Wait for the API and become its administrator."""
+        self._wait(self.answers, within_s=READY_WITHIN_S, what="the API answers")
+        if self._http is not None:
+            self._http.close()
+        self._http = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self._token()}"}, timeout=30.0)
+        self.wait_until_ready()
+        self._make_subnet()
+
     def _token(self) -> str:
         records = Records(self.settings().records, clock=CLOCK)
         try:
@@ -265,8 +291,9 @@ class Cluster:
     def _make_subnet(self) -> None:
         first, last = self.network.front_pool
         body = {"name": SUBNET, "cidr": self.network.front_cidr, "interface": "eth1", "pool_first": first, "pool_last": last}
-        answer = self.http.post("/v1/subnets", json=body)
-        assert answer.status_code == 201, answer.text
+        if self.http.get(f"/v1/subnets/{SUBNET}").status_code == 404:
+            answer = self.http.post("/v1/subnets", json=body)
+            assert answer.status_code == 201, answer.text
 
     @property
     def _parts(self) -> tuple[Part, ...]:

@@ -1,7 +1,8 @@
 """The connection to the records: short write transactions that are durable once they return, and reads beside them.
 
-SQLite serves any number of processes on one host (WAL); its single writer is queued for here, so that a burst of requests
-waits in line instead of polling for the file's lock.
+One transaction writes at a time, in all processes together, on SQLite by its nature and on PostgreSQL by a lock: no function of
+the records has to think of another writer. The writers of a process queue up here, so that a burst of requests waits in line
+instead of each holding a connection, or polling for a file's lock.
 """
 
 import contextlib
@@ -10,40 +11,53 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from sanderling import settings
 from sanderling.clock import Clock
-from sanderling.errors import OutOfSpace, Unavailable
+from sanderling.errors import OutOfSpace, SettingsRefused, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+_FULL: Final = "53100"
+_WAITED: Final = "55P03"
+_UNUSABLE: Final = {
+    "25006",  # it only reads: a standby, perhaps
+    "42501",  # the role may not do this
+    "42P01",  # there is no schema yet
+}
+"""SQLSTATEs which are no operational errors to the driver, and yet no fault of a statement either."""
 
 
 class Records:
     """One per process. Threads share it; a session belongs to the thread that opened it."""
 
     def __init__(self, options: settings.Records, *, clock: Clock) -> None:
+        """`SettingsRefused` for a URL that cannot work. Whether the records can be reached shows when they are used."""
         self._clock = clock
-        self._wait_s = options.busy_timeout_s
-        self._engine = create_engine(
-            options.url,
-            pool_size=options.pool_size,
-            max_overflow=0,
-            pool_timeout=options.busy_timeout_s,
-            connect_args={"timeout": options.busy_timeout_s} if options.url.startswith("sqlite") else {},
-        )
-        self._turn: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if self._engine.dialect.name == "sqlite":
-            _prepare_sqlite(self._engine)
-            self._turn = _Turn(options.busy_timeout_s)
-        self._writing = self._engine.execution_options(writes=True)
+        try:
+            url = make_url(options.url)
+        except (ArgumentError, ValueError):
+            raise _refused("cannot be read") from None
+        if url.drivername == "sqlite":
+            from sanderling.records import sqlite as store  # noqa: PLC0415  a process loads the one it uses
+        elif url.drivername == "postgresql+psycopg":
+            try:
+                from sanderling.records import postgresql as store  # type: ignore[no-redef]  # noqa: PLC0415
+            except ImportError:
+                raise SettingsRefused("[records] url: PostgreSQL needs its client library; install Debian's libpq5") from None
+        else:
+            raise _refused("names no database that is known here")
+        engine = store.engine(options, url)
+        self._reading, self._writing = engine.execution_options(**store.READING), engine.execution_options(**store.WRITING)
+        self._turn = _Turn(options.busy_timeout_s)
 
     def now(self) -> datetime:
         """The moment that what is written now is stamped with."""
@@ -51,9 +65,10 @@ class Records:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Session]:
-        """A write transaction: committed and durable when the block ends, rolled back when it raises.
+        """A write transaction, the only one that runs: durable when the block ends, rolled back when it raises.
 
-        `Unavailable` when the records cannot be reached or other writers keep them for longer than busy_timeout_s.
+        `Unavailable` when the records cannot be reached or other writers keep them for longer than busy_timeout_s. If the
+        connection ends while it is being committed, nobody can tell whether it was: what is repeated must bear that.
         """
         with _reached(), self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
@@ -61,7 +76,7 @@ class Records:
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """One consistent view; nothing done in it is kept. A writer does not hold it up."""
-        with _reached(), Session(self._engine, expire_on_commit=False) as session:
+        with _reached(), Session(self._reading, expire_on_commit=False) as session:
             yield session
 
     def migrate(self) -> None:
@@ -78,11 +93,11 @@ class Records:
             session.execute(text("SELECT 1 FROM alembic_version"))
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._reading.dispose()
 
 
 class _Turn:
-    """The queue of this process's writers before SQLite's own lock."""
+    """The queue of this process's writers before the lock that they take of all processes."""
 
     def __init__(self, wait_s: float) -> None:
         self._lock, self._wait_s = threading.Lock(), wait_s
@@ -99,30 +114,27 @@ class _Turn:
 def _reached() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, PoolTimeout) as error:
-        if getattr(error.orig if isinstance(error, OperationalError) else None, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise OutOfSpace("the records' disk is full; make room on it", dependency="records") from error
-        raise Unavailable(f"the records cannot be used: {_cause(error)}", dependency="records") from error
+    except PoolTimeout as error:
+        raise Unavailable("the records: every connection of this process is in use; try again", dependency="records") from error
     except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        raise Unavailable(f"the records cannot be used: {_cause(error)}", dependency="records") from error
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        if sqlstate == _FULL or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise OutOfSpace("the records' disk is full; make room on it", dependency="records") from error
+        if sqlstate == _WAITED:
+            raise Unavailable("the records: other writers kept them for too long; try again", dependency="records") from error
+        if isinstance(error, OperationalError) or error.connection_invalidated or sqlstate in _UNUSABLE:
+            raise Unavailable(f"the records cannot be used: {_cause(error)}", dependency="records") from error
+        raise
 
 
-def _cause(error: Exception) -> str:
-    """What the driver said, without the statement and its values."""
-    return str(getattr(error, "orig", None) or error)
+def _cause(error: DBAPIError) -> str:
+    """What the driver or the server said, in one line, without the statement and its values."""
+    said = getattr(getattr(error.orig, "diag", None), "message_primary", None) or str(error.orig)
+    return " ".join(said.split())
 
 
-def _prepare_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver must not begin or commit on its own
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        """Writers lock at once: a read that turns into a write would fail on a snapshot that is old, whatever the timeout."""
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _refused(why: str) -> SettingsRefused:
+    return SettingsRefused(
+        f"[records] url: {why}; write it as sqlite:////FOLDER/FILE or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, what is "
+        "special in the password percent-encoded"
+    )

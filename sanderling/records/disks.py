@@ -95,7 +95,7 @@ def page(
     if marker is not None:
         query = query.where(DiskRow.name > marker)
     if name_contains is not None:
-        query = query.where(DiskRow.name.contains(name_contains, autoescape=True))
+        query = query.where(DiskRow.name.icontains(name_contains, autoescape=True))
     if state is not None:
         query = query.where(DiskRow.state == state.value)
     if access is not None:

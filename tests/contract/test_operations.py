@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy.orm import Session
@@ -24,11 +23,9 @@ TTL_S = 5.0
 CREATE, START, STOP = OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.STOP_DISK
 
 
-@pytest.fixture(params=["sqlite"])
-def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
-    url = {"sqlite": f"sqlite:///{tmp_path}/records.sqlite"}[request.param]
+@pytest.fixture
+def records(url: str) -> Iterator[Records]:
     opened = Records(RecordsSettings(url=url), clock=ManualClock())
-    opened.migrate()
     yield opened
     opened.close()
 

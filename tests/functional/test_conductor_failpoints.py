@@ -1,6 +1,6 @@
 """kill -9 of the conductor before and after everything durable in create, start, delete, moves and drains, on the real parts.
 
-A run takes a sample that differs from the last one's; SANDERLING_FULL=1 takes every point.
+A run takes a sample on each database, which differs from the last one's; SANDERLING_FULL=1 takes every point.
 """
 
 import itertools
@@ -24,12 +24,14 @@ from sanderling.images.base import Images
 from sanderling.model.disks import image_of
 from sanderling.model.operations import OperationKind
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 Capture = pytest.CaptureFixture[str]
 KINDS = (OperationKind.CREATE_DISK, OperationKind.START_DISK, OperationKind.DELETE_DISK)
 END_WITHIN_S = 60.0
 MOVING = (OperationKind.ASSIGN_PATHS, OperationKind.DRAIN_GATEWAY)
-MOVES_SAMPLED_EVERY = 12
-SAMPLED_EVERY = 8  # all of them take ten minutes: SANDERLING_FULL=1
+MOVES_SAMPLED_EVERY = 24  # on each database, as below
+SAMPLED_EVERY = 16  # all of them take ten minutes: SANDERLING_FULL=1
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 from cli.lab.parts.ceph import CephCluster
 from cli.lab.parts.consul import ConsulAgent
 from cli.lab.parts.daemons import Daemon, spawn, start_time, waited
+from cli.lab.parts.postgresql import PostgreSQL
 from cli.lab.parts.rabbitmq import RabbitMQ
 from sanderling.signals import Told
 from tests.parts.running import STATE, Kept
@@ -29,18 +30,20 @@ def keep(home: Path) -> None:
     """Start the parts, say where they are, and stop them at SIGTERM."""
     ended = Told(signal.SIGTERM, signal.SIGINT)
     with contextlib.ExitStack() as stack:
-        rabbitmq, consul, ceph = (
+        rabbitmq, consul, ceph, postgresql = (
             RabbitMQ(_made(home, "rabbitmq")),
             ConsulAgent(_made(home, "consul")),
             CephCluster(_made(home, "ceph")),
+            PostgreSQL(_made(home, "postgresql")),
         )
-        for part in (rabbitmq, consul, ceph):
+        for part in (rabbitmq, consul, ceph, postgresql):
             stack.callback(part.stop)
             part.start()
         parts = {
             "rabbitmq": Kept(rabbitmq.version, url=rabbitmq.url, amqp_url=rabbitmq.amqp_url),
             "consul": Kept(consul.version, url=consul.url, node_name=consul.node_name),
             "ceph": Kept(ceph.version, conf=ceph.conf, pool=ceph.pool),
+            "postgresql": Kept(postgresql.version, url=postgresql.url),
         }
         state = {
             "pid": os.getpid(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sanderling.errors import SettingsRefused
-from sanderling.settings import Api, Bus, Coordination, Images, Leader, Records, Settings, Worker, load, options
+from sanderling.settings import Api, Bus, Coordination, General, Images, Leader, Records, Settings, Worker, load, options
 
 SAMPLE = Path(__file__).parents[2] / "etc/sanderling.conf.sample"
 
@@ -86,6 +86,9 @@ def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         ({"coordination": Coordination(check_ttl_s=8.0)}, "word of one that is dead"),
         ({"leader": Leader(lease_s=10.0)}, "two could lead"),
         ({"iscsi_worker": Worker(move_intent_s=12.0)}, "recorded as failed could still happen"),
+        ({"records": Records(idle_timeout_s=10.0)}, "one process that hangs stops all others"),
+        ({"records": Records(statement_timeout_s=10.0)}, "no write can wait for so long"),
+        ({"sanderling": General(node="n" * 65)}, "longer than 64 characters"),
         ({"bus": Bus(handlers=0)}, r"\[bus\] handlers: 0 is less than 1"),
         ({"coordination": Coordination(backend="etcd")}, "is not one of consul, embedded"),
     ],
@@ -97,7 +100,7 @@ def test_settings_that_are_unsafe_together_are_refused(change: dict[str, object]
 
 def test_secrets_are_not_shown() -> None:
     settings = Settings(
-        records=Records(url="postgresql://u:canary@h/db"),
+        records=Records(url="postgresql+psycopg://u:canary@h/db"),
         bus=Bus(url="rabbit://u:canary@h/"),
         coordination=Coordination(token="canary"),
     )

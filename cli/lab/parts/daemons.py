@@ -108,3 +108,18 @@ def run(argv: Sequence[str], *, netns: str | None = None, env: Mapping[str, str]
     )
     assert done.returncode == 0, f"{' '.join(argv)} → {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def family(pid: int) -> list[Daemon]:
+    """The processes below one, at any depth."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = stat.read_text().rpartition(")")
+            parents[int(stat.parent.name)] = (int(rest.split()[1]), name.partition("(")[2])
+    found: list[Daemon] = []
+    for child, (parent, name) in parents.items():
+        started = start_time(child)
+        if parent == pid and started is not None:
+            found += [Daemon(name, child, started), *family(child)]
+    return found

@@ -7,7 +7,7 @@ import socket
 import uuid
 from pathlib import Path
 
-from cli.lab.parts.daemons import Daemon, run, spawn, start_time, waited
+from cli.lab.parts.daemons import Daemon, family, run, spawn, waited
 
 _BIN = Path("/usr/lib/rabbitmq/bin")  # /usr/sbin has wrappers that change the user and the folder
 
@@ -94,10 +94,10 @@ class RabbitMQ:
     def stop(self) -> None:
         """Shut down in order; a broker that does not within 30 s is killed."""
         if self._broker is not None:
-            family = _family(self._broker.pid)
+            below = family(self._broker.pid)
             self.resume()
             self._broker.terminate(within_s=30)
-            for each in family:
+            for each in below:
                 each.kill()
         self.kill()
 
@@ -105,8 +105,7 @@ class RabbitMQ:
         """SIGKILL, as a crash; the children (erl_child_setup, inet_gethost) and epmd go too."""
         for daemon in (self._broker, self._epmd):
             if daemon is not None:
-                family = [daemon, *_family(daemon.pid)]
-                for each in family:
+                for each in [daemon, *family(daemon.pid)]:
                     each.kill()
         self._broker = self._epmd = None
 
@@ -191,18 +190,3 @@ def _free_ports(count: int) -> tuple[int, ...]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return tuple(each.getsockname()[1] for each in sockets)
-
-
-def _family(pid: int) -> list[Daemon]:
-    """The processes below one, at any depth."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            name, _, rest = stat.read_text().rpartition(")")
-            parents[int(stat.parent.name)] = (int(rest.split()[1]), name.partition("(")[2])
-    found: list[Daemon] = []
-    for child, (parent, name) in parents.items():
-        started = start_time(child)
-        if parent == pid and started is not None:
-            found += [Daemon(name, child, started), *_family(child)]
-    return found

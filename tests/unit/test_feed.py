@@ -1,0 +1,60 @@
+"""The feed of events while the records are away: a stream that is open goes on when they are back."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from api.feed import Feed
+from rpc.news import News
+from sanderling.clock import SystemClock
+from sanderling.errors import Unavailable
+from sanderling.records.database import Records
+from sanderling.records.events import Event
+from sanderling.settings import Api
+from tests.unit.api_app import KeptNews
+
+EVENT = Event(id=1, at=datetime(2026, 1, 1, tzinfo=UTC), kind="a.b", actor="t", resource_id=None, operation_id=None, data={})
+
+
+class Store:
+    """Records with one event. Once lost they stay away until the feed and a stream have both missed them."""
+
+    def __init__(self) -> None:
+        self.looked, self.lost = threading.Event(), False
+        self._missing = {"feed", "stream"}
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Any]:
+        who = "feed" if threading.current_thread().name == "feed" else "stream"
+        if self.lost and self._missing:
+            self._missing.discard(who)
+            raise Unavailable("the records cannot be used", dependency="records")
+        yield self
+        self.looked.set()
+
+    def scalar(self, _: object) -> int:
+        return EVENT.id
+
+    def after(self, position: int) -> list[Event]:
+        with self.read():
+            return [EVENT] if position < EVENT.id else []
+
+
+def test_a_stream_that_could_not_be_read_for_a_while_misses_nothing_of_what_was_there_before() -> None:
+    store = Store()
+    options = Api(events_interval_s=0.05)
+    feed = Feed(options, records=cast(Records, store), news=cast(News, KeptNews()), clock=SystemClock())
+
+    async def first() -> Event:
+        return await asyncio.wait_for(anext(feed.follow(0, store.after)), 10)
+
+    feed.start()
+    try:
+        assert store.looked.wait(10)
+        store.lost = True
+        assert asyncio.run(first()) == EVENT
+    finally:
+        feed.stop()
