@@ -14,10 +14,12 @@ from cli.commands import (
     initiators,  # noqa: F401 - likewise
     lab,
     leaders,
+    notifications,
     operations,
     paths,
     secrets,
     snapshots,
+    statistics,
     subnets,
     tokens,
     up,
@@ -50,12 +52,14 @@ for name, noun in {
     "operation": operations,
     "event": events,
     "leader": leaders,
+    "notification": notifications,
     "token": tokens,
     "key": secrets,
     "lab": lab,
 }.items():
     app.add_typer(noun.app, name=name)
 app.command("whatif", epilog="Example: sanderling whatif --lose node-1 --lose node-2")(whatif.whatif)
+app.command("statistics", epilog="Example: sanderling statistics --disk first")(statistics.statistics)
 app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)
 
 

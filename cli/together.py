@@ -16,12 +16,13 @@ from cli.access import Access, own_file, read, write
 from cli.grants import grant
 from conductor.server import Conductor
 from iscsi_worker.worker import Worker
-from leader.duties import LogDuty
-from leader.server import SERVICE
+from leader.metrics import Metrics
+from leader.server import duties
 from leader.service import Candidate
 from sanderling import secrets as keys
 from sanderling.clock import SystemClock
 from sanderling.errors import Malformed
+from sanderling.model.leaders import CLUSTER as SERVICE
 from sanderling.records import tokens
 from sanderling.records.database import Records
 from sanderling.settings import Api, Bus, Coordination, General, Images, Secrets, Settings
@@ -86,7 +87,8 @@ def running(settings: Settings, folder: Path) -> Iterator[Access]:
         )
         worker.start()
         stack.callback(worker.stop)
-        candidate = Candidate(SERVICE, [LogDuty("presence", clock=clock)], settings, coordination=coordination, clock=clock)
+        own = duties(settings, records=records, coordination=coordination, images=images, metrics=Metrics(), clock=clock)
+        candidate = Candidate(SERVICE, own, settings, coordination=coordination, clock=clock)
         candidate.start()
         stack.callback(candidate.stop)
         yield _access(records, folder, server.url)

@@ -10,6 +10,7 @@ import structlog
 from leader.election import Standing
 from sanderling import settings
 from sanderling.clock import Clock
+from sanderling.errors import Problem
 
 log = structlog.get_logger(__name__)
 
@@ -19,30 +20,22 @@ class Duty(Protocol):
 
     name: str
 
+    @property
+    def hangs(self) -> bool:
+        """Whether it has been at one thing for longer than that may take; the leader then hands on."""
+        ...
+
     def start(self, tenure: "Tenure") -> None:
         """Begin. Whatever lasts asks `tenure.holds()` before every act, and hands `tenure.term` on with it."""
         ...
 
     def stop(self) -> None:
-        """End it, also when it was only half started. Once this returns nothing of it acts; raising ends the process."""
+        """End it, also when it was only half started. Once this returns nothing of it acts; raising ends the process.
+
+        A write to the records that waits its turn may still come, before the next leader's first or not at all: it is fenced by
+        the term.
+        """
         ...
-
-
-class LogDuty:
-    """A duty that does nothing but say from when to when it ran, in CLOCK_MONOTONIC seconds."""
-
-    def __init__(self, name: str, *, clock: Clock) -> None:
-        self.name, self._clock = name, clock
-        self._tenure: Tenure | None = None
-
-    def start(self, tenure: "Tenure") -> None:
-        self._tenure = tenure
-        log.info("duty started", duty=self.name, term=tenure.term, at=self._clock.monotonic(), until=tenure.until)
-
-    def stop(self) -> None:
-        if self._tenure is not None:
-            log.info("duty stopped", duty=self.name, term=self._tenure.term, at=self._clock.monotonic(), until=self._tenure.until)
-            self._tenure = None
 
 
 def end_process() -> None:
@@ -72,6 +65,10 @@ class Tenure:
         self._end_process = end_process
         self._ending, self._ended = threading.Event(), threading.Event()
         self._failed = False
+        self._begun: list[Duty] = []
+        self._starting_since: float | None = None
+        self.outranked_by = 0
+        """The later term that refused this one's writes, if one did."""
 
     def begin(self) -> None:
         """Start the duties; returns at once."""
@@ -90,8 +87,15 @@ class Tenure:
     def holds(self) -> bool:
         return not self._ending.is_set() and self._clock.monotonic() < self._until
 
+    def fail(self, why: str, *, outranked_by: int = 0) -> None:
+        """A duty cannot be carried out here: leadership is to be handed on. Returns at once."""
+        if not self._failed:
+            log.error("a duty failed: handing leadership on", term=self.term, why=why)
+        self._failed, self.outranked_by = True, max(self.outranked_by, outranked_by)
+
     @property
     def standing(self) -> Standing:
+        self._look_for_hangs()
         if self._failed:
             return Standing.FAILED
         return Standing.LEADS if self.holds() else Standing.OVER
@@ -103,22 +107,36 @@ class Tenure:
             log.critical("a duty does not stop: ending this process", term=self.term)
             self._end_process()
 
+    def _look_for_hangs(self) -> None:
+        since, bound_s = self._starting_since, self._bounds.duty_start_timeout_s
+        if since is not None and self._clock.monotonic() - since > bound_s:
+            self.fail(f"{self._begun[-1].name} did not start within {bound_s:g} s")
+        for duty in self._begun:
+            if duty.hangs:
+                self.fail(f"{duty.name} hangs")
+
     def _carry_out(self) -> None:
-        begun: list[Duty] = []
         try:
             for duty in self._duties:
                 if not self.holds():
                     break
-                begun.append(duty)
+                self._begun.append(duty)
+                self._starting_since = self._clock.monotonic()
                 duty.start(self)
+                self._starting_since = None
+                log.info("duty started", duty=duty.name, term=self.term, at=self._clock.monotonic(), until=self._until)
+        except Problem as problem:
+            self.fail(f"{self._begun[-1].name} did not start: {problem.detail}", outranked_by=problem.context.get("term", 0))
+            self._ending.set()
         except Exception:
-            log.exception("a duty did not start", duty=begun[-1].name, term=self.term)
-            self._failed = True
+            log.exception("a duty did not start", duty=self._begun[-1].name, term=self.term)
+            self.fail(f"{self._begun[-1].name} did not start")
             self._ending.set()
         self._ending.wait()
         try:
-            for duty in reversed(begun):
+            for duty in reversed(self._begun):
                 duty.stop()
+                log.info("duty stopped", duty=duty.name, term=self.term, at=self._clock.monotonic(), until=self._until)
         except Exception:
             log.exception("a duty did not stop: ending this process", term=self.term)
             self._end_process()

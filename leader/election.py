@@ -3,7 +3,7 @@
 Nobody takes a key that the last leader did not leave in order before a lease, and the time that its duties may take to stop,
 have passed since the key was first seen free. A lease runs from before a look that proved the lock, so by then the last leader
 has stopped or ended itself, whatever the store's own delays. Only a process frozen in the middle of an act can still finish
-that act; the term is what makes others refuse it.
+that act; the term is what makes others refuse it. Whoever died as the leader lets the others go first.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sanderling.model.leaders import Leader
 
 
 class Standing(StrEnum):
-    """`failed`: a duty did not start. `over`: the lease ran out."""
+    """`failed`: a duty did not start, or cannot go on. `over`: the lease ran out."""
 
     FOLLOWS = "follows"
     LEADS = "leads"
@@ -35,7 +35,7 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a candidate knows at one moment. `seen_since` is when the entry was first seen as it is now."""
+    """What the candidate of `node` knows at one moment. `seen_since` is when the entry was first seen as it is now."""
 
     entry: Entry | None
     seen_since: float
@@ -43,6 +43,7 @@ class View:
     standing: Standing
     term_seen: int
     wall_s: float
+    node: str = ""
     stands_from: float = 0.0
     asked_to_step_down: bool = False
     stopping: bool = False
@@ -56,9 +57,18 @@ class View:
         return self.entry is None or self.entry.consul_session is None
 
     @property
+    def last(self) -> Leader | None:
+        """Who leads, or led last."""
+        return Leader.from_value(self.entry.value) if self.entry else None
+
+    @property
     def was_left(self) -> bool:
-        leader = Leader.from_value(self.entry.value) if self.entry else None
-        return leader is not None and leader.left
+        return self.last is not None and self.last.left
+
+    @property
+    def died_over_it(self) -> bool:
+        """Whether the last leader was of this node and did not leave: its duties may be what it died of."""
+        return self.last is not None and self.last.node == self.node and not self.last.left
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ def decide(view: View, now: float, bounds: settings.Leader) -> Action:
         return _wait(view, view.stands_from - now, "stepped down", bounds)
     if not view.is_free and not view.is_locked_by_us:
         return _wait(view, bounds.watch_timeout_s, "another leads", bounds)
-    waits = bounds.lease_s + bounds.duty_stop_timeout_s
+    waits = bounds.lease_s + bounds.duty_stop_timeout_s + (bounds.candidacy_pause_s if view.died_over_it else 0.0)
     since = view.seen_since + (0.0 if view.was_left or view.is_locked_by_us else waits)
     if now < since:
         return _wait(view, since - now, "the last leader may still be stopping", bounds)
@@ -97,7 +107,7 @@ def _as_leader(view: View, bounds: settings.Leader) -> Action:
     if view.asked_to_step_down:
         return Action(Act.RESIGN, "asked to step down", 0.0)
     if view.standing is Standing.FAILED:
-        return Action(Act.RESIGN, "a duty did not start", 0.0)
+        return Action(Act.RESIGN, "a duty failed", 0.0)
     if view.standing is Standing.OVER:
         return Action(Act.DEMOTE, "the lease ran out", 0.0)
     return Action(Act.GO_ON, "the key is ours", bounds.renew_interval_s)
@@ -110,5 +120,4 @@ def _wait(view: View, longest_s: float, why: str, bounds: settings.Leader) -> Ac
 
 def _next_term(view: View) -> int:
     """One more than any seen. Without a last leader to go by the store is new or was lost: the time of day outgrows old terms."""
-    known = view.entry is not None and Leader.from_value(view.entry.value) is not None
-    return max(view.term_seen + 1, 0 if known else int(view.wall_s))
+    return max(view.term_seen + 1, 0 if view.last is not None else int(view.wall_s))

@@ -6,17 +6,40 @@ import sys
 import structlog
 
 import sanderling.coordination
-from leader.duties import LogDuty
+import sanderling.images
+from leader.duties import Duty
+from leader.metrics import Metrics
+from leader.notifications import NotificationsDuty
 from leader.service import Candidate
+from leader.statistics import StatisticsDuty
 from sanderling import logs, settings
-from sanderling.clock import SystemClock
+from sanderling.clock import Clock, SystemClock
+from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem
+from sanderling.images.base import Images
+from sanderling.model.leaders import CLUSTER as SERVICE
+from sanderling.records.database import Records
+from sanderling.secrets import Keyring
 from sanderling.signals import Told
 
-SERVICE = "cluster"
-DUTIES = ("statistics", "notifications")
-
 log = structlog.get_logger(__name__)
+
+
+def duties(
+    configured: settings.Settings,
+    *,
+    records: Records,
+    coordination: Coordination,
+    images: Images,
+    metrics: Metrics,
+    clock: Clock,
+) -> list[Duty]:
+    """What only a leader does, in the order in which it begins. `SettingsRefused` when the key file cannot be used."""
+    Keyring(configured.secrets)  # couriers read it; a file that is open to others is refused now
+    return [
+        StatisticsDuty(configured, records=records, coordination=coordination, images=images, metrics=metrics, clock=clock),
+        NotificationsDuty(configured, records=records, metrics=metrics, clock=clock),
+    ]
 
 
 def main() -> None:
@@ -32,8 +55,11 @@ def _stand() -> None:
     logs.configure(configured.sanderling, process="leader")
     clock = SystemClock()
     coordination = sanderling.coordination.connect(configured, clock=clock)
-    duties = [LogDuty(name, clock=clock) for name in DUTIES]
-    candidate = Candidate(SERVICE, duties, configured, coordination=coordination, clock=clock)
+    images = sanderling.images.connect(configured, clock=clock)
+    records, metrics = Records(configured.records, clock=clock), Metrics()
+    own = duties(configured, records=records, coordination=coordination, images=images, metrics=metrics, clock=clock)
+    metrics.serve(configured.leader)
+    candidate = Candidate(SERVICE, own, configured, coordination=coordination, clock=clock)
     told = Told(signal.SIGTERM, signal.SIGINT)
     signal.signal(signal.SIGUSR1, lambda *_: candidate.step_down())
     candidate.start()
@@ -41,7 +67,8 @@ def _stand() -> None:
     told.wait()
     log.info("stopping")
     candidate.stop()
-    coordination.close()
+    for part in (metrics, images, coordination, records):
+        part.close()
 
 
 if __name__ == "__main__":

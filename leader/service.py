@@ -41,6 +41,7 @@ class Candidate:
         self._entry: Entry | None = None
         self._seen_since, self._stands_from = clock.monotonic(), clock.monotonic()
         self._index, self._term_seen = 0, 0
+        self._failures = 0  # leaderships in a row that ended because a duty failed
         self._said = ""
 
     def start(self) -> None:
@@ -126,6 +127,7 @@ class Candidate:
             standing=self._tenure.standing if self._tenure else Standing.FOLLOWS,
             term_seen=self._term_seen,
             wall_s=self._clock.wall().timestamp(),
+            node=self._node,
             stands_from=self._stands_from,
             asked_to_step_down=self._asked_to_step_down,
             stopping=self._stopping.is_set(),
@@ -172,7 +174,8 @@ class Candidate:
         assert self._entry is not None, "only a leader resigns"
         assert self._consul_session is not None, "only a leader resigns"
         self._end_tenure()
-        self._stands_from = self._clock.monotonic() + self._bounds.candidacy_pause_s
+        pause_s = self._bounds.candidacy_pause_s * 2.0 ** min(max(self._failures - 1, 0), 32)
+        self._stands_from = self._clock.monotonic() + min(pause_s, self._bounds.candidacy_pause_most_s)
         leader = Leader.from_value(self._entry.value)
         assert leader is not None, "a leader wrote the value it holds"
         left = leader.model_copy(update={"left": True})
@@ -181,7 +184,9 @@ class Candidate:
     def _end_tenure(self) -> None:
         self._asked_to_step_down = False
         if self._tenure is not None:
+            self._failures = self._failures + 1 if self._tenure.standing is Standing.FAILED else 0
             self._tenure.end()
+            self._term_seen = max(self._term_seen, self._tenure.outranked_by)
             log.info("no longer leading", service=self._service, term=self._tenure.term)
             self._tenure = None
 

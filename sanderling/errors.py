@@ -161,6 +161,24 @@ class StaleEpoch(Problem):
     code, status, title = "stale-epoch", 409, "The command is older than the state it would change"
 
 
+class StaleTerm(Problem):
+    """Who writes led once and leads no more: `term` is the one in force. Nothing was written."""
+
+    code, status, title = "stale-term", 409, "Another has led since"
+
+
+class DeliveryFailed(Problem):
+    """A notification's receiver was not reached, or did not take it."""
+
+    code, status, title = "delivery-failed", 502, "A notification was not delivered"
+
+
+class DutyFailed(Problem):
+    """A duty of the leader cannot be carried out by this process; another may lead."""
+
+    code, status, title = "duty-failed", 500, "A duty of the leader failed"
+
+
 class StepTimedOut(Problem):
     code, status, title = "step-timed-out", 504, "A step did not end within its deadline"
 

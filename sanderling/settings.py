@@ -269,7 +269,52 @@ class Leader:
     lease_s: float = _of(2.0, "A leader that could not prove its lock for this long stops its duties", least=0.1)
     lock_delay_s: int = _of(1, "How long Consul keeps a dead leader's lock from others", least=0)
     duty_stop_timeout_s: float = _of(1.0, "Bound of stopping a duty before the process ends itself", least=0.1)
-    candidacy_pause_s: float = _of(5.0, "How long a leader that stepped down does not stand again", least=0)
+    candidacy_pause_s: float = _of(
+        5.0,
+        "How long a leader that stepped down, or died, leaves the others to stand first; doubles when its duties fail again",
+        least=0,
+    )
+    candidacy_pause_most_s: float = _of(60.0, "Longest such time", least=0)
+    duty_start_timeout_s: float = _of(15.0, "A duty that has not started within this hands leadership on", least=0.1)
+    duty_turn_timeout_s: float = _of(90.0, "A duty that does not get through one turn within this hands leadership on", least=1)
+    metrics_host: str = _of("127.0.0.1", "Address that the leader's metrics are served on")
+    metrics_port: int = _of(0, "Port of the leader's metrics, for Prometheus; 0 serves none", least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """[statistics]: what the leader measures."""
+
+    interval_s: float = _of(10.0, "How often the cluster and each gateway are measured", least=0.5)
+    export_interval_s: float = _of(60.0, "How often each export is measured", least=0.5)
+    exports_max: int = _of(1000, "Exports measured in one turn; of more than this each is measured less often", least=1)
+    keep_s: float = _of(86400.0, "How long samples are kept", least=60)
+    coarse_s: int = _of(300, "Samples of the cluster and of gateways are averaged over this, to be kept for longer", least=60)
+    coarse_keep_s: float = _of(30 * 86400.0, "How long these averages are kept", least=60)
+    prune_rows: int = _of(5000, "Samples that are dropped in one turn at most", least=100)
+    ask_timeout_s: float = _of(3.0, "How long a turn waits for the pool's usage before it goes on without", least=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Notifications:
+    """[notifications]: events told to the outside, by the leader."""
+
+    interval_s: float = _of(1.0, "How often new events are looked for", least=0.05)
+    couriers: int = _of(4, "Rules whose events are delivered at once; each takes a process of its own", least=1)
+    rules_max: int = _of(100, "Rules there may be", least=1)
+    scan_max: int = _of(1000, "Events that are looked at for one rule in one turn", least=10)
+    timeout_s: float = _of(10.0, "Bound of one attempt to deliver one event", least=0.1)
+    retry_first_s: float = _of(1.0, "Wait before a delivery that failed is tried again; doubles", least=0.01)
+    retry_most_s: float = _of(60.0, "Longest wait between two attempts", least=0.01)
+    keep_s: float = _of(
+        3 * 86400.0, "An event that could not be delivered for this long is given up, and the next one tried", least=1
+    )
+    schemas: str = _of(
+        "mailto,mailtos,json,jsons,xml,xmls,form,forms,slack,workflows,tgram,discord,mmost,mmosts,rocket,rockets,matrix,matrixs,"
+        "pagerduty,opsgenie,ntfy,ntfys,gotify,gotifys",
+        "Kinds of receivers that a rule may name: schemas of apprise, separated by commas",
+    )
+    loopback: str = _of("off", "on lets rules name receivers on loopback and link-local addresses", choices=("on", "off"))
 
 
 _GROUPS: dict[str, type] = {
@@ -283,6 +328,8 @@ _GROUPS: dict[str, type] = {
     "conductor": Conductor,
     "iscsi_worker": Worker,
     "leader": Leader,
+    "statistics": Statistics,
+    "notifications": Notifications,
 }
 
 
@@ -300,6 +347,8 @@ class Settings:
     conductor: Conductor = field(default_factory=Conductor)
     iscsi_worker: Worker = field(default_factory=Worker)
     leader: Leader = field(default_factory=Leader)
+    statistics: Statistics = field(default_factory=Statistics)
+    notifications: Notifications = field(default_factory=Notifications)
 
     def __post_init__(self) -> None:
         for group, kind in _GROUPS.items():

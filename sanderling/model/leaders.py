@@ -6,6 +6,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 PREFIX: Final = "leaders/"
+CLUSTER: Final = "cluster"  # the one service that has a leader
 
 
 class Leader(BaseModel):

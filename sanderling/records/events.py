@@ -62,6 +62,11 @@ def page(
     return [_model(row) for row in session.scalars(query)]
 
 
+def get(session: Session, event_id: int) -> Event | None:
+    row = session.get(EventRow, event_id)
+    return None if row is None else _model(row)
+
+
 def latest(session: Session, kind: str, *, resource_id: str, limit: int) -> list[Event]:
     """The newest of that kind about a resource, newest first."""
     query = select(EventRow).where(EventRow.kind == kind, EventRow.resource_id == resource_id)

@@ -215,6 +215,55 @@ class EventRow(Base):
     source_id: Mapped[str | None] = mapped_column(String(64), unique=True)  # of a report: delivered twice, recorded once
 
 
+class TermRow(Base):
+    """The highest term in which a service's leader has written; one of a lower term writes nothing any more."""
+
+    __tablename__ = "terms"
+
+    service: Mapped[str] = mapped_column(String(64), primary_key=True)
+    term: Mapped[int] = mapped_column(BigInteger)
+
+
+class SampleRow(Base):
+    """What was measured of one resource in the slot of time that begins at `at`; an average where `span_s` is coarse."""
+
+    __tablename__ = "samples"
+    __table_args__ = (Index("ix_samples_resource", "resource", "span_s", "at"),)
+
+    span_s: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[datetime] = mapped_column(primary_key=True)
+    resource: Mapped[str] = mapped_column(String(300), primary_key=True)
+    figures: Mapped[dict[str, Any]]
+
+
+class RuleRow(Base):
+    """A notification rule, and how far it has come. Every event up to `cursor` has been delivered, or is not its concern.
+
+    `attempt_event` is the one that is being delivered, or whose delivery is in doubt: who died over it may have sent it.
+    """
+
+    __tablename__ = "notification_rules"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    kinds: Mapped[list[str]]
+    sealed_url: Mapped[str] = mapped_column(Text)
+    receiver: Mapped[str] = mapped_column(String(300))
+    created_by: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    cursor: Mapped[int] = mapped_column(BigInteger)
+    attempt_event: Mapped[int | None] = mapped_column(BigInteger)
+    attempt_term: Mapped[int | None] = mapped_column(BigInteger)
+    attempt_until: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(default=0)
+    failing_since: Mapped[datetime | None]
+    next_attempt_at: Mapped[datetime | None]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    delivered: Mapped[int] = mapped_column(default=0)
+    delivered_at: Mapped[datetime | None]
+    given_up: Mapped[int] = mapped_column(default=0)
+
+
 class IdempotencyRow(Base):
     """Which operation a key of a caller stands for, and the digest of the request it was first used with."""
 

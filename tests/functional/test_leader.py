@@ -23,16 +23,19 @@ from cli.lab.network import Network
 from cli.lab.parts.consul import ConsulAgent
 from cli.lab.parts.daemons import waited
 from cli.lab.processes import Process
-from leader.server import DUTIES, SERVICE
 from sanderling import coordination
 from sanderling.clock import SystemClock
 from sanderling.coordination.leaders import leader_of
+from sanderling.model.leaders import CLUSTER as SERVICE
 from sanderling.model.leaders import Leader, leader_key
+from sanderling.records.database import Records
 from sanderling.settings import Coordination, General, Settings
 from sanderling.settings import Leader as Bounds
+from sanderling.settings import Records as RecordsSettings
 from tests.parts import usage
 
 NODES = ("a", "b", "c")
+DUTIES = ("statistics", "notifications")
 FULL = bool(os.environ.get("SANDERLING_FULL"))
 WITHIN_S = 30.0
 BOUNDS = Bounds()
@@ -105,6 +108,9 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("leaders")
+    records = Records(_records(folder), clock=CLOCK)
+    records.migrate()
+    records.close()
     with Network(NODES) as made:
         server = ConsulAgent(folder / "consul", address=made.parts_address, netns=made.parts, node_name="parts")
         agents = {node: _agent(folder, made, node, server) for node in NODES}
@@ -132,9 +138,13 @@ def _agent(folder: Path, made: Network, node: str, server: ConsulAgent) -> Consu
     )
 
 
+def _records(folder: Path) -> RecordsSettings:
+    return RecordsSettings(url=f"sqlite:///{folder}/records.sqlite")
+
+
 def _candidate(folder: Path, made: Network, node: str, agent: ConsulAgent) -> Process:
     general = General(node=node, runtime_dir=str(folder), log_level="DEBUG")
-    settings = Settings(sanderling=general, coordination=Coordination(url=agent.url))
+    settings = Settings(sanderling=general, coordination=Coordination(url=agent.url), records=_records(folder))
     return Process(node, "sanderling-leader", settings, folder, made.netns(node))
 
 

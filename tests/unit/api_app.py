@@ -18,6 +18,7 @@ from cli.lab.parts.daemons import waited
 from rpc.bus import Bus
 from rpc.messages import Message, Wake
 from rpc.news import News
+from sanderling import secrets as keys
 from sanderling import settings
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Entry, Listing
@@ -153,8 +154,10 @@ class Api:
 def running(folder: Path, *, key_file: Path | None = None, **options: Any) -> Iterator[Api]:
     """The API with two subnets, "left" (10.1.0.0/28) and "right" (10.2.0.0/28), and a token of each role."""
     clock = SystemClock()
+    if key_file is None:
+        keys.add(key_file := folder / "keys")
     chosen = settings.Settings(
-        secrets=settings.Secrets(key_file=str(key_file or "")),
+        secrets=settings.Secrets(key_file=str(key_file)),
         records=settings.Records(url=f"sqlite:///{folder}/records.sqlite"),
         api=replace(settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05), **options),
     )
