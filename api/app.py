@@ -104,6 +104,12 @@ def create_app(
         version=version("sanderling"),
         description="Disks over iSCSI on Ceph: every change is an operation.",
         lifespan=lifespan,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },  # api/metrics.py does, for all processes alike
         openapi_url=None,  # served by a route of ours, so that no route is without a rule
         redirect_slashes=False,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
 
+import structlog
 from fastapi import Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
@@ -26,6 +27,8 @@ from sanderling.model.plans import Plan
 from sanderling.records import assignments, disks, idempotency, marks, operations
 from sanderling.records.assignments import MOVES, Subject
 from sanderling.records.tables import DiskRow
+
+log = structlog.get_logger(__name__)
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
@@ -118,7 +121,9 @@ class Change:
                     session, actor=caller.name, key=self._key, digest=self._digest, operation_id=accepted.operation.id, now=now
                 )
         self._context.changed()
-        return _accepted(accepted.operation, accepted.notes)
+        operation = accepted.operation
+        log.info("accepted", operation_id=operation.id, kind=operation.kind, of=operation.resource_name, by=caller.name)
+        return _accepted(operation, accepted.notes)
 
     def assign(
         self,

@@ -119,7 +119,7 @@ class Source(Body):
 
 def show(disk: Disk) -> dict[str, Any]:
     """The disk's description as HTTP shows it: of CHAP the names alone."""
-    shown = disk.model_dump(mode="json", exclude={"generation", "presented_at", "rolling_back_to", "chap"})
+    shown = disk.model_dump(mode="json", exclude={"generation", "presented_at", "rolling_back_to", "cause", "chap"})
     chap = disk.chap
     shown["chap"] = {"user": chap.user, "mutual_user": chap.mutual_user or None} if chap else None
     return shown

@@ -1,17 +1,14 @@
 """What this process measures of itself, and the middleware that names each request's trace in logs and counts it."""
 
-import re
-import secrets
 from typing import Final
 
-import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sanderling import tracing
 from sanderling.clock import Clock
 
 TRACEPARENT: Final = "sanderling.traceparent"  # in the ASGI scope
-_W3C = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Metrics:
@@ -27,11 +24,19 @@ class Metrics:
         )
         self.waiting = Gauge("sanderling_outbox_waiting", "Operations whose wake-up has not been cast", registry=self.registry)
         self.open = Gauge("sanderling_operations_open", "Operations that have not ended", ["state"], registry=self.registry)
+        self.oldest = Gauge(
+            "sanderling_operations_oldest_seconds", "Age of the oldest operation in this state", ["state"], registry=self.registry
+        )
+        self.longest_waiting = Gauge(
+            "sanderling_outbox_oldest_seconds",
+            "Age of the oldest operation whose wake-up has not been cast",
+            registry=self.registry,
+        )
         self.disks = Gauge("sanderling_disks", "Disks in the index", ["state"], registry=self.registry)
         self.gaps = Gauge(
             "sanderling_gap_seconds",
             "How long the operations of a path waited, in the newest moves and failovers that were reported",
-            ["kind", "quantile"],
+            ["kind", "share"],
             registry=self.registry,
         )
         self.exports = Gauge("sanderling_gateway_exports", "Exports that a gateway serves", ["gateway"], registry=self.registry)
@@ -43,8 +48,8 @@ class Metrics:
         self.streams = Gauge("sanderling_event_streams", "Event streams open in this process", registry=self.registry)
 
     def text(self) -> bytes:
-        """The Prometheus exposition format."""
-        return generate_latest(self.registry)
+        """The Prometheus exposition format: what is the app's, and what is the process's."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
 
 
 class Observed:
@@ -57,20 +62,23 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
-        trace = given if _W3C.fullmatch(given) else f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
-        scope[TRACEPARENT] = trace
+        given = [value for name, value in scope["headers"] if name == b"traceparent"]
+        parent = given[0].decode("latin-1") if len(given) == 1 else None
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         began = self._clock.monotonic()
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                method, route = scope["method"] if scope["method"] in _METHODS else "other", _route(scope)
+                route = _route(scope)
                 self._metrics.requests.labels(method, route, message["status"]).inc()
                 self._metrics.seconds.labels(method, route).observe(self._clock.monotonic() - began)
-                message["headers"] = [*message.get("headers", []), (b"traceparent", trace.encode())]
+                message["headers"] = [*message.get("headers", []), (b"traceparent", scope[TRACEPARENT].encode())]
+                span.rename(f"{method} {route}")
+                span.say(**{"http.route": route, "http.response.status_code": message["status"]})
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(trace_id=trace.split("-")[1]):
+        with tracing.span(method, parent=parent, kind="SERVER", begins=True, **{"http.request.method": method}) as span:
+            scope[TRACEPARENT] = tracing.current()
             await self._app(scope, receive, counted)
 
 

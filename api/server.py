@@ -13,7 +13,7 @@ from fastapi import FastAPI
 import rpc.news
 import rpc.oslo
 from api.app import create_app
-from sanderling import coordination, images, logs, settings
+from sanderling import coordination, images, logs, settings, tracing
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem, SettingsRefused
 from sanderling.garbage import collect_rarely
@@ -113,6 +113,7 @@ def serve(loaded: settings.Settings) -> None:
     asked = Told(signal.SIGTERM, signal.SIGINT)
     clock = SystemClock()
     with contextlib.ExitStack() as open_parts:
+        open_parts.enter_context(tracing.sent(loaded, process="api"))
         records = Records(loaded.records, clock=clock)
         open_parts.callback(records.close)
         records.migrate()

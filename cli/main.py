@@ -9,6 +9,7 @@ from cli.commands import (
     assignments,
     changes,  # noqa: F401 - adds verbs to disks
     disks,
+    doctor,
     events,
     gateways,
     initiators,  # noqa: F401 - likewise
@@ -60,6 +61,7 @@ for name, noun in {
     app.add_typer(noun.app, name=name)
 app.command("whatif", epilog="Example: sanderling whatif --lose node-1 --lose node-2")(whatif.whatif)
 app.command("statistics", epilog="Example: sanderling statistics --disk first")(statistics.statistics)
+app.command("doctor", epilog="Example: sanderling doctor --role worker --json")(doctor.doctor)
 app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)
 
 

@@ -28,6 +28,9 @@ _COLOURS = {
     "running": "cyan",
     "moving": "cyan",
     "failed": "red",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "red",
 }
 _MARKS = {"pending": "·", "running": "▸", "done": "✓", "failed": "✗", "undone": "↩"}
 _MOVES = {"moving": "▸", "succeeded": "✓", "failed": "✗", "cancelled": "-"}

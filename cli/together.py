@@ -16,7 +16,6 @@ from cli.access import Access, own_file, read, write
 from cli.grants import grant
 from conductor.server import Conductor
 from iscsi_worker.worker import Worker
-from leader.metrics import Metrics
 from leader.server import duties
 from leader.service import Candidate
 from sanderling import secrets as keys
@@ -87,7 +86,7 @@ def running(settings: Settings, folder: Path) -> Iterator[Access]:
         )
         worker.start()
         stack.callback(worker.stop)
-        own = duties(settings, records=records, coordination=coordination, images=images, metrics=Metrics(), clock=clock)
+        own = duties(settings, records=records, coordination=coordination, images=images, clock=clock)
         candidate = Candidate(SERVICE, own, settings, coordination=coordination, clock=clock)
         candidate.start()
         stack.callback(candidate.stop)

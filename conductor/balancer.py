@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from conductor.steps.base import Stores
-from sanderling import layouts
+from sanderling import layouts, tracing
 from sanderling.errors import Busy, Problem
 from sanderling.model import balance, plans
 from sanderling.model.balance import Layout, PlannedMove
@@ -104,8 +104,16 @@ class Balancer:
         if not planned:
             return
         asked = [situation.move(position, move) for position, move in enumerate(planned)]
-        with records.begin() as session:
-            operation = assignments.submit(session, moves=asked, conductor=self._own, requested_by=BALANCER, now=records.now())
-        log.info("balancing", operation_id=operation.id, moves=len(asked), lately=len(lately))
+        with tracing.span("balance", begins=True):
+            with records.begin() as session:
+                operation = assignments.submit(
+                    session,
+                    moves=asked,
+                    conductor=self._own,
+                    requested_by=BALANCER,
+                    now=records.now(),
+                    traceparent=tracing.current(),
+                )
+            log.info("balancing", operation_id=operation.id, moves=len(asked), lately=len(lately))
         self._tell()
         self._wake(operation.id)

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
+from conductor import metrics
 from conductor.failpoints import Failpoints
 from conductor.steps.base import Context, Halted, Stores
 from conductor.steps.catalogue import ACTIONS
 from conductor.steps.descriptions import revision_undone
-from sanderling import settings
+from sanderling import settings, tracing
 from sanderling.errors import ClaimLost, Problem, StepTimedOut, Unavailable
+from sanderling.measuring import timed
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskEvent, DiskState
 from sanderling.model.operations import OPERATIONS, STEPS, Operation, OperationEvent, OperationKind, Step, StepEvent, StepState
@@ -50,11 +52,11 @@ class Drive:
         self._wake.set()
 
     def run(self, operation_id: str) -> bool:
-        """Drive the operation to its end; False when somebody else has it or it was let go before."""
+        """Drive the operation to its end; False when somebody else has it, or it was let go before, or cannot go on now."""
         operation = self._claimed(operation_id)
         if operation is None:
             return False
-        with structlog.contextvars.bound_contextvars(operation_id=operation_id, traceparent=operation.traceparent):
+        with tracing.span(operation.kind, parent=operation.traceparent, operation_id=operation_id, begins=True) as span:
             log.info("driving", kind=operation.kind, state=operation.state, claim_epoch=operation.claim_epoch)
             try:
                 ended = self._driven(operation)
@@ -65,6 +67,14 @@ class Drive:
             except ClaimLost as problem:
                 log.warning("stopped driving", reason=problem.detail)
                 return False
+            except Problem as problem:
+                span.fail(problem)
+                log.warning("cannot go on; a sweep will", code=problem.code, reason=problem.detail)
+                return False
+            _count(ended)
+            span.say(state=ended.state)
+            if ended.problem is not None:
+                span.fail(Problem.from_wire(ended.problem))
             log.info("operation ended", state=ended.state, problem=ended.problem)
             return True
 
@@ -76,9 +86,12 @@ class Drive:
             claimed = operations.claim(
                 session, operation_id, conductor=self._conductor, now=self._now(), ttl_s=self._own.claim_ttl_s
             )
+        metrics.CLAIMS.labels("claimed" if claimed is not None else "not_free").inc()
         if claimed is not None:
             self._failpoints.reach(f"{point}:after")
             self._tell()
+            if claimed.claim_epoch == 1:
+                metrics.QUEUED_SECONDS.observe((self._now() - claimed.created_at).total_seconds())
         return claimed
 
     def _driven(self, operation: Operation) -> Operation:
@@ -241,19 +254,21 @@ class Drive:
         halted = threading.Event()
         deadline = self._stores.clock.monotonic() + deadline_s
         context = Context(self._stores, self._own, operation, step, deadline, halted, self._failpoints.reach, self._tell)
-        attempt = _Attempt(work, context, on_end=self._wake.set)
-        attempt.start()
-        try:
-            waits_only = not ACTIONS[step.name].effects
-            in_time = self._kept(operation, deadline_s + self._own.claim_ttl_s, lambda: attempt.ended, waits_only=waits_only)
-        finally:
-            halted.set()
-        if not in_time:
-            raise StepTimedOut(
-                f"{step.name}: it blocked for longer than its {deadline_s:g} s and was left behind", step=step.name
-            )
-        if attempt.error is not None:
-            raise attempt.error
+        way = "undo" if OPERATIONS.allows(operation.state, OperationEvent.UNDONE) else "do"
+        with timed(metrics.STEP_SECONDS, self._stores.clock, step.name, way), tracing.span(f"{way} {step.name}"):
+            attempt = _Attempt(work, context, on_end=self._wake.set)
+            attempt.start()
+            try:
+                waits_only = not ACTIONS[step.name].effects
+                in_time = self._kept(operation, deadline_s + self._own.claim_ttl_s, lambda: attempt.ended, waits_only=waits_only)
+            finally:
+                halted.set()
+            if not in_time:
+                raise StepTimedOut(
+                    f"{step.name}: it blocked for longer than its {deadline_s:g} s and was left behind", step=step.name
+                )
+            if attempt.error is not None:
+                raise attempt.error
 
     def _pause(self, operation: Operation, attempts: int) -> None:
         """Wait before the next attempt, twice as long each time."""
@@ -322,6 +337,12 @@ class _Attempt:
             self.error = error
         self.ended = True
         self._on_end()
+
+
+def _count(ended: Operation) -> None:
+    metrics.ENDED.labels(ended.kind, ended.state).inc()
+    if ended.ended_at is not None:
+        metrics.OPERATION_SECONDS.labels(ended.kind).observe((ended.ended_at - ended.created_at).total_seconds())
 
 
 def _worn_out(step: Step) -> Problem:

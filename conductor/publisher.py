@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy.orm import Session
 
+from conductor import metrics
 from conductor.steps.base import Stores
 from conductor.steps.descriptions import METADATA_KEY, read
 from conductor.steps.keys import age, delete_keys, disk_key, exports_prefix, keys_for, keys_of, publish_disk, publish_exports
@@ -20,6 +21,7 @@ from conductor.steps.marks import publish_marks
 from conductor.steps.reading import disk_of, export_of, exports_in, is_usable, live_gateways
 from conductor.steps.serving import fence_left, mark_left
 from sanderling.errors import Problem
+from sanderling.measuring import timed
 from sanderling.model.disks import Disk, DiskState, image_of
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, Gateway
 from sanderling.records import disks, events, operations
@@ -79,7 +81,8 @@ class Publisher:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self.turn()
+                with timed(metrics.COMPARE_SECONDS, self._clock):
+                    self.turn()
             except Problem as problem:
                 log.warning("coordination could not be compared", code=problem.code, reason=problem.detail)
             except Exception:
@@ -151,6 +154,7 @@ class Publisher:
         with self._stores.telling_workers([*view.claimants(missing), *keys_for(disk)]):
             publish_disk(self._coordination, disk)
             publish_exports(self._coordination, disk, client_of=lambda export: clients.get(export, UNKNOWN_CLIENT))
+        metrics.REPAIRS.labels("published_again").inc()
         log.warning("published again", disk=disk.id, generation=disk.generation, clients={str(e): c for e, c in clients.items()})
 
     def _client(self, export: ExportId, view: _View) -> str:
@@ -187,11 +191,12 @@ class Publisher:
         for entry in exports:
             client = export_of(entry).client
             if client and entry.consul_session is None:
-                fence_left(self._images, image, client)
+                fence_left(self._stores, image, client)
                 mark_left(self._coordination, entry)  # changes the key: the next turn removes it
         with self._stores.telling_workers([entry.key for entry in entries]):
             is_cleared = delete_keys(self._coordination, entries)
         if is_cleared:
+            metrics.REPAIRS.labels("cleared_away").inc()
             log.warning("cleared away", disk=disk_id)
 
     def _tell_to_stop(self, disk_id: str, published: Disk | None, described: Disk | None) -> None:
@@ -203,6 +208,7 @@ class Publisher:
             return
         with self._stores.telling_workers([disk_key(disk_id)]):
             publish_disk(self._coordination, described)
+        metrics.REPAIRS.labels("told_to_stop").inc()
         log.warning("told to stop once more", disk=disk_id, revision=described.revision)
 
     def _end(self, disk_id: str, clients: Collection[str]) -> None:
@@ -217,7 +223,8 @@ class Publisher:
         for client in clients:
             if client == UNKNOWN_CLIENT or not self._images.is_fenced(client):
                 log.warning("served though it is stopped or gone", disk=disk_id, client=client)
-                fence_left(self._images, image, client)
+                metrics.REPAIRS.labels("fenced").inc()
+                fence_left(self._stores, image, client)
 
     def _has_operation(self, disk_id: str) -> bool:
         with self._records.read() as session:

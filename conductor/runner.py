@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
+from conductor import metrics
 from conductor.drives import Drive
 from conductor.failpoints import Failpoints
 from conductor.steps.base import Stores
@@ -35,13 +36,15 @@ class Runner:
         self._queue: queue.Queue[str | None] = queue.Queue(self._queue_max + self._own.workers)  # room for the ends of it
         self._lock = threading.Lock()
         self._known: set[str] = set()  # queued or driven here
-        self._drives: set[Drive] = set()
+        self._drives: dict[Drive, float] = {}  # since when
         self._stopping = threading.Event()
         self._idle = threading.Event()  # the queue ran dry: look for more now
         self._threads = [threading.Thread(target=self._sweep, name="sweep", daemon=True)]
         self._threads += [threading.Thread(target=self._work, name=f"drive {n}", daemon=True) for n in range(self._own.workers)]
 
     def start(self) -> None:
+        metrics.DRIVEN.set_function(lambda: len(self._drives))
+        metrics.CLAIM_AGE.set_function(self._oldest_s)
         for thread in self._threads:
             thread.start()
 
@@ -74,6 +77,7 @@ class Runner:
                 with self._stores.records.read() as session:
                     now, ttl_s = self._stores.records.now(), self._own.claim_ttl_s
                     found = operations.due(session, now=now, ttl_s=ttl_s, limit=self._queue_max)
+                metrics.SWEPT.inc(len(found))
                 for operation_id in found:
                     self.wake(operation_id)
             except Problem as problem:
@@ -82,17 +86,22 @@ class Runner:
                 log.exception("a sweep failed")
             self._stores.clock.wait(self._idle, self._own.sweep_interval_s)
 
+    def _oldest_s(self) -> float:
+        with self._lock:
+            now = self._stores.clock.monotonic()
+            return now - min(self._drives.values(), default=now)
+
     def _work(self) -> None:
         while (operation_id := self._queue.get()) is not None:
             drive = Drive(self._name, self._own, self._stores, tell=self._tell, failpoints=self._failpoints)
             with self._lock:
                 if self._stopping.is_set():
                     return
-                self._drives.add(drive)
+                self._drives[drive] = self._stores.clock.monotonic()
             try:
                 ended = drive.run(operation_id)
             except Problem as problem:
-                log.warning("cannot go on; a sweep will", operation_id=operation_id, code=problem.code, reason=problem.detail)
+                log.warning("not claimed; a sweep will", operation_id=operation_id, code=problem.code, reason=problem.detail)
             except Exception:
                 log.exception("driving failed; a sweep will go on", operation_id=operation_id)
             else:
@@ -100,5 +109,5 @@ class Runner:
                     self._idle.set()
             finally:
                 with self._lock:
-                    self._drives.discard(drive)
+                    self._drives.pop(drive, None)
                     self._known.discard(operation_id)

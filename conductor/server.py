@@ -21,13 +21,14 @@ from conductor.steps.base import Stores
 from rpc import topics
 from rpc.bus import Bus, Serving
 from rpc.news import News
-from sanderling import logs, settings
+from sanderling import logs, settings, tracing
 from sanderling.clock import Clock, SystemClock
 from sanderling.coordination.base import Coordination
 from sanderling.coordination.changes import Journal
 from sanderling.errors import Problem, Unavailable
 from sanderling.garbage import collect_rarely
 from sanderling.images.base import Images
+from sanderling.measuring import served
 from sanderling.records.database import Records
 from sanderling.settings import Settings
 from sanderling.signals import Told
@@ -117,11 +118,15 @@ def _run() -> None:
     images = sanderling.images.connect(configured, clock=clock)
     bus, news = rpc.oslo.connect(configured), rpc.news.connect(configured)
     conductor = Conductor(configured, records=records, coordination=coordination, images=images, bus=bus, news=news, clock=clock)
-    conductor.start()
-    log.info("driving operations")
-    told.wait()
-    log.info("stopping")
-    conductor.stop()
+    with (
+        served(configured.sanderling.metrics_host, configured.conductor.metrics_port, group="conductor"),
+        tracing.sent(configured, process="conductor"),
+    ):
+        conductor.start()
+        log.info("driving operations")
+        told.wait()
+        log.info("stopping")
+        conductor.stop()
     for part in (news, bus, images, coordination, records):
         part.close()
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Collection, Iterable
 
 import structlog
 
+from iscsi_worker import metrics
 from iscsi_worker.reports import Reports
 from iscsi_worker.service import Holding, Seams, Service, to_json
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.errors import Fenced, Problem, TargetFailed
+from sanderling.measuring import timed
 from sanderling.model.disks import Disk
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, ExportId, ExportPhase
 from sanderling.settings import Worker
@@ -70,7 +73,11 @@ class Exports:
                 "revision": disk.export_revision,
             }
         )
-        if not self._coordination.acquire(export.key, to_json(value), consul_session=consul_session, expected=held.modify_index):
+        with tracing.span("lock"):
+            locked = self._coordination.acquire(
+                export.key, to_json(value), consul_session=consul_session, expected=held.modify_index
+            )
+        if not locked:
             return False
         log.info("taking", export=str(export), epoch=str(value.epoch), previous=held.export.client, of=held.export.node)
         holding = Holding(self._coordination, export, value, consul_session)
@@ -84,7 +91,8 @@ class Exports:
             holding.write(client=running.client)
             self._service.open(running, paths)
             self._service.tickle(held.export.connections, addresses)
-            holding.write(phase=ExportPhase.SERVING, connections=(), next="")
+            with tracing.span("serving"):
+                holding.write(phase=ExportPhase.SERVING, connections=(), next="")
         except Problem as problem:
             self._service.back_out(export, addresses, holding, problem)
             raise
@@ -178,7 +186,8 @@ class Exports:
 
     def _fence(self, export: ExportId, clients: Iterable[str]) -> None:
         for client in clients:
-            self._images.fence(client)
+            with tracing.span("fence", client=client), timed(metrics.FENCE_SECONDS, self._clock):
+                self._images.fence(client)
             log.warning("fenced", export=str(export), client=client, at=self._clock.monotonic())
 
     def _fenced(self, export: ExportId, client: str) -> bool:

@@ -11,6 +11,7 @@ from iscsi_worker.watch import Watch
 from sanderling.clock import Clock
 from sanderling.errors import StaleEpoch
 from sanderling.model.exports import Epoch, ExportId, Kept
+from sanderling.model.operations import Cause
 from sanderling.settings import Worker
 
 T = TypeVar("T")
@@ -44,33 +45,38 @@ class Intents:
         self._handing: dict[ExportId, _Until[Handing]] = {}
         self._refused: dict[ExportId, _Until[str]] = {}
         self._kept: dict[ExportId, _Until[Kept]] = {}
+        self._causes: dict[ExportId, _Until[Cause]] = {}
 
-    def want(self, export: ExportId, epoch: Epoch) -> None:
+    def want(self, export: ExportId, epoch: Epoch, *, cause: Cause) -> None:
         """path_host: take this export as soon as it is free, whatever placement says, and stand ready for it until then.
 
         `StaleEpoch` for an old epoch, here and below. It holds for a while only; a command that is repeated renews it.
         """
         self._check(export, epoch)
         with self._lock:
+            self._note(export, cause)
             self._wanted[export] = _Until(epoch, self._clock.monotonic() + self._settings.move_intent_s)
             self._unwanted.pop(export, None)
             self._attend(export.key)
         self._wake()
 
-    def unwant(self, export: ExportId, epoch: Epoch) -> None:
+    def unwant(self, export: ExportId, epoch: Epoch, *, cause: Cause) -> None:
         """clean: give this export up and stand back from it for a while."""
         self._check(export, epoch)
         with self._lock:
+            self._note(export, cause)
             self._unwanted[export] = epoch
             self._wanted.pop(export, None)
         self.refuse(export, "given up by command")
 
-    def hand_on(self, export: ExportId, epoch: Epoch, *, destination: str, operation_id: str) -> None:
+    def hand_on(self, export: ExportId, epoch: Epoch, *, destination: str, cause: Cause) -> None:
         """clean, with a destination: pass this export on to that gateway once it stands ready, and serve it until then."""
         self._check(export, epoch)
         with self._lock:
+            operation_id = cause.operation_id
             if export in self._kept and self._kept[export].value.operation_id == operation_id:
                 return  # a repetition that crossed with the answer
+            self._note(export, cause)
             self._handing[export] = _Until(
                 Handing(epoch, destination, operation_id), self._clock.monotonic() + self._settings.move_intent_s
             )
@@ -91,6 +97,11 @@ class Intents:
             self._handing.pop(export, None)
             self._kept[export] = _Until(kept, self._clock.monotonic() + self._settings.stand_back_s)
         self._wake()
+
+    def cause(self, export: ExportId) -> Cause | None:
+        """The operation of the last command about this export, as long as what follows from it may be under way."""
+        with self._lock:
+            return _in_force(self._causes, self._clock.monotonic()).get(export)
 
     def told(self) -> Told:
         """What is in force now."""
@@ -115,9 +126,13 @@ class Intents:
             }
             self._refused = {e: one for e, one in self._refused.items() if one.until > now}
             self._kept = {e: one for e, one in self._kept.items() if one.until > now}
+            self._causes = {e: one for e, one in self._causes.items() if one.until > now}
             waited_for = {export.key for export in self._wanted}
             waited_for |= {f"nodes/{one.value.destination}" for one in self._handing.values()}
             self._watch.neglect(but=waited_for)  # under the lock: what is attended to from now on stays so
+
+    def _note(self, export: ExportId, cause: Cause) -> None:
+        self._causes[export] = _Until(cause, self._clock.monotonic() + self._settings.move_intent_s)
 
     def _attend(self, key: str) -> None:
         self._watch.attend(key, for_s=self._settings.move_intent_s)

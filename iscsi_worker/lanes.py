@@ -1,5 +1,6 @@
 """The lanes: threads that carry out what the loop has decided, one action at a time for each export."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
+from iscsi_worker import metrics
 from iscsi_worker.decisions import Action, Activate, Adopt, Drop, GiveUp, HandOver, Prepare, Publish, Take
 from iscsi_worker.exports import Exports
 from iscsi_worker.intents import Intents
@@ -15,10 +17,13 @@ from iscsi_worker.moves import Moves
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held, View
 from iscsi_worker.watch import Watch
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.coordination.base import is_about_coordination
 from sanderling.errors import ClaimLost, Problem, SessionLost
+from sanderling.measuring import timed
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId
+from sanderling.model.operations import Cause
 from sanderling.settings import Worker
 
 log = structlog.get_logger(__name__)
@@ -106,19 +111,27 @@ class Lanes:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _carry_out(self, action: Action, grounds: Grounds) -> None:
+        with self._traced(action, grounds) as span:
+            self._carry_out_as(span, action, grounds)
+
+    def _carry_out_as(self, span: tracing.Span, action: Action, grounds: Grounds) -> None:
         export, later, concerns_all = action.export, None, not isinstance(action, Publish | Drop)
         try:
-            done = self._act(action, grounds)
+            with timed(metrics.ACTION_SECONDS, self._clock, _named(action)):
+                done = self._act(action, grounds)
             later = None if done else self._settings.take_retry_s
             concerns_all = isinstance(action, Take | Adopt | GiveUp) if done else isinstance(action, HandOver)
         except SessionLost as problem:
+            span.fail(problem)
             log.warning("session lost in the middle", export=str(export), problem=problem.detail)
         except Problem as problem:
+            span.fail(problem)
             log.error("action failed", action=type(action).__name__, export=str(export), problem=problem.detail)
             if isinstance(action, HandOver) or not _is_anybodys(problem):
                 self._refuse(action, problem.detail)
             later = self._settings.renew_interval_s
         except Exception as error:
+            span.fail(error)
             log.exception("action failed", action=type(action).__name__, export=str(export))
             self._refuse(action, repr(error))
             later = self._settings.renew_interval_s
@@ -133,6 +146,21 @@ class Lanes:
                 self._busy.discard(export)
                 self._ended += 1
             self._on_end()
+
+    def _traced(self, action: Action, grounds: Grounds) -> contextlib.AbstractContextManager[tracing.Span]:
+        """A part of the operation that asked for it by a command, or that published what is to be served now."""
+        if isinstance(action, Publish):
+            return tracing.span(_named(action))
+        disk, held = grounds.view.disks.get(action.export.disk_id), grounds.view.exports.get(action.export)
+        is_news = disk is not None and held is not None and held.export.revision < disk.revision
+        cause = self._intents.cause(action.export) or (disk.cause if disk is not None and is_news else Cause())
+        return tracing.span(
+            _named(action),
+            parent=cause.traceparent,
+            operation_id=cause.operation_id,
+            begins=True,
+            export=str(action.export),
+        )
 
     def _act(self, action: Action, grounds: Grounds) -> bool:
         view, session, running, unserved_since = grounds
@@ -173,6 +201,10 @@ class Lanes:
             self._intents.refuse(action.export, reason)
         elif isinstance(action, HandOver):
             self._intents.keep(action.export, action.handing.operation_id, reason)
+
+
+def _named(action: Action) -> str:
+    return type(action).__name__.lower()
 
 
 def _is_anybodys(problem: Problem) -> bool:

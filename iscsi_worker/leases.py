@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from iscsi_worker import metrics
 from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.service import Seams
 from iscsi_worker.targets.base import Targets
@@ -129,6 +130,9 @@ class Leases:
             ageing = proven - now < self._settings.lease_s - 2 * self._settings.renew_interval_s
             if lease.gate_open and (due or ageing):  # before the proof has run out: a probe takes its time
                 self._probe_soon(lease)
+        now = self._clock.monotonic()
+        with self._lock:
+            metrics.show_leases([until - now for until in self._until.values()])
         self._look_for_strangers()
 
     def _look_for_strangers(self) -> None:
@@ -174,7 +178,10 @@ class Leases:
         """Lend until then, or for as long as was lent already: a proof that ages must not take back what a probe has earned."""
         key = (lease.export, lease.client)
         with self._lock:
-            until = self._until[key] = max(until, self._until.get(key, 0.0))
+            before = self._until.get(key)
+            until = self._until[key] = max(until, before or 0.0)
+            if before is not None:
+                metrics.LEASE_MARGIN.observe(before - self._clock.monotonic())
             try:
                 self._targets.renew(lease.export, lease_s=until - self._clock.monotonic())
             except TargetFailed as problem:

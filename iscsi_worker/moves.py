@@ -13,6 +13,7 @@ from iscsi_worker.reports import Reports
 from iscsi_worker.service import Holding, Seams, Service, to_json
 from iscsi_worker.targets.base import Running
 from iscsi_worker.view import Held
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.coordination.base import Acquire, Listing, Release
 from sanderling.errors import MoveFailed, Problem, SessionLost, TargetFailed, Unavailable
@@ -83,7 +84,9 @@ class Moves:
                 "next": self._node,
             }
         )
-        if not self._passed_on(export, held, value, heir=heir, consul_session=consul_session):
+        with tracing.span("pass_on", to=to):
+            passed_on = self._passed_on(export, held, value, heir=heir, consul_session=consul_session)
+        if not passed_on:
             why = f"gateway {to} could not be given the lock"
             raise self._kept(export, held, running, why, handing=handing, closed_at=closed_at, consul_session=consul_session)
         serves = self._wait_until_served(export, value)
@@ -150,7 +153,8 @@ class Moves:
         try:
             self._service.open(running, running.paths)
             self._service.tickle(held.export.connections, addresses)
-            holding.write(phase=ExportPhase.SERVING, connections=(), revision=running.revision, next="")
+            with tracing.span("serving"):
+                holding.write(phase=ExportPhase.SERVING, connections=(), revision=running.revision, next="")
         except Unavailable as problem:
             log.warning("serving, and cannot say so yet", export=str(export), problem=problem.detail)
             return False

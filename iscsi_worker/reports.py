@@ -7,8 +7,10 @@ from typing import Any
 
 import structlog
 
+from iscsi_worker import metrics
 from rpc.bus import Bus
 from rpc.messages import ExportReport
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.errors import Unavailable
 from sanderling.model.exports import Epoch, ExportId
@@ -27,6 +29,7 @@ class Reports:
         self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
 
     def start(self) -> None:
+        metrics.REPORTS_WAITING.set_function(self._queue.qsize)
         self._thread.start()
 
     def stop(self, *, timeout_s: float) -> None:
@@ -39,8 +42,10 @@ class Reports:
         self._thread.join(timeout_s / 2)
 
     def say(self, export: ExportId, epoch: Epoch, seen: str, **detail: Any) -> None:
+        metrics.count_report(seen, detail)
         self._put(
             ExportReport(
+                traceparent=tracing.current(),
                 report_id=str(uuid.uuid4()),
                 node=self._node,
                 disk_id=export.disk_id,
@@ -58,6 +63,7 @@ class Reports:
                 self._queue.put_nowait(report)
             except queue.Full:
                 dropped = self._queue.get_nowait()
+                metrics.REPORTS_DROPPED.inc()
                 log.warning("report dropped: the broker has been away for too long", report=dropped and dropped.model_dump())
             else:
                 return

@@ -13,10 +13,11 @@ import rpc.oslo
 import sanderling.coordination
 import sanderling.images
 from iscsi_worker.worker import Worker
-from sanderling import logs, settings
+from sanderling import logs, settings, tracing
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
 from sanderling.garbage import collect_rarely
+from sanderling.measuring import served
 from sanderling.signals import Told
 
 log = structlog.get_logger(__name__)
@@ -56,14 +57,18 @@ def _serve() -> None:
         clock=clock,
         touched=touched,
     )
-    worker.start()
-    log.info("serving")
-    told.wait()
-    withdraw = told.number != signal.SIGHUP
-    log.info("stopping", withdraw=withdraw)
-    if not withdraw:
-        os._exit(0)  # stopping in order would take as long as the leases last, and the next worker needs none of it
-    worker.stop()
+    with (
+        served(configured.sanderling.metrics_host, own.metrics_port, group="iscsi_worker"),
+        tracing.sent(configured, process="iscsi-worker"),
+    ):
+        worker.start()
+        log.info("serving")
+        told.wait()
+        withdraw = told.number != signal.SIGHUP
+        log.info("stopping", withdraw=withdraw)
+        if not withdraw:
+            os._exit(0)  # stopping in order would take as long as the leases last, and the next worker needs none of it
+        worker.stop()
     for part in (bus, images, touched, coordination):
         part.close()
 

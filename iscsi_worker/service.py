@@ -12,6 +12,7 @@ from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.announcements import Announcements
 from iscsi_worker.reports import Reports
 from iscsi_worker.targets.base import Credentials, Running, Targets, TargetSpec
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import AddressFailed, ClaimLost, Problem, TargetFailed
@@ -85,7 +86,8 @@ class Service:
             chap=self._credentials(disk.chap),
         )
         lease_s = self._settings.target_start_timeout_s + lent_s
-        return self._targets.start(spec, epoch=epoch, revision=disk.export_revision, lease_s=lease_s)
+        with tracing.span("start"):
+            return self._targets.start(spec, epoch=epoch, revision=disk.export_revision, lease_s=lease_s)
 
     def _credentials(self, chap: Chap | None) -> Credentials | None:
         if chap is None:
@@ -98,24 +100,27 @@ class Service:
     def open(self, running: Running, paths: Sequence[Path]) -> None:
         export = running.export
         for path in paths:
-            self._addresses.add(
-                path.address,
-                prefix_len=path.prefix_len,
-                interface=path.interface,
-                lifetime_s=self._settings.address_lifetime_s,
-            )
-            self._targets.open_portal(export, path.address)
-            self._addresses.announce(path.address, interface=path.interface)
-        self._targets.renew(export, lease_s=self._settings.lease_s)
-        log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
-        self._targets.ungate(export)
+            with tracing.span("portal", address=path.address, interface=path.interface):
+                self._addresses.add(
+                    path.address,
+                    prefix_len=path.prefix_len,
+                    interface=path.interface,
+                    lifetime_s=self._settings.address_lifetime_s,
+                )
+                self._targets.open_portal(export, path.address)
+                self._addresses.announce(path.address, interface=path.interface)
+        with tracing.span("gate"):
+            self._targets.renew(export, lease_s=self._settings.lease_s)
+            log.info("gate opened", export=str(export), at=self._clock.monotonic(), client=running.client)
+            self._targets.ungate(export)
         self.announcements.repeat(paths)
 
     def drained(self, export: ExportId, running: Running, *, timeout_s: float) -> bool:
         self.announcements.forget(path.address for path in running.paths)
         try:
-            self._targets.gate(export)
-            drained = self._targets.drain(export, timeout_s=timeout_s)
+            with tracing.span("drain"):
+                self._targets.gate(export)
+                drained = self._targets.drain(export, timeout_s=timeout_s)
         except TargetFailed:
             drained = False  # it died under us: what it had in flight may still land
         log.info("gate closed", export=str(export), at=self._clock.monotonic(), drained=drained, client=running.client)

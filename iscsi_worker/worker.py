@@ -7,11 +7,14 @@ import math
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Final
 
 import structlog
 
 import iscsi_worker.claims
 import iscsi_worker.reach
+from iscsi_worker import metrics
 from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.claims import Claims
 from iscsi_worker.decisions import (
@@ -53,6 +56,8 @@ from sanderling.secrets import Keyring
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+VERSION: Final = version("sanderling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,7 @@ class Worker:
         self._withdrawn = threading.Event()
         self._serving: Serving | None = None
         self._threads: dict[str, threading.Thread] = {}
+        self._locks, self._cut_off = metrics.Locks(), metrics.CutOff()
 
     def _acting(self, seams: Seams) -> Lanes:
         node, own, clock, parts = self._node, self._own, self._clock, (self._service, self._reports)
@@ -269,6 +275,7 @@ class Worker:
 
     def turn(self) -> None:
         """Look, cover what runs by leases, decide, hand out. Never waits for a lane."""
+        began = self._clock.monotonic()
         self._membership.turned()
         self._turned = None
         under = self._lanes.look()
@@ -303,6 +310,8 @@ class Worker:
         if not is_awaited or self._membership.is_overdue(now):
             self._membership.announce(self._gateway(view, local, told), seen=seen)
         self._settle(view, session, running)
+        self._measure(view, session, told)
+        metrics.TURN_SECONDS.observe(self._clock.monotonic() - began)
         self._turned = Turned(running, under.ended, frozenset(local.busy) - under.busy)
 
     def _glance(self, news: frozenset[str] | None) -> bool:
@@ -381,7 +390,16 @@ class Worker:
             withdrawing=self._withdrawing,
             front=self._neighbours.front,
             store=self._image_store.said,
+            version=VERSION,
         )
+
+    def _measure(self, view: View, session: str, told: Told) -> None:
+        self._locks.look(view, view.held_by(session), now=self._clock.monotonic())
+        front, store = self._neighbours.front, self._image_store.said
+        self._cut_off.look(front.cut_off, image_store=store.cut_off)
+        metrics.CLAIMED.set(len(front.claimed))
+        metrics.PROCESSES.set(len(self._ran))
+        metrics.REFUSED.set(len(told.refused))
 
     def _settle(self, view: View, session: str, running: Mapping[ExportId, Running]) -> None:
         if self._withdrawing and self._lanes.is_idle and not view.held_by(session) and not running:

@@ -8,10 +8,10 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
+from leader import metrics
 from leader.courier import Order
 from leader.couriers import Couriers
 from leader.duties import Tenure
-from leader.metrics import Metrics
 from leader.rounds import Rounds
 from sanderling.clock import Clock
 from sanderling.errors import StaleTerm
@@ -29,10 +29,10 @@ class NotificationsDuty(Rounds):
 
     name = "notifications"
 
-    def __init__(self, settings: Settings, *, records: Records, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, settings: Settings, *, records: Records, clock: Clock) -> None:
         super().__init__(settings.leader, clock=clock)
         self._settings, self._options = settings, settings.notifications
-        self._records, self._metrics = records, metrics
+        self._records = records
         self._couriers = self._new_couriers()
         self._looked: dict[str, int] = {}  # by rule: nothing up to that event is its concern, but what is pending
         self._pending: dict[str, int] = {}  # by rule: the next event it is told of
@@ -54,7 +54,7 @@ class NotificationsDuty(Rounds):
             is_more = self._look(rules, self._unseen(session, rules))
         self._keep_up(rules, tenure)
         self._hand_out(rules, tenure)
-        self._metrics.told(rules)
+        metrics.told(rules)
         return 0.0 if is_more else self._options.interval_s
 
     def _new_couriers(self) -> Couriers:

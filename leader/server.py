@@ -8,7 +8,6 @@ import structlog
 import sanderling.coordination
 import sanderling.images
 from leader.duties import Duty
-from leader.metrics import Metrics
 from leader.notifications import NotificationsDuty
 from leader.service import Candidate
 from leader.statistics import StatisticsDuty
@@ -17,6 +16,7 @@ from sanderling.clock import Clock, SystemClock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem
 from sanderling.images.base import Images
+from sanderling.measuring import served
 from sanderling.model.leaders import CLUSTER as SERVICE
 from sanderling.records.database import Records
 from sanderling.secrets import Keyring
@@ -26,19 +26,13 @@ log = structlog.get_logger(__name__)
 
 
 def duties(
-    configured: settings.Settings,
-    *,
-    records: Records,
-    coordination: Coordination,
-    images: Images,
-    metrics: Metrics,
-    clock: Clock,
+    configured: settings.Settings, *, records: Records, coordination: Coordination, images: Images, clock: Clock
 ) -> list[Duty]:
     """What only a leader does, in the order in which it begins. `SettingsRefused` when the key file cannot be used."""
     Keyring(configured.secrets)  # couriers read it; a file that is open to others is refused now
     return [
-        StatisticsDuty(configured, records=records, coordination=coordination, images=images, metrics=metrics, clock=clock),
-        NotificationsDuty(configured, records=records, metrics=metrics, clock=clock),
+        StatisticsDuty(configured, records=records, coordination=coordination, images=images, clock=clock),
+        NotificationsDuty(configured, records=records, clock=clock),
     ]
 
 
@@ -56,18 +50,18 @@ def _stand() -> None:
     clock = SystemClock()
     coordination = sanderling.coordination.connect(configured, clock=clock)
     images = sanderling.images.connect(configured, clock=clock)
-    records, metrics = Records(configured.records, clock=clock), Metrics()
-    own = duties(configured, records=records, coordination=coordination, images=images, metrics=metrics, clock=clock)
-    metrics.serve(configured.leader)
+    records = Records(configured.records, clock=clock)
+    own = duties(configured, records=records, coordination=coordination, images=images, clock=clock)
     candidate = Candidate(SERVICE, own, configured, coordination=coordination, clock=clock)
     told = Told(signal.SIGTERM, signal.SIGINT)
     signal.signal(signal.SIGUSR1, lambda *_: candidate.step_down())
-    candidate.start()
-    log.info("standing", service=SERVICE)
-    told.wait()
-    log.info("stopping")
-    candidate.stop()
-    for part in (metrics, images, coordination, records):
+    with served(configured.sanderling.metrics_host, configured.leader.metrics_port, group="leader"):
+        candidate.start()
+        log.info("standing", service=SERVICE)
+        told.wait()
+        log.info("stopping")
+        candidate.stop()
+    for part in (images, coordination, records):
         part.close()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from leader import metrics
 from leader.duties import Duty, Tenure, end_process
 from leader.election import Act, Action, Standing, View, decide
 from sanderling.clock import Clock
@@ -45,6 +46,8 @@ class Candidate:
         self._said = ""
 
     def start(self) -> None:
+        metrics.LEADS.labels(self._service).set_function(lambda: self.leads)
+        metrics.TERM.labels(self._service).set_function(lambda: self._term_seen)
         self._thread.start()
 
     def stop(self) -> None:
@@ -82,19 +85,25 @@ class Candidate:
                     return
                 look_s = action.look_s
             except SessionLost as problem:
+                self._count("session-lost")
                 log.warning("the consul session is gone", service=self._service, detail=problem.detail)
                 self._consul_session = None
                 self._end_tenure()
             except Unavailable as problem:
+                self._count("unavailable")
                 if self._said != (said := f"out of reach: {problem.detail}"):
                     log.warning("the store is out of reach", service=self._service, detail=problem.detail)
                     self._said = said
                 if self._has_to_stop():
                     return
             except Exception:
+                self._count("fault")
                 log.exception("a turn of the election failed", service=self._service)
                 if self._has_to_stop():
                     return
+
+    def _count(self, why: str) -> None:
+        metrics.FAILED.labels(self._service, why).inc()
 
     def _has_to_stop(self) -> bool:
         """Wait a little; True once this candidate is told to stop, and nothing of it acts any more."""
@@ -166,6 +175,7 @@ class Candidate:
             clock=self._clock,
             end_process=self._end_process,
         )
+        metrics.BEGUN.labels(self._service).inc()
         log.info("leading", service=self._service, term=term, until=self._tenure.until)
         self._tenure.begin()
 

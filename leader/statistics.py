@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy.orm import Session
 
+from leader import metrics
 from leader.duties import Tenure
-from leader.metrics import Metrics
 from leader.rounds import Rounds
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination, Entry
@@ -35,11 +35,9 @@ class StatisticsDuty(Rounds):
 
     name = "statistics"
 
-    def __init__(
-        self, settings: Settings, *, records: Records, coordination: Coordination, images: Images, metrics: Metrics, clock: Clock
-    ) -> None:
+    def __init__(self, settings: Settings, *, records: Records, coordination: Coordination, images: Images, clock: Clock) -> None:
         super().__init__(settings.leader, clock=clock)
-        self._options, self._records, self._coordination, self._metrics = settings.statistics, records, coordination, metrics
+        self._options, self._records, self._coordination = settings.statistics, records, coordination
         self._usage = _Usage(images, clock=clock)
         self._gateways: Mapping[str, Figures] = {}
         self._exports_slot: datetime | None = None
@@ -50,10 +48,9 @@ class StatisticsDuty(Rounds):
             terms.hold(session, SERVICE, tenure.term)
             self._gateways = statistics.gateways(session)
         self._exports_slot = None
-        self._metrics.leads(tenure.term)
 
     def halt(self) -> None:
-        self._metrics.leads(0)
+        metrics.no_figures()
 
     def turn(self, tenure: Tenure) -> float:
         options, now = self._options, self._clock.wall()
@@ -69,7 +66,7 @@ class StatisticsDuty(Rounds):
         if tenure.holds():
             self._store(samples, gateways, tenure, now)
             self._exports_slot = exports_slot
-            self._metrics.measured(samples)
+            metrics.measured(samples)
         following = at + timedelta(seconds=options.interval_s)
         return max(0.0, (following - self._clock.wall()).total_seconds())
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rpc.bus import Handler
 from rpc.messages import Message
 from rpc.parking import Park
+from sanderling import tracing
 from sanderling.errors import Malformed, NotFound, Problem, TooLarge, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -48,8 +49,11 @@ class Dispatch:
 
     def _handle(self, method: str, payload: object, *, parks: Callable[[Problem], bool] = lambda _: False) -> Message | None:
         handler, message = self._understood(method, payload)
-        known = {"method": method, "traceparent": message.traceparent, "operation_id": getattr(message, "operation_id", None)}
-        with structlog.contextvars.bound_contextvars(**{name: value for name, value in known.items() if value}):
+        operation_id = str(getattr(message, "operation_id", ""))
+        with (
+            structlog.contextvars.bound_contextvars(method=method),
+            tracing.span(method, parent=message.traceparent, operation_id=operation_id),
+        ):
             try:
                 return handler(message)
             except Problem as problem:

@@ -12,6 +12,7 @@ from typing import Any
 import oslo_messaging
 import structlog
 from oslo_config import cfg
+from prometheus_client import Counter
 
 from rpc import topics
 from rpc.bounded import Bounded
@@ -27,6 +28,7 @@ from sanderling.errors import Problem, TooLarge, Unavailable
 
 log = structlog.get_logger(__name__)
 
+UNSENT = Counter("sanderling_bus_unsent", "Messages that the broker did not take in time")
 _CALLS_MOST = 32  # sends and calls under way at once; one more waits, within its own bound
 
 
@@ -150,7 +152,9 @@ class OsloBus:
         try:
             return self._bounded.run(act, within_s=timeout_s)
         except Unavailable:
+            UNSENT.inc()
             raise
         except Exception as error:  # what oslo.messaging, kombu, amqp and ssl raise when a broker is away has no common base
+            UNSENT.inc()
             log.debug("not sent", what=what, error=repr(error))
             raise Unavailable(f"the message bus did not take {what}", dependency="bus") from error

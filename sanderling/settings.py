@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from oslo_config import cfg
 
@@ -36,6 +37,7 @@ class General:
     log_level: str = _of("INFO", "Least severe level that is logged", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     log_format: str = _of("json", "json for machines, console for people", choices=("json", "console"))
     iqn_base: str = _of("iqn.2026-11.io.sanderling", "IQN of a disk that was given none: this, a colon and the disk's name")
+    metrics_host: str = _of("127.0.0.1", "Address that each process's metrics_port listens on; who reaches it may read it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ class Conductor:
     balance_moves_max: int = _of(100, "Moves that balancing may begin within balance_window_s", least=1)
     balance_window_s: float = _of(600.0, "The time in which they are counted", least=1)
     gap_alert_s: float = _of(5.0, "A move or failover with a longer gap in service is an alert.gap event; 0 for none", least=0)
+    metrics_port: int = _of(0, "Port of GET /metrics for Prometheus, on [sanderling] metrics_host; 0 for none", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +260,7 @@ class Worker:
     withdraw_timeout_s: float = _of(30.0, "How long stopping waits until every export has been given up", least=1)
     tgtd: str = _of("/usr/sbin/tgtd", "The target program")
     guard: str = _of("", "The guard library; empty for the one that was installed with Sanderling")
+    metrics_port: int = _of(0, "Port of GET /metrics for Prometheus, on [sanderling] metrics_host; 0 for none", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +281,7 @@ class Leader:
     candidacy_pause_most_s: float = _of(60.0, "Longest such time", least=0)
     duty_start_timeout_s: float = _of(15.0, "A duty that has not started within this hands leadership on", least=0.1)
     duty_turn_timeout_s: float = _of(90.0, "A duty that does not get through one turn within this hands leadership on", least=1)
-    metrics_host: str = _of("127.0.0.1", "Address that the leader's metrics are served on")
-    metrics_port: int = _of(0, "Port of the leader's metrics, for Prometheus; 0 serves none", least=0)
+    metrics_port: int = _of(0, "Port of GET /metrics for Prometheus, on [sanderling] metrics_host; 0 for none", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +320,21 @@ class Notifications:
     loopback: str = _of("off", "on lets rules name receivers on loopback and link-local addresses", choices=("on", "off"))
 
 
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """[tracing]: spans, sent by OpenTelemetry's protocol over HTTP."""
+
+    enabled: str = _of("off", "on records what each action does and how long that takes, and sends it", choices=("on", "off"))
+    endpoint: str = _of("http://127.0.0.1:4318/v1/traces", "Where to: an OTLP/HTTP collector's address for traces")
+    ca_file: str = _of("", "CA that signed the collector's certificate; needed when the endpoint is https")
+    sample_ratio: float = _of(1.0, "The share of traces that is recorded, the same in every process: 0 to 1", least=0)
+    queue_max: int = _of(2048, "Spans kept until they are sent; what comes when it is full is dropped", least=1)
+    send_interval_s: float = _of(1.0, "How often they are sent", least=0.05)
+    send_timeout_s: float = _of(
+        5.0, "Bound of sending once, its retries included, and of sending what is left at the end", least=0.1
+    )
+
+
 _GROUPS: dict[str, type] = {
     "sanderling": General,
     "records": Records,
@@ -330,6 +348,7 @@ _GROUPS: dict[str, type] = {
     "leader": Leader,
     "statistics": Statistics,
     "notifications": Notifications,
+    "tracing": Tracing,
 }
 
 
@@ -349,6 +368,7 @@ class Settings:
     leader: Leader = field(default_factory=Leader)
     statistics: Statistics = field(default_factory=Statistics)
     notifications: Notifications = field(default_factory=Notifications)
+    tracing: Tracing = field(default_factory=Tracing)
 
     def __post_init__(self) -> None:
         for group, kind in _GROUPS.items():
@@ -370,14 +390,15 @@ def load(argv: Sequence[str] = (), *, files: Sequence[str] | None = None) -> Set
     for group, opts in options():
         conf.register_opts(opts, group=group)
     try:
-        conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else _found())
+        conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else found())
         values = {group: _frozen(conf, group, kind) for group, kind in _GROUPS.items()}
     except (cfg.Error, ValueError) as error:
         raise SettingsRefused(f"settings: {error}") from error
     return Settings(**values)
 
 
-def _found() -> list[str]:
+def found() -> list[str]:
+    """The ini file that `load` reads when it is given none; empty when there is none."""
     named = os.environ.get("SANDERLING_CONFIG")
     if named:
         return [named]
@@ -436,10 +457,21 @@ def _check_sense(settings: Settings) -> None:
             "[records] busy_timeout_s: must be more than idle_timeout_s, or one process that hangs stops all others, and less "
             "than statement_timeout_s, or no write can wait for so long"
         )
+    _check_tracing(settings.tracing)
     if leader.renew_interval_s * 2 > leader.lease_s:
         raise SettingsRefused("[leader] renew_interval_s: must be at most half of lease_s, or one late turn ends a leadership")
     if leader.lease_s >= leader.check_ttl_s + leader.lock_delay_s:
         raise SettingsRefused("[leader] lease_s: must be less than check_ttl_s + lock_delay_s, or two could lead at once")
+
+
+def _check_tracing(tracing: Tracing) -> None:
+    if tracing.sample_ratio > 1:
+        raise SettingsRefused(f"[tracing] sample_ratio: {tracing.sample_ratio:g} is more than 1, which records every trace")
+    parts = urlsplit(tracing.endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise SettingsRefused("[tracing] endpoint: write http://HOST:PORT/v1/traces or https://…, without user and password")
+    if (parts.scheme == "https") != bool(tracing.ca_file):
+        raise SettingsRefused("[tracing] endpoint, ca_file: https without a CA verifies nothing, a CA without https does nothing")
 
 
 def _check_worker(worker: Worker, coordination: Coordination) -> None:

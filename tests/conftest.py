@@ -98,6 +98,14 @@ def tgt() -> str:
 
 
 @pytest.fixture(scope="session")
+def promtool() -> str:
+    """Prometheus's own checker of metrics and rules; its path."""
+    said = subprocess.run(["promtool", "--version"], capture_output=True, text=True, timeout=10, check=True)
+    usage.found("promtool", (said.stdout or said.stderr).partition("\n")[0])
+    return "promtool"
+
+
+@pytest.fixture(scope="session")
 def libiscsi() -> str:
     """The initiator library, by the name to load it with."""
     said = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, timeout=10, check=True).stdout

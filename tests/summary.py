@@ -20,6 +20,7 @@ FIXTURES = {
     "tgt": ("tgt",),
     "network": ("network namespaces",),
     "libiscsi": ("libiscsi",),
+    "promtool": ("promtool",),
     "cluster": ("RabbitMQ", "Consul", "Ceph", "tgt", "network namespaces"),
 }
 

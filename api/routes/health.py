@@ -97,14 +97,19 @@ def _count(context: Context) -> None:
     gauges = context.metrics
     with context.records.read() as session:
         disks = session.execute(select(DiskRow.state, func.count()).group_by(DiskRow.state)).all()
-        going = select(OperationRow.state, func.count()).where(OperationRow.ended_at.is_(None)).group_by(OperationRow.state)
-        operations = session.execute(going).all()
-        waiting = session.scalar(select(func.count()).where(OperationRow.cast_at.is_(None))) or 0
+        counted = select(OperationRow.state, func.count(), func.min(OperationRow.created_at))
+        operations = session.execute(counted.where(OperationRow.ended_at.is_(None)).group_by(OperationRow.state)).all()
+        uncast = select(func.count(), func.min(OperationRow.created_at)).where(OperationRow.cast_at.is_(None))
+        waiting, longest = session.execute(uncast).one()
+    now = context.records.now()
     gauges.disks.clear()
     gauges.open.clear()
     for state, count in disks:
         gauges.disks.labels(state).set(count)
-    for state, count in operations:
+    gauges.oldest.clear()
+    for state, count, oldest in operations:
         gauges.open.labels(state).set(count)
+        gauges.oldest.labels(state).set((now - oldest).total_seconds())
     gauges.waiting.set(waiting)
+    gauges.longest_waiting.set((now - longest).total_seconds() if longest else 0.0)
     gauges.streams.set(context.feed.subscribers)

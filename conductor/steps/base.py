@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpc.bus import Bus
+from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.coordination.changes import Journal
 from sanderling.errors import StepTimedOut
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk
-from sanderling.model.operations import OPERATIONS, Operation, OperationEvent, Step
+from sanderling.model.operations import OPERATIONS, Cause, Operation, OperationEvent, Step
 from sanderling.records import disks, operations
 from sanderling.records.database import Records
 from sanderling.settings import Conductor
@@ -69,6 +70,11 @@ class Context:
     @property
     def disk_id(self) -> str:
         return self.operation.resource_id
+
+    @property
+    def cause(self) -> Cause:
+        """What workers are told of why they do something."""
+        return Cause(operation_id=self.operation.id, traceparent=tracing.current() or "")
 
     def indexed(self) -> Disk:
         """The disk as the records know it; `NotFound` when they do not."""

@@ -10,6 +10,7 @@ from sanderling.coordination.base import ABSENT, Coordination, Delete, Entry
 from sanderling.errors import Unavailable
 from sanderling.model.disks import Disk
 from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId
+from sanderling.model.operations import Cause
 
 _TRIES_MAX = 8  # each is lost only to another writer of the same key
 
@@ -27,8 +28,9 @@ def exports_prefix(disk_id: str) -> str:
     return f"exports/{disk_id}/"
 
 
-def publish_disk(coordination: Coordination, disk: Disk) -> None:
+def publish_disk(coordination: Coordination, disk: Disk, *, cause: Cause | None = None) -> None:
     """Make `disks/<id>` say this, unless it says something newer already. What cannot be read is overwritten."""
+    disk = disk.model_copy(update={"cause": cause or Cause()})
     key, value = disk_key(disk.id), disk.model_dump_json().encode()
     for _ in range(_TRIES_MAX):
         entry = coordination.get(key)

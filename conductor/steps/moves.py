@@ -12,7 +12,7 @@ from conductor.steps.base import Action, Context
 from conductor.steps.reading import exports_in, live_gateways, readable_export
 from rpc import topics
 from rpc.messages import ExportCommand
-from sanderling import layouts
+from sanderling import layouts, tracing
 from sanderling.coordination.base import Entry, Listing
 from sanderling.errors import MoveFailed, Unavailable
 from sanderling.model import balance
@@ -184,7 +184,7 @@ def _command(context: Context, move: Move, epoch: Epoch, *, destination: str = "
     """One to hand an export on to the gateway that has it is never carried out, and takes the place of the one before."""
     return ExportCommand(
         operation_id=context.operation.id,
-        traceparent=context.operation.traceparent,
+        traceparent=tracing.current(),
         disk_id=move.disk_id,
         index=move.index,
         generation=epoch.generation,

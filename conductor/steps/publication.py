@@ -19,7 +19,7 @@ def publish(context: Context) -> None:
     disk, coordination = described(context), context.stores.coordination
     with context.stores.telling_workers(keys_for(disk)):
         with context.effect("disk"):
-            publish_disk(coordination, disk)
+            publish_disk(coordination, disk, cause=context.cause)
         with context.effect("exports"):
             client = "" if _is_new(context) else UNKNOWN_CLIENT
             publish_exports(coordination, disk, client_of=lambda _: client)
@@ -37,7 +37,7 @@ def unpublish(context: Context) -> None:
     disk, coordination = described(context), context.stores.coordination
     with context.stores.telling_workers(keys_for(disk)):
         with context.effect("disk"):
-            publish_disk(coordination, stopped_again(disk, context))
+            publish_disk(coordination, stopped_again(disk, context), cause=context.cause)
         with context.effect("exports"):
             publish_exports(coordination, disk, client_of=lambda _: UNKNOWN_CLIENT)
     await_released(context)

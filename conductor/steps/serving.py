@@ -9,13 +9,15 @@ from typing import Final
 
 import structlog
 
-from conductor.steps.base import Action, Context
+from conductor import metrics
+from conductor.steps.base import Action, Context, Stores
 from conductor.steps.descriptions import METADATA_KEY, described, read
 from conductor.steps.keys import exports_prefix, keys_for, publish_disk, publish_exports
 from conductor.steps.reading import export_of, exports_in, is_usable, live_gateways
 from sanderling.coordination.base import Coordination, Entry, Listing
 from sanderling.errors import NotFound, StepTimedOut
 from sanderling.images.base import Images
+from sanderling.measuring import timed
 from sanderling.model.disks import Disk, image_of
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId, ExportPhase
 
@@ -54,7 +56,7 @@ def _publish_again(context: Context) -> None:
         if not images.set_metadata(image, METADATA_KEY, raised.model_dump_json(), expected=stored):
             return
     with context.effect("publish"), context.stores.telling_workers(keys_for(raised)):
-        publish_disk(context.stores.coordination, raised)
+        publish_disk(context.stores.coordination, raised, cause=context.cause)
         publish_exports(context.stores.coordination, raised, client_of=lambda _: UNKNOWN_CLIENT)
     log.warning("published again", disk=disk.id, generation=raised.generation)
 
@@ -75,17 +77,18 @@ def await_released(context: Context) -> None:
         if not held and not left:
             if _lost(context, entries):
                 with context.effect("fence_lost"):
-                    fence_left(context.stores.images, image_of(context.disk_id), UNKNOWN_CLIENT)
+                    fence_left(context.stores, image_of(context.disk_id), UNKNOWN_CLIENT)
             return
         holders = ", ".join(f"{e.key} by {export_of(e).node or 'somebody'}" for e in held)
         context.check(f"the gateways to give up what they hold ({holders}); look at the worker there, then ask again")
         listing = coordination.watch(prefix, index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
 
 
-def fence_left(images: Images, image: str, client: str) -> None:
+def fence_left(stores: Stores, image: str, client: str) -> None:
     """Make sure that what the key names can write no more; `unknown` means whoever has the image open."""
-    for named in _openers(images, image) if client == UNKNOWN_CLIENT else (client,):
-        images.fence(named)
+    for named in _openers(stores.images, image) if client == UNKNOWN_CLIENT else (client,):
+        with timed(metrics.FENCE_SECONDS, stores.clock):
+            stores.images.fence(named)
         log.warning("fenced", client=named, image=image)
 
 
@@ -97,7 +100,7 @@ def mark_left(coordination: Coordination, entry: Entry) -> bool:
 
 def _clear(context: Context, entry: Entry) -> None:
     with context.effect("fence"):
-        fence_left(context.stores.images, image_of(context.disk_id), export_of(entry).client)
+        fence_left(context.stores, image_of(context.disk_id), export_of(entry).client)
     with context.effect("mark_left"):
         mark_left(context.stores.coordination, entry)
 

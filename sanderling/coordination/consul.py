@@ -46,7 +46,7 @@ class ConsulCoordination:
     def __init__(self, bounds: settings.Coordination, *, clock: Clock) -> None:
         self._bounds = bounds
         self._clock = clock
-        self._client = _client(bounds)
+        self._client = client(bounds)
         self._checks: dict[str, str] = {}  # check id by consul session
         self._lost: set[str] = set()
         self._interrupted: set[str] = set()  # prefixes whose last watch failed: the store may be another since
@@ -250,7 +250,8 @@ class ConsulCoordination:
             raise Unavailable(f"{where} answered what Consul does not: {error!r}", dependency="consul") from error
 
 
-def _client(bounds: settings.Coordination) -> Any:
+def client(bounds: settings.Coordination) -> Any:
+    """py-consul's, on our HTTP; `SettingsRefused` for an address, a prefix or a CA that cannot be."""
     try:
         url = urlsplit(bounds.url)
         host, port = url.hostname, url.port or 8500

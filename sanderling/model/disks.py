@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from sanderling.model.machine import Machine
+from sanderling.model.operations import Cause
 
 PATHS_MAX: Final = 8
 SECTOR_BYTES: Final = 512
@@ -139,6 +140,7 @@ class Disk(BaseModel):
     and is the high half of every export's epoch. `initiators` empty with `allow_any` false means that nobody may log in.
     `presented_at` is the revision that last changed what initiators meet; 0 stands for `revision`, as in descriptions that
     were written when there was no other. `rolling_back_to` names a snapshot while the data is neither what it was nor that.
+    `cause` is told in coordination's copy alone: what had this revision published.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -163,6 +165,8 @@ class Disk(BaseModel):
     def export_revision(self) -> int:
         """What its exports must have been started with, or later: they are started again when it rises."""
         return self.presented_at or self.revision
+
+    cause: Cause = Cause()
 
     @property
     def image(self) -> str:

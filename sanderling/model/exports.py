@@ -155,7 +155,7 @@ class Gateway(BaseModel):
     `refused` names exports this worker failed to take and stands back from, each with the reason; the worker removes an
     entry itself when it is ready to try again. `running` names the exports whose process lets operations through, each with its
     client: after coordination was lost it is what tells who really serves. `prepared` names the exports that it is ready to be
-    handed, `kept` those it was told to hand on and serves still, with the reason.
+    handed, `kept` those it was told to hand on and serves still, with the reason. `version` is that of its software.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -169,6 +169,7 @@ class Gateway(BaseModel):
     withdrawing: bool = False
     front: Front = Front()
     store: Store = Store()
+    version: str = ""
 
     @property
     def key(self) -> str:

@@ -125,6 +125,15 @@ class Step(BaseModel):
     ended_at: datetime | None = None
 
 
+class Cause(BaseModel):
+    """The operation that something is done for, and the place in its trace; both empty when nobody asked for it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    operation_id: str = ""
+    traceparent: str = ""
+
+
 class Operation(BaseModel):
     """What is stored and shown of an operation. `problem` is the wire form of what went wrong, if anything did."""
 

@@ -15,6 +15,8 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -86,6 +88,14 @@ class Records:
         with _reached(), self._turn, self._writing.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def schema(self) -> tuple[str | None, str]:
+        """The revision that the schema has, None if there is none, and the one that this release works with."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with _reached(), self._reading.connect() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+        return present, str(ScriptDirectory.from_config(config).get_current_head())
 
     def ping(self) -> None:
         """Return when the records answer; `Unavailable` when they do not."""

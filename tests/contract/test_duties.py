@@ -16,7 +16,6 @@ from cli.lab.parts.daemons import waited
 from leader import courier
 from leader.courier import Courier, Order
 from leader.duties import Tenure
-from leader.metrics import Metrics
 from leader.notifications import NotificationsDuty
 from leader.rounds import Rounds
 from leader.statistics import StatisticsDuty
@@ -79,16 +78,14 @@ class Stage:
 
     def statistics(self, term: int = 1, **options: Any) -> Held:
         configured = replace(self.configured, statistics=replace(self.configured.statistics, **options))
-        metrics, images = Metrics(), cast("Images", self.pool)
+        images = cast("Images", self.pool)
         return self._begin(
-            StatisticsDuty(
-                configured, records=self.records, coordination=self.coordination, images=images, metrics=metrics, clock=CLOCK
-            ),
+            StatisticsDuty(configured, records=self.records, coordination=self.coordination, images=images, clock=CLOCK),
             term,
         )
 
     def notifications(self, term: int = 1) -> Held:
-        return self._begin(NotificationsDuty(self.configured, records=self.records, metrics=Metrics(), clock=CLOCK), term)
+        return self._begin(NotificationsDuty(self.configured, records=self.records, clock=CLOCK), term)
 
     def _begin(self, duty: Rounds, term: int) -> Held:
         tenure = Held(term)

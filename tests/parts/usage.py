@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 
-PARTS = ("RabbitMQ", "Consul", "Ceph", "PostgreSQL", "tgt", "network namespaces", "libiscsi")
+PARTS = ("RabbitMQ", "Consul", "Ceph", "PostgreSQL", "tgt", "network namespaces", "libiscsi", "promtool")
 
 versions: dict[str, str] = {}
 tests: dict[str, set[str]] = defaultdict(set)

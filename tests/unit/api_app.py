@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -202,7 +203,8 @@ def listening(api: Api, file: Path, *, role: Role = Role.ADMIN) -> Iterator[Path
         waited(lambda: server.started, within_s=30, what="the app listens")
         port = server.servers[0].sockets[0].getsockname()[1]
         access.write(file, access.Access(f"http://127.0.0.1:{port}", api.secrets[role]))
-        yield file
+        with structlog.testing.capture_logs():  # a process of its own would not log to where the command prints
+            yield file
     finally:
         server.should_exit = True
         thread.join(10)

@@ -243,10 +243,10 @@ def test_metrics_tell_the_gaps_the_score_and_what_each_gateway_serves(site: Site
         for kind, gap_s in (("failover", 3.5), ("restart", 0.3), ("move", 7.0)):
             events.append(session, "export.served", at=now, actor="node-a", data={"gap_s": gap_s, "kind": kind})
     text = site.get_text("/metrics")
-    assert 'sanderling_gap_seconds{kind="move",quantile="0.5"} 0.04' in text
-    assert 'sanderling_gap_seconds{kind="move",quantile="1"} 0.9' in text
-    assert 'sanderling_gap_seconds{kind="failover",quantile="0.99"} 3.5' in text
-    assert 'sanderling_gap_seconds{kind="restart",quantile="0.99"} 0.3' in text
+    assert 'sanderling_gap_seconds{kind="move",share="0.5"} 0.04' in text
+    assert 'sanderling_gap_seconds{kind="move",share="1"} 0.9' in text
+    assert 'sanderling_gap_seconds{kind="failover",share="0.99"} 3.5' in text
+    assert 'sanderling_gap_seconds{kind="restart",share="0.99"} 0.3' in text
     assert 'sanderling_gateway_exports{gateway="node-a"} 1.0' in text
     assert "sanderling_unserved_after_one_loss 0.0" in text
     site.mark("db", avoid=("node-b", "node-c"))

@@ -249,12 +249,12 @@ def test_metrics_count_requests_by_route_and_show_the_outbox(api: Api) -> None:
     api.bus.fault = Unavailable("the broker is away")
     api.disk("db")
     api.client.get("/v1/disks/db")
-    api.client.get("/v1/disks/other")
+    api.client.get("/v1/disks/unheard-of")
     text = api.client.get("/metrics").text
     assert 'sanderling_http_requests_total{method="GET",route="/v1/disks/{disk}",status="404"} 1.0' in text
     assert "sanderling_outbox_waiting 1.0" in text
     assert 'sanderling_disks{state="creating"} 1.0' in text
-    assert "other" not in text
+    assert "unheard-of" not in text
 
 
 def test_every_problem_has_a_page(api: Api) -> None:

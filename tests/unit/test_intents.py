@@ -11,6 +11,7 @@ from iscsi_worker.view import Held, View
 from iscsi_worker.watch import Watch
 from sanderling.clock import SystemClock
 from sanderling.model.exports import Epoch, Export, ExportId
+from sanderling.model.operations import Cause
 from sanderling.settings import Worker
 from tests.unit.views import view_of
 
@@ -56,9 +57,9 @@ def test_a_command_that_arrives_while_the_loop_settles_is_attended_to_all_the_sa
 
     def arrive() -> None:
         if command == "want":
-            intents.want(E, Epoch(1, 1))
+            intents.want(E, Epoch(1, 1), cause=Cause())
         else:
-            intents.hand_on(E, Epoch(1, 1), destination="b", operation_id="o")
+            intents.hand_on(E, Epoch(1, 1), destination="b", cause=Cause(operation_id="o"))
 
     watching.command = threading.Thread(target=arrive, daemon=True)
     intents.settle(VIEW)
@@ -71,11 +72,11 @@ def test_a_command_for_an_epoch_that_the_loop_has_yet_to_see_is_kept_until_that_
     """Others have moved the export and told nobody; the command looked, the loop's view is of before."""
     intents = Intents(Worker(), cast(Watch, Idle()), wake=lambda: None, clock=SystemClock())
     if command == "want":
-        intents.want(E, Epoch(1, 1))
+        intents.want(E, Epoch(1, 1), cause=Cause())
     elif command == "unwant":
-        intents.unwant(E, Epoch(1, 1))
+        intents.unwant(E, Epoch(1, 1), cause=Cause())
     else:
-        intents.hand_on(E, Epoch(1, 1), destination="b", operation_id="o")
+        intents.hand_on(E, Epoch(1, 1), destination="b", cause=Cause(operation_id="o"))
 
     def is_kept() -> bool:
         told = intents.told()

@@ -14,7 +14,7 @@ from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import Unavailable
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
-from sanderling.model.operations import OperationKind
+from sanderling.model.operations import Cause, OperationKind
 from sanderling.records import disks
 from sanderling.settings import Settings
 from tests.house import Gateways, House
@@ -239,7 +239,8 @@ def test_a_worker_that_holds_an_export_of_a_disk_that_is_gone_is_told_to_stop(ho
     house.another_conductor()
     publisher(house).turn()
     before = Disk.model_validate_json(stale.value)
-    assert told(house, disk) == before.model_copy(update={"started": False, "revision": before.revision + 1})
+    nobody = {"cause": Cause()}
+    assert told(house, disk) == before.model_copy(update={"started": False, "revision": before.revision + 1, **nobody})
 
 
 def hold(house: House, disk: Disk) -> tuple[str, str, Export]:

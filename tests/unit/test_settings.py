@@ -1,5 +1,6 @@
 """Settings: what is wrong is refused by name at the start, secrets stay out of sight, and the sample is the code's own."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sanderling.errors import SettingsRefused
-from sanderling.settings import Api, Bus, Coordination, General, Images, Leader, Records, Settings, Worker, load, options
+from sanderling.settings import Api, Bus, Coordination, General, Images, Leader, Records, Settings, Tracing, Worker, load, options
 
 SAMPLE = Path(__file__).parents[2] / "etc/sanderling.conf.sample"
+GUIDE = Path(__file__).parents[2] / "docs/operations.md"
 
 
 @pytest.fixture
@@ -50,6 +52,11 @@ def test_a_sample_with_every_option_uncommented_loads(written: Path) -> None:
     ]
     text = "\n".join(line for line in lines if not line.startswith("node ="))
     assert loaded(written, text) == Settings()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```ini\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL))
+def test_the_settings_that_the_guide_shows_load(written: Path, block: str) -> None:
+    assert loaded(written, block) != Settings()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +98,11 @@ def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         ({"sanderling": General(node="n" * 65)}, "longer than 64 characters"),
         ({"bus": Bus(handlers=0)}, r"\[bus\] handlers: 0 is less than 1"),
         ({"coordination": Coordination(backend="etcd")}, "is not one of consul, embedded"),
+        ({"tracing": Tracing(sample_ratio=1.5)}, "more than 1"),
+        ({"tracing": Tracing(endpoint="https://collector/v1/traces")}, "without a CA verifies nothing"),
+        ({"tracing": Tracing(ca_file="ca.crt")}, "a CA without https does nothing"),
+        ({"tracing": Tracing(endpoint="http://user:secret@collector/v1/traces")}, "without user and password"),
+        ({"tracing": Tracing(endpoint="collector:4317")}, "write http://HOST"),
     ],
 )
 def test_settings_that_are_unsafe_together_are_refused(change: dict[str, object], named: str) -> None:
