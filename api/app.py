@@ -15,10 +15,12 @@ from api.limits import BodyLimit
 from api.metrics import Metrics, Observed
 from api.outbox import Outbox
 from api.policy import Policy
+from api.rates import Rates
 from api.routes import (
     assignments,
     disks,
     events,
+    explanations,
     gateways,
     health,
     initiators,
@@ -55,6 +57,7 @@ _NOUNS = (
     subnets,
     gateways,
     operations,
+    explanations,
     events,
     leaders,
     statistics,
@@ -75,7 +78,8 @@ def create_app(
     news: News,
     clock: Clock,
 ) -> FastAPI:
-    """The app; its lifespan starts and stops its threads. `SettingsRefused` when routes and policy do not agree."""
+    """The app; its lifespan starts and stops its threads. `SettingsRefused` when routes and policy do not agree, or limits
+    cannot be read."""
     options = settings.api
     context = Context(
         settings=settings,
@@ -83,6 +87,7 @@ def create_app(
         coordination=Asked("coordination", coordination, timeout_s=options.dependency_timeout_s, clock=clock),
         images=Asked("images", images, timeout_s=options.dependency_timeout_s, clock=clock),
         policy=Policy(options.policy_file),
+        rates=Rates(options.rate_limits),
         outbox=Outbox(options, records=records, bus=bus, clock=clock),
         news=news,
         feed=Feed(options, records=records, news=news, clock=clock),

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import structlog
 from fastapi import Depends, Header, Query, Request
@@ -19,16 +19,17 @@ from api.limits import BODY_DIGEST
 from api.metrics import TRACEPARENT
 from api.problems import document
 from api.situations import Seen
-from sanderling.errors import PreconditionFailed, Problem
+from sanderling.errors import PreconditionFailed, Problem, TooManyRequests
 from sanderling.model.disks import DiskEvent, DiskState
 from sanderling.model.moves import Move
 from sanderling.model.operations import Operation, OperationKind
 from sanderling.model.plans import Plan
-from sanderling.records import assignments, disks, idempotency, marks, operations
+from sanderling.records import assignments, disks, idempotency, marks, operations, turns
 from sanderling.records.assignments import MOVES, Subject
 from sanderling.records.tables import DiskRow
 
 log = structlog.get_logger(__name__)
+_ENDING_S: Final = 5  # in which some of very many operations will have ended; nobody can tell how many
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
@@ -37,7 +38,8 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
 class Intent:
     """What a change comes to: the disk it is about, as it is written, what happens to it first, and the steps that follow.
 
-    `params` are what the steps go by, `change` is what of the disk is to be different.
+    `params` are what the steps go by, `change` is what of the disk is to be different. It may wait for what is at work on the
+    disk, unless Consul or Ceph must be looked at before it begins.
     """
 
     row: DiskRow
@@ -47,6 +49,7 @@ class Intent:
     notes: Sequence[str] = field(default=())
     params: Mapping[str, Any] = field(default_factory=dict)
     change: Mapping[str, Any] | None = None
+    may_wait: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Accepted:
 
     operation: Operation
     notes: Sequence[str] = field(default=())
+    line: Sequence[Operation] = field(default=())
 
 
 class Change:
@@ -73,17 +77,24 @@ class Change:
         parts = (request.method, request.url.path, request.url.query, request.scope[BODY_DIGEST])
         self._digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def repeated(self, caller: Caller) -> JSONResponse | None:
-        """The answer, when the Idempotency-Key was used for this very request before; nothing is checked again then."""
-        if self._key is None or self.dry_run:
-            return None
-        with self._context.records.read() as session:
-            known = self._known(session, caller)
-            return _accepted(operations.get(session, known), ()) if known else None
+    def admitted(self, caller: Caller, kind: OperationKind) -> JSONResponse | None:
+        """The answer, when the Idempotency-Key was used for this very request before; nothing is checked again then.
 
-    def decided(self, caller: Caller, decide: Callable[[Seen], JSONResponse]) -> JSONResponse:
+        None when it is to be carried out; it has been counted, and `TooManyRequests` is raised when it is one too many.
+        """
+        if self.dry_run:
+            return None
+        if self._key is not None:
+            with self._context.records.read() as session:
+                known = self._known(session, caller)
+                if known:
+                    return _accepted(operations.get(session, known), ())
+        self._context.rates.count(kind, caller.name)
+        return None
+
+    def decided(self, caller: Caller, kind: OperationKind, decide: Callable[[Seen], JSONResponse]) -> JSONResponse:
         """What `decide` makes of what is there now; a repeat gets its answer again, and nothing is looked at."""
-        return self.repeated(caller) or decide(situations.look(self._context))
+        return self.admitted(caller, kind) or decide(situations.look(self._context))
 
     def check_match(self, session: Session, row: DiskRow) -> None:
         """`PreconditionFailed` when If-Match names another version of the disk than this."""
@@ -99,8 +110,8 @@ class Change:
         with self._context.records.begin() as session:
             now = self._context.clock.wall()
             intent = prepare(session, now)
-            self._intended(session, intent, caller, now)
-            plan = _planned(intent)
+            accepted = self._intended(session, intent, caller, now)
+            plan = _planned(intent, accepted.line)
             session.rollback()
             return plan
 
@@ -123,7 +134,7 @@ class Change:
         self._context.changed()
         operation = accepted.operation
         log.info("accepted", operation_id=operation.id, kind=operation.kind, of=operation.resource_name, by=caller.name)
-        return _accepted(operation, accepted.notes)
+        return _accepted(operation, accepted.notes, accepted.line)
 
     def assign(
         self,
@@ -133,11 +144,15 @@ class Change:
         moves: Sequence[Move] = (),
         notes: Sequence[str] = (),
         check: Callable[[Session], None] = lambda _session: None,
+        may_wait: bool = True,
     ) -> JSONResponse:
         """Submit the operation that does this; `check` may refuse it within the transaction. Never for a dry run."""
+        queue_max = self._context.settings.api.queue_max if may_wait else 0
 
         def write(session: Session, now: datetime) -> Accepted:
             check(session)
+            self._refuse_too_many(session, subject.kind)
+            line = operations.line(session, subject.resource_id) if may_wait else []
             operation = assignments.submit(
                 session,
                 subject,
@@ -146,10 +161,21 @@ class Change:
                 requested_by=caller.name,
                 now=now,
                 traceparent=self._trace,
+                queue_max=queue_max,
             )
-            return Accepted(operation, notes)
+            return Accepted(operation, notes, line)
 
         return self._submit(caller, write)
+
+    def _refuse_too_many(self, session: Session, kind: OperationKind) -> None:
+        """`TooManyRequests` when as many operations of the kind as there may be have not ended."""
+        most = self._context.settings.api.open_operations_max
+        if operations.count_open(session, kind, most=most) >= most:
+            raise TooManyRequests(
+                f"{most} operations {kind} have not ended, the most there may be; wait until some have, and ask again",
+                retry_after_s=_ENDING_S,
+                kind=kind.value,
+            )
 
     def _known(self, session: Session, caller: Caller) -> str | None:
         if self._key is None:
@@ -157,6 +183,11 @@ class Change:
         return idempotency.find(session, actor=caller.name, key=self._key, digest=self._digest)
 
     def _intended(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Accepted:
+        self._refuse_too_many(session, intent.plan.kind)
+        queue_max = self._context.settings.api.queue_max if intent.may_wait else 0
+        line = operations.line(session, intent.row.id) if queue_max else []
+        if line:
+            turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line)
         operation = operations.submit(
             session,
             kind=intent.plan.kind,
@@ -167,7 +198,10 @@ class Change:
             requested_by=caller.name,
             now=now,
             traceparent=self._trace,
+            queue_max=queue_max,
         )
+        if operation.is_queued:
+            return Accepted(operation, intent.notes, line)
         if intent.begins is not None:
             disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
         if intent.change is not None:
@@ -185,12 +219,16 @@ def etag(session: Session, row: DiskRow) -> str:
     return f'"{hashlib.sha256(version.encode()).hexdigest()[:20]}"'
 
 
+_HIDDEN: Final = {"params", "claim_epoch", "claimed_at", "claimed_until", "cast_at", "turn"}  # the explanation tells of the claim
+
+
 def show_operation(operation: Operation) -> dict[str, Any]:
     """The operation as HTTP shows it: its problem as a problem document, its resource as a link."""
-    shown = operation.model_dump(mode="json", exclude={"params", "claim_epoch"})
+    shown = operation.model_dump(mode="json", exclude=_HIDDEN)
     shown["resource"] = _resource(operation)
-    if operation.problem is not None:
-        shown["problem"] = document(Problem.from_wire(operation.problem), instance=f"/v1/operations/{operation.id}")
+    for part, problem in [(shown, operation.problem), *zip(shown["steps"], (s.problem for s in operation.steps), strict=True)]:
+        if problem is not None:
+            part["problem"] = document(Problem.from_wire(problem), instance=f"/v1/operations/{operation.id}")
     return shown
 
 
@@ -205,16 +243,25 @@ def _resource(operation: Operation) -> str:
     return f"/v1/disks/{operation.resource_id}"
 
 
-def _accepted(operation: Operation, notes: Sequence[str]) -> JSONResponse:
-    body = show_operation(operation) | {"notes": list(notes)}
+def _accepted(operation: Operation, notes: Sequence[str], line: Sequence[Operation] = ()) -> JSONResponse:
+    """`position` and `waits_for`, the operation right before it, are told of one that is queued."""
+    body = show_operation(operation) | {"notes": [*notes, *_waiting(line)]}
+    if line:
+        body |= {"position": len(line), "waits_for": line[-1].id}
     return JSONResponse(body, 202, headers={"Location": f"/v1/operations/{operation.id}"})
 
 
-def _planned(intent: Intent) -> JSONResponse:
+def _waiting(line: Sequence[Operation]) -> list[str]:
+    if not line:
+        return []
+    return [f"queued: it begins when operation {line[-1].id} ({line[-1].kind}) has ended, as number {len(line)} in line"]
+
+
+def _planned(intent: Intent, line: Sequence[Operation]) -> JSONResponse:
     body = {
         "dry_run": True,
         "plan": intent.plan.model_dump(mode="json"),
         "disk": show(disks.describe(intent.row)),
-        "notes": list(intent.notes),
+        "notes": [*intent.notes, *_waiting(line)],
     }
     return JSONResponse(body, 200)

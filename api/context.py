@@ -10,6 +10,7 @@ from api.feed import Feed
 from api.metrics import Metrics
 from api.outbox import Outbox
 from api.policy import Policy
+from api.rates import Rates
 from rpc.news import News
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
@@ -28,6 +29,7 @@ class Context:
     coordination: Asked[Coordination]
     images: Asked[Images]
     policy: Policy
+    rates: Rates
     outbox: Outbox
     news: News
     feed: Feed

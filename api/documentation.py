@@ -13,7 +13,7 @@ from sanderling.errors import Problem
 
 _EVERYWHERE: Final = (400, 404, 405, 413, 422, 500, 503)
 _GUARDED: Final = (401, 403)
-_CHANGING: Final = (409, 412)
+_CHANGING: Final = (409, 412, 429)
 
 
 def of(app: FastAPI, routes: Sequence[BaseRoute]) -> Callable[[], dict[str, Any]]:

@@ -23,6 +23,8 @@ class Outbox:
         self._options, self._records, self._bus, self._clock = options, records, bus, clock
         self._woken, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self.reason = ""
+        """Why nothing can be cast now; empty when the latest turn went well."""
 
     def start(self) -> None:
         self._thread.start()
@@ -65,7 +67,9 @@ class Outbox:
         try:
             while self.drain() == self._options.outbox_batch and not self._stopping.is_set():
                 pass
+            self.reason = ""
         except Unavailable as problem:
+            self.reason = problem.detail
             log.warning("outbox waits", reason=problem.detail)
             self._clock.wait(self._stopping, waited_s)
             return min(waited_s * 2, self._options.outbox_retry_most_s)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
-from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, TooLarge, Unauthenticated
+from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, TooLarge, TooManyRequests, Unauthenticated
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -64,6 +64,8 @@ def answer(problem: Problem, *, instance: str, headers: Mapping[str, str] | None
         extra["WWW-Authenticate"] = 'Bearer realm="sanderling"'
     if problem.status == 503:
         extra["Retry-After"] = "1"
+    if isinstance(problem, TooManyRequests):
+        extra["Retry-After"] = str(problem.context["retry_after_s"])
     body = json.dumps(document(problem, instance=instance))
     return Response(body, problem.status, headers=extra, media_type=MEDIA_TYPE)
 

@@ -7,7 +7,7 @@ claim is renewed meanwhile and one that blocks can be left behind.
 import contextvars
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from sanderling.measuring import timed
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskEvent, DiskState
 from sanderling.model.operations import OPERATIONS, STEPS, Operation, OperationEvent, OperationKind, Step, StepEvent, StepState
-from sanderling.records import disks, operations
+from sanderling.records import disks, operations, turns
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +83,7 @@ class Drive:
             point = f"{operations.get(session, operation_id).kind}.claim"
         self._failpoints.reach(f"{point}:before")
         with self._stores.records.begin() as session:
+            turns.begin(session, operation_id, own=self._own, now=self._now(), actor=self._conductor)
             claimed = operations.claim(
                 session, operation_id, conductor=self._conductor, now=self._now(), ttl_s=self._own.claim_ttl_s
             )
@@ -119,7 +120,7 @@ class Drive:
             if step.attempts >= self._own.step_attempts_max:
                 return self._failed(operation, position, last or _worn_out(step))
             if last is not None:
-                self._pause(operation, step.attempts)
+                self._pause(operation, position, step.attempts, last)
             begun = self._write(
                 operation, f"{step.name}.begin", partial(operations.begin_step, position=position, now=self._now())
             )
@@ -190,7 +191,7 @@ class Drive:
             if not STEPS.allows(step.state, StepEvent.UNDO):
                 continue
             try:
-                self._undone(operation, step, deadline_s)
+                self._undone(operation, position, deadline_s)
             except ClaimLost:
                 raise
             except Problem as problem:
@@ -208,15 +209,17 @@ class Drive:
 
         return self._write(operation, "end", write)
 
-    def _undone(self, operation: Operation, step: Step, deadline_s: float) -> None:
+    def _undone(self, operation: Operation, position: int, deadline_s: float) -> None:
+        step = operation.steps[position]
         for attempts in range(1, self._own.step_attempts_max + 1):
+            self._tell_of(operation, partial(operations.begin_undo_step, position=position, now=self._now()))
             try:
                 self._attempt(operation, step, ACTIONS[step.name].undo, deadline_s)
             except Unavailable as problem:
                 log.warning("undoing will be tried again", step=step.name, reason=problem.detail)
                 if attempts == self._own.step_attempts_max:
                     raise
-                self._pause(operation, attempts)
+                self._pause(operation, position, attempts, problem)
             else:
                 return
 
@@ -249,6 +252,14 @@ class Drive:
         self._tell()
         return written
 
+    def _tell_of(self, operation: Operation, write: Callable[..., None]) -> None:
+        """Write under this claim what only tells people how it goes: without it the operation goes on all the same."""
+        try:
+            with self._stores.records.begin() as session:
+                write(session, operation.id, claim_epoch=operation.claim_epoch)
+        except Unavailable as problem:
+            log.warning("cannot record how it goes", reason=problem.detail)
+
     def _attempt(self, operation: Operation, step: Step, work: Callable[[Context], None], deadline_s: float) -> None:
         """Do the work in a thread of its own and keep the claim. What does not end in time is left behind and counts no more."""
         halted = threading.Event()
@@ -270,9 +281,11 @@ class Drive:
             if attempt.error is not None:
                 raise attempt.error
 
-    def _pause(self, operation: Operation, attempts: int) -> None:
+    def _pause(self, operation: Operation, position: int, attempts: int, last: Problem) -> None:
         """Wait before the next attempt, twice as long each time."""
         wait_s = min(self._own.retry_first_s * 2.0 ** (attempts - 1), self._own.retry_most_s)
+        following = self._now() + timedelta(seconds=wait_s)
+        self._tell_of(operation, partial(operations.try_again, position=position, problem=last.to_wire(), next_try_at=following))
         self._kept(operation, wait_s, lambda: False, waits_only=False)
 
     def _kept(self, operation: Operation, seconds: float, until: Callable[[], bool], *, waits_only: bool) -> bool:

@@ -131,6 +131,12 @@ class Exhausted(Problem):
     code, status, title = "exhausted", 409, "There is no room left"
 
 
+class TooManyRequests(Problem):
+    """Operations are asked for faster than the site allows, or too many have not ended. Ask again after `retry_after_s`."""
+
+    code, status, title = "too-many-requests", 429, "Too many requests"
+
+
 class Unavailable(Problem):
     """A part this needs cannot be reached; `dependency` names it. Trying again later may work."""
 

@@ -138,6 +138,15 @@ class Api:
     default_initiators: str = _of(
         "", "Names of the initiators, with commas between, that may log in to a new disk for which nobody is named"
     )
+    rate_limits: str = _of(
+        "*: 12000/minute",
+        "How many operations of each kind one token may ask for, each API process by itself, as `kind: number/time`, with commas "
+        "between; * is every kind that is not named; empty for no limit",
+    )
+    open_operations_max: int = _of(10000, "Operations of one kind that have not ended; more are refused", least=1)
+    queue_max: int = _of(
+        8, "Operations that may wait for one that is at work on the same disk, or on the spread of paths; 0 for none", least=0
+    )
     plan_keep_s: float = _of(3600.0, "How long a plan of moves can be applied; older ones are dropped", least=1)
     gaps_max: int = _of(1000, "Newest reports of moves and failovers that gaps are reckoned from", least=1)
 

@@ -21,7 +21,7 @@ from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.images.base import Images
 from sanderling.images.files import FileImages
 from sanderling.model import plans
-from sanderling.model.disks import Access, Disk, DiskEvent, DiskState
+from sanderling.model.disks import Access, Disk, DiskEvent, DiskState, restarts_exports
 from sanderling.model.disks import Path as DiskPath
 from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, ExportPhase
 from sanderling.model.operations import Operation, OperationKind, OperationState
@@ -135,7 +135,7 @@ class House:
             planned = plans.steps_of(kind, SETTINGS, start=start, started=started, grows="size_bytes" in (wanted or {}))
             if wanted is not None:
                 before = {field: value for field, value in disks.changeable(row).items() if field in wanted}
-                params |= {"change": dict(wanted), disks.BEFORE: before, "restarts": bool(wanted.keys() - {"name", "schedule"})}
+                params |= {"change": dict(wanted), disks.BEFORE: before, "restarts": restarts_exports(wanted)}
             operation = operations.submit(
                 session,
                 kind=kind,

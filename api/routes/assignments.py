@@ -20,7 +20,7 @@ from api.rules import Address, Body, Text
 from api.situations import Seen
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.moves import Move, MoveState
-from sanderling.model.operations import Operation, OperationState
+from sanderling.model.operations import Operation, OperationKind, OperationState
 from sanderling.model.plans import ASSIGNMENTS
 from sanderling.records import gaps, moves, operations
 from sanderling.records import plans as recorded
@@ -108,7 +108,7 @@ def create(body: NewAssignment, context: ContextOf, caller: Planning, change: Ch
         assert body.planner is not None
         return assignments.automatic(session, seen, body.planner, body.paths)
 
-    return _move(context, caller, change, plan, plan_id=body.plan_id)
+    return _move(context, caller, change, plan, plan_id=body.plan_id, may_wait=body.plan_id is None)
 
 
 @router.post("/v1/assignments/{assignment}/cancel", status_code=202)
@@ -132,25 +132,34 @@ def undo(assignment: str, context: ContextOf, caller: Planning, change: ChangeOf
 
 
 def _move(
-    context: Context, caller: Caller, change: Change, plan: Callable[[Session, Seen], Planned], *, plan_id: str | None = None
+    context: Context,
+    caller: Caller,
+    change: Change,
+    plan: Callable[[Session, Seen], Planned],
+    *,
+    plan_id: str | None = None,
+    may_wait: bool = False,
 ) -> JSONResponse:
-    """The operation that makes the moves; for a dry run, or when there are none, the plan, which a dry run keeps under an id."""
+    """The operation that makes the moves; for a dry run, or when there are none, the plan, which a dry run keeps under an id.
+
+    What is asked for because of how things are now, a plan that was shown or an undo, does not wait for what would change them.
+    """
     if not change.dry_run:
         context.policy.check("assignment:apply", caller.role)
 
     def decide(seen: Seen) -> JSONResponse:
         with context.records.read() as session:
-            if not change.dry_run:
+            if not change.dry_run and not (may_wait and context.settings.api.queue_max):
                 operations.refuse_second(session, ASSIGNMENTS)  # only the insert decides; this is the better answer before it
             planned = plan(session, seen)
         if planned.moves and not change.dry_run:
-            return change.assign(caller, moves=planned.moves, notes=planned.notes)
+            return change.assign(caller, moves=planned.moves, notes=planned.notes, may_wait=may_wait)
         kept_as = plan_id or (_keep(context, planned) if change.dry_run else None)
         with context.records.read() as session:
             measured = gaps.recent(session, limit=context.settings.api.gaps_max)
         return JSONResponse(plans.document(planned, measured, plan_id=kept_as, dry_run=change.dry_run), 200)
 
-    return change.decided(caller, decide)
+    return change.decided(caller, OperationKind.ASSIGN_PATHS, decide)
 
 
 def _keep(context: Context, planned: Planned) -> str:

@@ -1,7 +1,6 @@
 """/v1/disks: create, list, show, change, start, stop, delete, recover."""
 
 import uuid
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -20,7 +19,7 @@ from api.pages import PageOf
 from api.rules import Address, Body, InitiatorName, Iqn, Name, SizeBytes
 from sanderling.errors import InUse, InvalidInput
 from sanderling.model import plans
-from sanderling.model.disks import PATHS_MAX, Access, Chap, Disk, DiskEvent, DiskState, Path
+from sanderling.model.disks import PATHS_MAX, Access, Chap, Disk, DiskEvent, DiskState, Path, restarts_exports
 from sanderling.model.operations import OperationKind
 from sanderling.records import disks, events, marks, operations, subnets
 from sanderling.records.tables import DiskRow
@@ -71,7 +70,7 @@ def create(
     body: NewDisk, context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:create"))], change: ChangeOf
 ) -> JSONResponse:
     """Create a disk, and start serving it unless `started` is false."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.CREATE_DISK)
     if repeated is not None:
         return repeated
     source, size_bytes = _source(context, body)
@@ -134,7 +133,7 @@ def change(
 
     Where initiators meet something else than before, a started disk's exports are started again, at once and where they are.
     """
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.CHANGE_DISK)
     if repeated is not None:
         return repeated
     with context.records.read() as session:
@@ -150,8 +149,7 @@ def change(
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
         found = disks.get(session, row.id)
         change.check_match(session, found)
-        _refuse_smaller(found, wanted)
-        restarts = bool(wanted.keys() - {"name", "schedule"})
+        restarts = restarts_exports(wanted)
         plan = plans.plan(
             OperationKind.CHANGE_DISK,
             context.settings.conductor,
@@ -163,7 +161,7 @@ def change(
         before = {field: value for field, value in disks.changeable(found).items() if field in wanted}
         after = disks.changeable(found) | wanted
         notes = () if after["initiators"] or after["allow_any"] else (NOBODY,)
-        params = {"change": wanted, disks.BEFORE: before, "restarts": restarts}
+        params = {disks.CHANGE: wanted, disks.BEFORE: before, disks.RESTARTS: restarts}
         return Intent(found, DiskState(found.state), plan, notes=notes, params=params, change=wanted)
 
     return change.carry_out(caller, prepare)
@@ -195,7 +193,7 @@ def delete(
     confirm: Annotated[str | None, Query(max_length=255, description="With force: the disk's name")] = None,
 ) -> JSONResponse:
     """Remove the disk with its data."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.DELETE_DISK)
     if repeated is not None:
         return repeated
     usage: serving.Serving = {}
@@ -209,19 +207,19 @@ def delete(
         row = disks.get(session, found.id)
         change.check_match(session, row)
         was = DiskState(row.state)
-        if operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
+        if force or operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
             _refuse_careless(row, usage, force=force, confirm=confirm)
             snapshots.refuse_kept(row, kept, force=force)
         plan = plans.plan(
             OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
         )
-        return Intent(row, was, plan, begins=DiskEvent.DELETE)
+        return Intent(row, was, plan, begins=DiskEvent.DELETE, may_wait=force)
 
     return change.carry_out(caller, prepare)
 
 
 def _turn(disk: str, kind: OperationKind, event: DiskEvent, context: Context, caller: Caller, change: ChangeOf) -> JSONResponse:
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, kind)
     if repeated is not None:
         return repeated
 
@@ -285,15 +283,6 @@ def _source(context: Context, body: NewDisk) -> tuple[dict[str, str] | None, int
             "leave it out, or give that size or more",
         )
     return {"disk_id": row.id, "snapshot": snapshot.name}, size_bytes
-
-
-def _refuse_smaller(row: DiskRow, wanted: Mapping[str, Any]) -> None:
-    if wanted.get("size_bytes", row.size_bytes) < row.size_bytes:
-        raise InvalidInput.of(
-            "size_bytes",
-            f"is less than the {row.size_bytes} bytes that disk {row.name} has, and what is cut off is lost",
-            "give a larger size; to make a disk smaller, create another and copy",
-        )
 
 
 def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:

@@ -19,6 +19,7 @@ from api.situations import Seen
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.disks import Access
 from sanderling.model.exports import ExportId, Gateway
+from sanderling.model.operations import OperationKind
 from sanderling.records import gaps, marks, operations
 from sanderling.records.assignments import drain_of, undrain_of
 from sanderling.records.tables import DiskRow, PathRow
@@ -67,9 +68,9 @@ def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, 
                 measured = gaps.recent(session, limit=context.settings.api.gaps_max)
             return JSONResponse(drains.show(seen, effect, measured), 200)
         drains.refuse_unless(confirm is not None, seen, effect)
-        return change.assign(caller, drain_of(gateway))
+        return change.assign(caller, drain_of(gateway), may_wait=confirm is not None)
 
-    return change.decided(caller, decide)
+    return change.decided(caller, OperationKind.DRAIN_GATEWAY, decide)
 
 
 @router.post("/v1/gateways/{gateway}/undrain", status_code=202)
@@ -88,9 +89,9 @@ def undrain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf
             comes = "would be given exports again, by balancing or by an assignment"
             note = f"{gateway} {comes}" if is_drained else f"nothing to do: {gateway} is not drained"
             return JSONResponse({"dry_run": change.dry_run, "gateway": gateway, "drained": is_drained, "notes": [note]}, 200)
-        return change.assign(caller, undrain_of(gateway))
+        return change.assign(caller, undrain_of(gateway), may_wait=False)
 
-    return change.decided(caller, decide)
+    return change.decided(caller, OperationKind.UNDRAIN_GATEWAY, decide)
 
 
 def _refuse_unknown(seen: Seen, gateway: str) -> None:

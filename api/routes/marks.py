@@ -13,6 +13,7 @@ from api.context import ContextOf
 from api.rules import Body
 from api.situations import Seen
 from sanderling.errors import InvalidInput
+from sanderling.model.operations import OperationKind
 from sanderling.records import disks, marks
 from sanderling.records.assignments import marks_of
 
@@ -66,7 +67,7 @@ def put(
             check=lambda session: change.check_match(session, disks.get(session, found.id)),
         )
 
-    return change.decided(caller, decide)
+    return change.decided(caller, OperationKind.MARK_DISK, decide)
 
 
 def _refuse_unknown(seen: Seen, body: NewMarks) -> None:

@@ -18,10 +18,10 @@ router = APIRouter(tags=["disks"])
 @router.post("/v1/recoveries", status_code=202)
 def create(context: ContextOf, caller: Annotated[Caller, Depends(Allowed("disk:recover"))], change: ChangeOf) -> JSONResponse:
     """Index every disk that an image describes and that is not indexed. Nothing is changed on any image."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.RECOVER_DISKS)
     if repeated is not None:
         return repeated
     if change.dry_run:
         plan = plans.plan(OperationKind.RECOVER_DISKS, context.settings.conductor)
         return JSONResponse({"dry_run": True, "plan": plan.model_dump(mode="json"), "notes": []}, 200)
-    return change.assign(caller, RECOVERY)
+    return change.assign(caller, RECOVERY, may_wait=False)

@@ -15,11 +15,11 @@ from api.auth import Allowed, Caller
 from api.changes import Change, ChangeOf, Intent
 from api.context import Context, ContextOf
 from api.rules import Body
-from sanderling.errors import Conflict, InUse, InvalidInput
+from sanderling.errors import Conflict, InvalidInput
 from sanderling.model import plans
-from sanderling.model.disks import DISKS, SCHEDULED, Access, DiskEvent, DiskState
+from sanderling.model.disks import DISKS, SCHEDULED, DiskEvent, DiskState
 from sanderling.model.operations import OperationKind
-from sanderling.records import disks
+from sanderling.records import disks, operations
 from sanderling.records.tables import DiskRow
 
 router = APIRouter(tags=["snapshots"])
@@ -52,7 +52,7 @@ def create(
     change: ChangeOf,
 ) -> JSONResponse:
     """Keep what the disk holds now. What initiators still have in their caches is not in it."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.CREATE_SNAPSHOT)
     if repeated is not None:
         return repeated
     row = _row(context, disk)
@@ -62,16 +62,7 @@ def create(
     if len(kept) >= SNAPSHOTS_MAX:
         raise Conflict(f"disk {row.name} has {len(kept)} snapshots, the most there may be; delete some", field="name")
 
-    def allowed(found: DiskRow) -> None:
-        DISKS.next(DiskState(found.state), DiskEvent.SNAPSHOT)
-        if found.started and found.access == Access.SHARED:
-            raise InUse(
-                f"disk {found.name} is served by several gateways at once, whose writes no snapshot parts at one moment; stop it "
-                "first",
-                disk=found.name,
-            )
-
-    return _submit(OperationKind.CREATE_SNAPSHOT, row, body.name, context, caller, change, allowed=allowed)
+    return _submit(OperationKind.CREATE_SNAPSHOT, row, body.name, context, caller, change, allowed=disks.refuse_snapshot)
 
 
 @router.get("/v1/disks/{disk}/snapshots")
@@ -90,7 +81,7 @@ def roll_back(
     confirm: Annotated[str | None, Query(max_length=255, description="The disk's name: what it holds now is lost")] = None,
 ) -> JSONResponse:
     """Make a stopped disk hold what it did when the snapshot was taken."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.ROLL_BACK_DISK)
     if repeated is not None:
         return repeated
     row = _row(context, disk)
@@ -121,7 +112,7 @@ def delete(
     change: ChangeOf,
 ) -> JSONResponse:
     """Forget what the snapshot kept."""
-    repeated = change.repeated(caller)
+    repeated = change.admitted(caller, OperationKind.DELETE_SNAPSHOT)
     if repeated is not None:
         return repeated
     row = _row(context, disk)
@@ -153,8 +144,12 @@ def _submit(
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
         found = disks.get(session, row.id)
         change.check_match(session, found)
-        allowed(found)
+        line = operations.line(session, found.id)
+        if not line:  # else it is busy, or checked when its turn comes
+            allowed(found)
         plan = plans.plan(kind, context.settings.conductor, disk_name=found.name)
-        return Intent(found, DiskState(found.state), plan, begins=begins, params={"snapshot": snapshot})
+        may_wait = begins is None and all(other.params.get("snapshot") != snapshot for other in line)
+        params = {"snapshot": snapshot}
+        return Intent(found, DiskState(found.state), plan, begins=begins, params=params, may_wait=may_wait)
 
     return change.carry_out(caller, prepare)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli.access import find
-from cli.client import Client
+from cli.client import Client, Json
 from cli.commands.disks import AsJson
 from cli.output import as_json, facts, out, table, watched
 
@@ -67,6 +67,40 @@ def show(operation_id: Id, json: AsJson = False) -> None:
         operation["steps"],
         none="No steps.",
     )
+
+
+@app.command(epilog="Example: sanderling operation explain 0d0c…")
+def explain(operation_id: Id, json: AsJson = False) -> None:
+    """Say why an operation is where it is: who has it, what it waits for, and what is safe to do."""
+    explained = Client(find()).get(f"/v1/operations/{operation_id}/explain")
+    if json:
+        as_json(explained)
+        return
+    out.print(explained["summary"], highlight=False, markup=False)
+    holder, step, following = explained["holder"], explained["step"], explained["next_deadline"]
+    facts(
+        [
+            ("state", explained["state"]),
+            ("held by", _held(holder) if holder else "nobody"),
+            ("step", _at_work(step) if step else None),
+            ("last told of", explained["told_at"]),
+            ("next", f"{following['at']}: {following['then']}" if following else None),
+        ]
+    )
+    for wait in explained["waits_for"]:
+        out.print(f"- {wait['detail']}", highlight=False, markup=False)
+    out.print(f"Do: {explained['safe_next_action']}", highlight=False, markup=False)
+
+
+def _held(holder: Json) -> str:
+    force = f"until {holder['until']}" if holder["is_live"] else "its claim is not in force"
+    return f"{holder['conductor']} since {holder['since']}, {force} (claim {holder['claim_epoch']})"
+
+
+def _at_work(step: Json) -> str:
+    what = f"undoing {step['name']}" if step["is_undoing"] else step["name"]
+    said = f"{what}, {step['number']} of {step['of']}, attempt {step['attempts']} of {step['attempts_max']}"
+    return f"{said}, since {step['since']}" if step["since"] else said
 
 
 @app.command(epilog="Example: sanderling operation watch 0d0c…")

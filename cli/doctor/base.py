@@ -18,7 +18,7 @@ class Role(StrEnum):
 
 
 ALL: Final = frozenset(Role)
-DRIVING: Final = frozenset({Role.API, Role.CONDUCTOR})
+DRIVING: Final = frozenset({Role.API, Role.CONDUCTOR, Role.LEADER})
 
 
 class State(StrEnum):

@@ -17,12 +17,10 @@ from sanderling.images.base import Images
 from sanderling.model.disks import Disk, image_of
 from sanderling.model.exports import UNKNOWN_CLIENT
 from sanderling.model.operations import OperationKind
-from sanderling.records.disks import BEFORE
+from sanderling.records.disks import BEFORE, CHANGE, RESTARTS
 
 METADATA_KEY: Final = "sanderling.disk"
-CHANGE: Final = "change"  # among the operation's params: what is to be, of what can be changed
-RESTARTS: Final = "restarts"  # likewise: whether the exports are to be started again for it
-SNAPSHOT: Final = "snapshot"  # likewise: the name of the snapshot that the operation is about
+SNAPSHOT: Final = "snapshot"  # among the operation's params: the name of the snapshot that the operation is about
 _REVISION: Final = "revision"  # likewise
 SERVED_BY: Final = "served_by"  # likewise: the clients of the exports that a stop makes workers give up
 

@@ -5,10 +5,10 @@ from typing import Final
 import structlog
 
 from conductor.steps.base import Action, Context
-from conductor.steps.descriptions import CHANGE, SERVED_BY
+from conductor.steps.descriptions import SERVED_BY
 from sanderling.errors import InUse, Unavailable
 from sanderling.model.disks import image_of
-from sanderling.records import events, operations
+from sanderling.records import disks, events, operations
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ def create(context: Context) -> None:
 
 def grow(context: Context) -> None:
     with context.effect("grow"):
-        context.stores.images.grow(image_of(context.disk_id), context.operation.params[CHANGE]["size_bytes"])
+        context.stores.images.grow(image_of(context.disk_id), context.operation.params[disks.CHANGE]["size_bytes"])
 
 
 def remove(context: Context) -> None:

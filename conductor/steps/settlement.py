@@ -1,7 +1,7 @@
 """The last step of each operation: the index of disks catches up with what is now true."""
 
 from conductor.steps.base import Action, Context
-from conductor.steps.descriptions import CHANGE, described
+from conductor.steps.descriptions import described
 from sanderling.errors import NotFound
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskState
@@ -15,7 +15,7 @@ def settle(context: Context) -> None:
     with context.effect("index"), records.begin() as session:
         if event is None:
             by = {"actor": str(operation.claimed_by), "operation_id": operation.id}
-            disks.changed(session, disk, list(operation.params[CHANGE]), now=records.now(), **by)
+            disks.changed(session, disk, list(operation.params[disks.CHANGE]), now=records.now(), **by)
         elif DISKS.allows(DiskState(disks.get(session, disk.id).state), event):
             disks.apply(
                 session,

@@ -1,6 +1,7 @@
 """A disk: an RBD image presented as LUN 1 of one iSCSI target, with 1 to 8 paths."""
 
 import hashlib
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
@@ -131,6 +132,14 @@ class Schedule(BaseModel):
 
     every_s: int
     keep: int
+
+
+_UNSEEN: Final = frozenset({"name", "schedule"})
+
+
+def restarts_exports(fields: Iterable[str]) -> bool:
+    """Whether initiators meet something else when these fields of a disk change, so that its exports are started again."""
+    return any(field not in _UNSEEN for field in fields)
 
 
 class Disk(BaseModel):

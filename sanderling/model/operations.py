@@ -46,6 +46,7 @@ _CHANGE_DISK = {
 
 
 class OperationState(StrEnum):
+    QUEUED = "queued"
     PENDING = "pending"
     RUNNING = "running"
     ROLLING_BACK = "rolling_back"
@@ -56,6 +57,7 @@ class OperationState(StrEnum):
 
 
 class OperationEvent(StrEnum):
+    BEGIN = "begin"
     START = "start"
     CANCEL = "cancel"
     SUCCEED = "succeed"
@@ -68,7 +70,10 @@ class OperationEvent(StrEnum):
 _S, _E = OperationState, OperationEvent
 
 # fmt: off
-OPERATIONS = Machine("operation", start=_S.PENDING, rest={_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.ROLLED_BACK}, table=[
+OPERATIONS = Machine("operation", start=_S.QUEUED, rest={_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.ROLLED_BACK}, table=[
+    (_S.QUEUED,       _E.BEGIN,             _S.PENDING),       # its resource is free; most find it so and are born pending
+    (_S.QUEUED,       _E.CANCEL,            _S.CANCELLED),
+    (_S.QUEUED,       _E.FAIL,              _S.FAILED),        # when its turn came it was not possible any more
     (_S.PENDING,      _E.START,             _S.RUNNING),
     (_S.PENDING,      _E.CANCEL,            _S.CANCELLED),
     (_S.RUNNING,      _E.SUCCEED,           _S.SUCCEEDED),
@@ -113,7 +118,11 @@ STEPS = Machine("step", start=_T.PENDING, rest={_T.PENDING, _T.DONE, _T.FAILED, 
 
 
 class Step(BaseModel):
-    """One named part of an operation; `deadline_s` bounds one attempt at it."""
+    """One named part of an operation; `deadline_s` bounds one attempt at it.
+
+    `tried_at` is when the latest attempt, at it or at undoing it, began. `problem` is the wire form of what the latest one that
+    failed failed with; `next_try_at` is when the next begins, while one is waited for.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -122,7 +131,10 @@ class Step(BaseModel):
     deadline_s: float
     attempts: int = 0
     started_at: datetime | None = None
+    tried_at: datetime | None = None
+    next_try_at: datetime | None = None
     ended_at: datetime | None = None
+    problem: dict[str, Any] | None = None
 
 
 class Cause(BaseModel):
@@ -135,7 +147,8 @@ class Cause(BaseModel):
 
 
 class Operation(BaseModel):
-    """What is stored and shown of an operation. `problem` is the wire form of what went wrong, if anything did."""
+    """What is stored and shown of an operation. `problem` is the wire form of what went wrong, if anything did; `cast_at` is
+    when the conductors were woken for it, or no longer had to be."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -151,7 +164,11 @@ class Operation(BaseModel):
     cancel_requested: bool = False
     claimed_by: str | None = None
     claim_epoch: int = 0
+    claimed_at: datetime | None = None
+    claimed_until: datetime | None = None
+    cast_at: datetime | None = None
     created_at: datetime
+    turn: int = 0
     started_at: datetime | None = None
     ended_at: datetime | None = None
     problem: dict[str, Any] | None = None
@@ -159,3 +176,8 @@ class Operation(BaseModel):
     @property
     def ended(self) -> bool:
         return self.state in OPERATIONS.rest
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for others on its resource, and nothing of it has been done."""
+        return OPERATIONS.allows(self.state, OperationEvent.BEGIN)

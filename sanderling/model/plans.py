@@ -139,6 +139,22 @@ def past_return(steps: Iterable[Step]) -> Step | None:
     return next((step for step in steps if step.name in NO_RETURN and step.state is not StepState.PENDING), None)
 
 
+def when_begun(kind: OperationKind) -> DiskEvent | None:
+    """What happens first to the disk that the operation is about; None for one that makes its disk, or is not about one."""
+    return _WHEN_BEGUN.get(kind)
+
+
+_WHEN_BEGUN: Final = {
+    OperationKind.START_DISK: DiskEvent.START,
+    OperationKind.STOP_DISK: DiskEvent.STOP,
+    OperationKind.DELETE_DISK: DiskEvent.DELETE,
+    OperationKind.CHANGE_DISK: DiskEvent.CHANGE,
+    OperationKind.CREATE_SNAPSHOT: DiskEvent.SNAPSHOT,
+    OperationKind.ROLL_BACK_DISK: DiskEvent.ROLL_BACK,
+    OperationKind.DELETE_SNAPSHOT: DiskEvent.SNAPSHOT,
+}
+
+
 def when_done(kind: OperationKind, steps: Iterable[Step]) -> DiskEvent | None:
     """What happens to the disk when the operation has succeeded; None when it rests as it did before."""
     if kind is OperationKind.CREATE_DISK:

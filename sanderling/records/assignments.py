@@ -61,8 +61,9 @@ def submit(
     requested_by: str,
     now: datetime,
     traceparent: str | None = None,
+    queue_max: int = 0,
 ) -> Operation:
-    """An operation about the subject that begins with these moves. `Busy`, naming the open one, as in `operations.submit`."""
+    """An operation about the subject that begins with these moves. `Busy`, or queued, as in `operations.submit`."""
     is_drain = subject.kind is OperationKind.DRAIN_GATEWAY  # it plans its moves when it begins: at the most one for each path
     moves_max = _count_paths(session) if is_drain else len(moves)
     operation = operations.submit(
@@ -75,6 +76,7 @@ def submit(
         requested_by=requested_by,
         now=now,
         traceparent=traceparent,
+        queue_max=queue_max,
     )
     move_rows.insert(session, operation.id, moves)
     return operation

@@ -9,7 +9,7 @@ from sqlalchemy import or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager
 
-from sanderling.errors import Conflict, NotFound
+from sanderling.errors import Conflict, InUse, InvalidInput, NotFound
 from sanderling.model.disks import DISKS, Access, Chap, Disk, DiskEvent, DiskState, Path, Schedule
 from sanderling.model.operations import OperationKind
 from sanderling.records import events
@@ -18,6 +18,10 @@ from sanderling.records.tables import DiskRow, OperationRow, PathRow
 BEFORE: Final = "before"
 """Among the params of an operation that changes a disk: what it changes, as it was."""
 _SNAPSHOT_STATES: Final = [state.value for state in DiskState if DISKS.allows(state, DiskEvent.SNAPSHOT)]
+CHANGE: Final = "change"
+"""Likewise: what is to be, of what can be changed."""
+RESTARTS: Final = "restarts"
+"""Likewise: whether the exports are to be started again for it."""
 _CHANGEABLE: Final = ("name", "size_bytes", "initiators", "allow_any", "chap", "schedule")
 
 
@@ -199,6 +203,16 @@ def apply(
     return row
 
 
+def refuse_snapshot(row: DiskRow) -> None:
+    """`TransitionRefused` where the disk does not rest, `InUse` where no snapshot parts its writes at one moment."""
+    DISKS.next(DiskState(row.state), DiskEvent.SNAPSHOT)
+    if row.started and row.access == Access.SHARED:
+        raise InUse(
+            f"disk {row.name} is served by several gateways at once, whose writes no snapshot parts at one moment; stop it first",
+            disk=row.name,
+        )
+
+
 def changeable(row: DiskRow) -> dict[str, Any]:
     """What of the disk can be changed, as the row has it."""
     return {field: getattr(row, field) for field in _CHANGEABLE}
@@ -208,10 +222,16 @@ def change(session: Session, disk_id: str, wanted: Mapping[str, Any], *, now: da
     """Index the disk as it is to be, in the transaction that submits the operation which makes it so, and record the event
     "disk.changing" with the names of what changes.
 
-    `TransitionRefused` where it does not rest, `Conflict` when the new name is another's.
+    `TransitionRefused` where it does not rest, `InvalidInput` when it would be smaller, `Conflict` when the name is taken.
     """
     row = get(session, disk_id)
     DISKS.next(DiskState(row.state), DiskEvent.CHANGE)
+    if wanted.get("size_bytes", row.size_bytes) < row.size_bytes:
+        raise InvalidInput.of(
+            "size_bytes",
+            f"is less than the {row.size_bytes} bytes that disk {row.name} has, and what is cut off is lost",
+            "give a larger size; to make a disk smaller, create another and copy",
+        )
     if wanted.get("name", row.name) != row.name:
         _refuse_name(session, wanted["name"])
     _put(session, row, wanted, now=now)
@@ -293,7 +313,7 @@ def _refuse_name(session: Session, name: str) -> None:
         raise Conflict(f"there is a disk {name} already; choose another name", field="name", name=name)
     renaming = OperationRow.kind == OperationKind.CHANGE_DISK, OperationRow.ended_at.is_(None)
     for params in session.scalars(select(OperationRow.params).where(*renaming)):
-        if params[BEFORE].get("name") == name:
+        if params.get(BEFORE, {}).get("name") == name:
             raise Conflict(
                 f"a disk {name} is being renamed, and keeps the name until that has ended; wait for it", field="name", name=name
             )

@@ -8,14 +8,14 @@ that another conductor has it, and that nothing was written.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
-from sqlalchemy import CursorResult, and_, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, exists, func, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from sanderling.errors import Busy, ClaimLost, InvalidInput, NotFound, TransitionRefused
+from sanderling.errors import Busy, ClaimLost, InvalidInput, NotFound, TooManyRequests, TransitionRefused
 from sanderling.model import plans
 from sanderling.model.disks import DiskEvent, DiskState
 from sanderling.model.operations import (
@@ -32,6 +32,9 @@ from sanderling.model.operations import (
 from sanderling.records import disks, events, moves
 from sanderling.records.tables import OperationRow, StepRow
 
+_ANEW: Final = {"populate_existing": True}  # what another has just committed counts, not what was read before
+_ENDING_S: Final = 5  # in which one of some operations may have ended; nobody can tell
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -41,7 +44,7 @@ class Outgoing:
     traceparent: str | None
 
 
-def submit(
+def submit(  # noqa: PLR0913  each is a column, given by its name
     session: Session,
     *,
     kind: OperationKind,
@@ -52,32 +55,43 @@ def submit(
     requested_by: str,
     now: datetime,
     traceparent: str | None = None,
+    queue_max: int = 0,
 ) -> Operation:
     """Write a new operation and its first event; `Busy`, naming the open one, when the resource has one that has not ended.
+
+    With `queue_max` it is queued behind that one instead, as long as no more than so many wait there; else `TooManyRequests`.
+    One that is queued is nothing but a wish until `begin`: whoever asks for it changes nothing else.
 
     `params["was"]`, the state of the disk before this request, is what a cancel restores when nothing has begun. Whatever the
     resource, there is one open operation with the same `params["gateway"]` too: that is why no drain and undrain overlap.
     """
     gateway = params.get("gateway")
+    before = _line(session, resource_id) if queue_max else []
+    if not before:
+        refuse_second(session, resource_id, gateway=gateway)
+    elif len(before) > queue_max:
+        raise TooManyRequests(
+            f"{queue_max} operations on {resource_name} wait for {before[0].id} ({before[0].kind}) already; ask again later",
+            retry_after_s=_ENDING_S,
+            operation_id=before[0].id,
+        )
     row = OperationRow(
         id=str(uuid4()),
         kind=kind,
         resource_id=resource_id,
         resource_name=resource_name,
         gateway=gateway,
-        state=OPERATIONS.start,
+        state=OperationState.QUEUED if before else OperationState.PENDING,
+        turn=before[-1].turn + 1 if before else 0,
         params=dict(params),
         requested_by=requested_by,
         traceparent=traceparent,
         cancel_requested=False,
         claim_epoch=0,
         created_at=now,
-        steps=[
-            StepRow(position=position, name=step.name, state=step.state, deadline_s=step.deadline_s, attempts=0)
-            for position, step in enumerate(steps)
-        ],
+        cast_at=now if before else None,  # who ends the one before looks for the next by itself
+        steps=_step_rows(steps),
     )
-    refuse_second(session, resource_id, gateway=gateway)
     try:
         with session.begin_nested():
             session.add(row)
@@ -88,11 +102,28 @@ def submit(
     return _model(row)
 
 
-def refuse_second(session: Session, resource_id: str | None = None, *, gateway: str | None = None) -> None:
-    """`Busy`, naming it, when an operation has not ended that is on this resource, or drains or undrains this gateway."""
+def _line(session: Session, resource_id: str) -> list[OperationRow]:
+    """The operations on the resource that have not ended, in their order; none can end or join until the transaction does."""
+    here = OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None)
+    session.execute(select(OperationRow.id).where(*here).order_by(OperationRow.turn).with_for_update())  # who joined meanwhile
+    return list(session.scalars(select(OperationRow).where(*here).order_by(OperationRow.turn), execution_options=_ANEW))
+
+
+def line(session: Session, resource_id: str) -> list[Operation]:
+    """The operations on the resource that have not ended, in their order: the one at work, then those that are queued."""
+    return [_model(row) for row in _line(session, resource_id)]
+
+
+def refuse_second(session: Session, resource_id: str | None = None, *, gateway: str | None = None, at_work: bool = False) -> None:
+    """`Busy`, naming it, when an operation has not ended that is on this resource, or drains or undrains this gateway; with
+    `at_work` those that are queued do not count.
+    """
     asked = ((OperationRow.resource_id, resource_id), (OperationRow.gateway, gateway))
     taken = or_(*(column == value for column, value in asked if value is not None))
-    other = session.scalar(select(OperationRow).where(taken, OperationRow.ended_at.is_(None)))
+    query = select(OperationRow).where(taken, OperationRow.ended_at.is_(None)).order_by(OperationRow.turn).limit(1)
+    if at_work:
+        query = query.where(OperationRow.state != OperationState.QUEUED)
+    other = session.scalar(query)
     if other is not None:
         raise Busy(
             f"operation {other.id} ({other.kind}) on {other.resource_name} has not ended; wait for it or cancel it",
@@ -108,6 +139,12 @@ def open_on(session: Session, resource_id: str) -> str | None:
 def open_resources(session: Session) -> frozenset[str]:
     """The ids of all resources with an operation that has not ended."""
     return frozenset(session.scalars(select(OperationRow.resource_id).where(OperationRow.ended_at.is_(None))))
+
+
+def count_open(session: Session, kind: OperationKind, *, most: int) -> int:
+    """How many operations of the kind have not ended, counted up to `most`."""
+    found = select(OperationRow.id).where(OperationRow.ended_at.is_(None), OperationRow.kind == kind).limit(most)
+    return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
 def get(session: Session, operation_id: str) -> Operation:
@@ -146,10 +183,11 @@ def request_cancel(session: Session, operation_id: str, *, actor: str, now: date
     if row.cancel_requested:
         return _model(row)
     if not OPERATIONS.allows(OperationState(row.state), OperationEvent.UNDO):
+        was_queued = _model(row).is_queued
         _move(session, row, OperationEvent.CANCEL, now=now, actor=actor)
         row.cancel_requested, row.ended_at, row.cast_at = True, now, row.cast_at or now
         cancelled = _model(row)
-        if cancelled.kind.changes_disk:
+        if cancelled.kind.changes_disk and not was_queued:
             undo_disk(session, cancelled, now=now, actor=actor)
         moves.close(session, row.id, now=now, actor=actor)
         return cancelled
@@ -200,25 +238,52 @@ def mark_cast(session: Session, ids: Sequence[str], *, now: datetime) -> None:
     session.execute(update(OperationRow).where(OperationRow.id.in_(ids), OperationRow.cast_at.is_(None)).values(cast_at=now))
 
 
+def _is_behind() -> ColumnElement[bool]:
+    """Of a row: whether it is queued, and another is before it."""
+    other = aliased(OperationRow)
+    before = other.resource_id == OperationRow.resource_id, other.ended_at.is_(None), other.turn < OperationRow.turn
+    return and_(OperationRow.state == OperationState.QUEUED, exists(select(other.id).where(*before)))
+
+
+def begin(
+    session: Session, operation_id: str, *, steps: Sequence[Step], params: Mapping[str, Any], now: datetime, actor: str
+) -> None:
+    """Let a queued operation be claimed: its turn has come, and these are its steps and params now."""
+    row = _row(session, operation_id)
+    if row.gateway is not None:
+        refuse_second(session, gateway=row.gateway, at_work=True)
+    row.params = dict(params)
+    row.steps = _step_rows(steps)
+    _move(session, row, OperationEvent.BEGIN, now=now, actor=actor)
+    session.flush()
+
+
+def refuse(session: Session, operation_id: str, *, problem: Mapping[str, Any], now: datetime, actor: str) -> None:
+    """End a queued operation: its turn has come, and it is not possible any more."""
+    row = _row(session, operation_id)
+    row.ended_at, row.problem = now, dict(problem)
+    _move(session, row, OperationEvent.FAIL, now=now, actor=actor, data={"problem": row.problem})
+    moves.close(session, row.id, now=now, actor=actor)
+
+
 def due(session: Session, *, now: datetime, ttl_s: float, limit: int) -> list[str]:
     """Operations that have not ended and that nobody works on now: never claimed, released, or with a claim that ran out.
 
     So has a claim that reaches further than one made now could: the clock went back, and its conductor has not renewed it.
     """
-    until = OperationRow.claimed_until
-    unclaimed = or_(until.is_(None), until <= now, until > _latest_end(now, ttl_s))
-    query = select(OperationRow.id).where(OperationRow.ended_at.is_(None), unclaimed)
+    held = held_at(now, ttl_s)
+    query = select(OperationRow.id).where(OperationRow.ended_at.is_(None), not_(held), ~_is_behind())
     return list(session.scalars(query.order_by(OperationRow.created_at).limit(limit)))
 
 
 def claim(session: Session, operation_id: str, *, conductor: str, now: datetime, ttl_s: float) -> Operation | None:
-    """Take an operation that nobody works on; None when another has it or it has ended.
+    """Take an operation that nobody works on; None when another has it, it has ended, or its turn has not come.
 
     Of two conductors that try at once the compare on `claim_epoch` lets one change the row. The wake-up, if it is still in the
     outbox, is no longer needed.
     """
     row = session.get(OperationRow, operation_id, populate_existing=True)
-    if row is None or row.ended_at is not None:
+    if row is None or row.ended_at is not None or _model(row).is_queued:
         return None
     if row.claimed_until is not None and now < row.claimed_until <= _latest_end(now, ttl_s):
         return None
@@ -229,6 +294,7 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
         {
             "claimed_by": conductor,
             "claim_epoch": row.claim_epoch + 1,
+            "claimed_at": now,
             "claimed_until": now + timedelta(seconds=ttl_s),
             "cast_at": row.cast_at or now,
         },
@@ -240,6 +306,12 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
         row.started_at = now
         _move(session, row, OperationEvent.START, now=now, actor=conductor)
     return _model(row)
+
+
+def held_at(now: datetime, ttl_s: float) -> ColumnElement[bool]:
+    """Of a row of an operation that has not ended: whether a conductor's claim on it is in force."""
+    until = OperationRow.claimed_until
+    return and_(until.is_not(None), until > now, until <= _latest_end(now, ttl_s))
 
 
 def _latest_end(now: datetime, ttl_s: float) -> datetime:
@@ -256,7 +328,7 @@ def renew_claim(session: Session, operation_id: str, *, claim_epoch: int, now: d
 def release(session: Session, operation_id: str, *, claim_epoch: int) -> None:
     """Give the operation back unfinished, so that the next sweep takes it at once."""
     row = _held(session, operation_id, claim_epoch)
-    row.claimed_by, row.claimed_until = None, None
+    row.claimed_by, row.claimed_at, row.claimed_until = None, None, None
 
 
 def check_claim(session: Session, operation_id: str, *, claim_epoch: int, state: OperationState) -> None:
@@ -294,22 +366,31 @@ def begin_step(session: Session, operation_id: str, position: int, *, claim_epoc
         return None
     step.attempts += 1
     step.started_at = step.started_at or now
+    step.tried_at, step.next_try_at = now, None
     _move_step(session, row, step, StepEvent.START, now=now)
     return _model(row)
 
 
 def finish_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation:
     row = _held(session, operation_id, claim_epoch)
-    row.steps[position].ended_at = now
+    row.steps[position].ended_at, row.steps[position].problem = now, None
     _move_step(session, row, row.steps[position], StepEvent.FINISH, now=now)
     return _model(row)
+
+
+def try_again(
+    session: Session, operation_id: str, position: int, *, claim_epoch: int, problem: Mapping[str, Any], next_try_at: datetime
+) -> None:
+    """Record what the latest attempt at the step, or at undoing it, failed with, and when the next begins."""
+    step = _held(session, operation_id, claim_epoch).steps[position]
+    step.problem, step.next_try_at = dict(problem), next_try_at
 
 
 def fail_step(
     session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime, problem: Mapping[str, Any]
 ) -> Operation:
     row = _held(session, operation_id, claim_epoch)
-    row.steps[position].ended_at = now
+    row.steps[position].ended_at, row.steps[position].problem = now, dict(problem)
     _move_step(session, row, row.steps[position], StepEvent.FAIL, now=now, problem=problem)
     return _model(row)
 
@@ -324,9 +405,16 @@ def begin_undo(
     return _model(row)
 
 
+def begin_undo_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> None:
+    """Record that an attempt at undoing the step begins; its own attempts are not counted by it."""
+    step = _held(session, operation_id, claim_epoch).steps[position]
+    step.tried_at, step.next_try_at = now, None
+
+
 def undo_step(session: Session, operation_id: str, position: int, *, claim_epoch: int, now: datetime) -> Operation:
     """Record that nothing of the step is left."""
     row = _held(session, operation_id, claim_epoch)
+    row.steps[position].next_try_at = None
     _move_step(session, row, row.steps[position], StepEvent.UNDO, now=now)
     return _model(row)
 
@@ -353,6 +441,13 @@ def end(
     ended = _model(row)
     assert ended.ended, f"{event} does not end an operation"
     return ended
+
+
+def _step_rows(steps: Sequence[Step]) -> list[StepRow]:
+    return [
+        StepRow(position=position, name=step.name, state=step.state, deadline_s=step.deadline_s, attempts=0)
+        for position, step in enumerate(steps)
+    ]
 
 
 def _row(session: Session, operation_id: str, *, for_update: bool = False) -> OperationRow:
@@ -435,7 +530,10 @@ def _model(row: OperationRow) -> Operation:
                 deadline_s=step.deadline_s,
                 attempts=step.attempts,
                 started_at=step.started_at,
+                tried_at=step.tried_at,
+                next_try_at=step.next_try_at,
                 ended_at=step.ended_at,
+                problem=step.problem,
             )
             for step in row.steps
         ),
@@ -444,7 +542,11 @@ def _model(row: OperationRow) -> Operation:
         cancel_requested=row.cancel_requested,
         claimed_by=row.claimed_by,
         claim_epoch=row.claim_epoch,
+        claimed_at=row.claimed_at,
+        claimed_until=row.claimed_until,
+        cast_at=row.cast_at,
         created_at=row.created_at,
+        turn=row.turn,
         started_at=row.started_at,
         ended_at=row.ended_at,
         problem=row.problem,

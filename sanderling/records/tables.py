@@ -84,11 +84,15 @@ class SubnetRow(Base):
     created_at: Mapped[datetime]
 
 
+_AT_WORK = "ended_at IS NULL AND state <> 'queued'"
+
+
 class OperationRow(Base):
     """An operation. `cast_at` empty means that its wake-up is still in the outbox.
 
     The partial unique indexes are what keeps two operations off one resource, and a drain and an undrain off one gateway: the
-    second insert fails. `gateway` is empty for all other operations, and of those there may be any number.
+    second insert fails. `gateway` is empty for all other operations, and of those there may be any number. Those that are queued
+    on a resource are in the order of their `turn`, which is 0 for one that never waited.
     """
 
     __tablename__ = "operations"
@@ -97,15 +101,15 @@ class OperationRow(Base):
             "uq_operations_open_resource",
             "resource_id",
             unique=True,
-            sqlite_where=text("ended_at IS NULL"),
-            postgresql_where=text("ended_at IS NULL"),
+            sqlite_where=text(_AT_WORK),
+            postgresql_where=text(_AT_WORK),
         ),
         Index(
             "uq_operations_open_gateway",
             "gateway",
             unique=True,
-            sqlite_where=text("ended_at IS NULL"),
-            postgresql_where=text("ended_at IS NULL"),
+            sqlite_where=text(_AT_WORK),
+            postgresql_where=text(_AT_WORK),
         ),
         Index(
             "ix_operations_outbox", "created_at", sqlite_where=text("cast_at IS NULL"), postgresql_where=text("cast_at IS NULL")
@@ -124,12 +128,14 @@ class OperationRow(Base):
     resource_name: Mapped[str] = mapped_column(String(64))
     gateway: Mapped[str | None] = mapped_column(String(255))
     state: Mapped[str] = mapped_column(String(16))
+    turn: Mapped[int] = mapped_column(default=0, server_default="0")
     params: Mapped[dict[str, Any]]
     requested_by: Mapped[str] = mapped_column(String(64))
     traceparent: Mapped[str | None] = mapped_column(String(55))
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     claimed_by: Mapped[str | None] = mapped_column(String(128))
     claim_epoch: Mapped[int] = mapped_column(default=0)
+    claimed_at: Mapped[datetime | None]
     claimed_until: Mapped[datetime | None]
     cast_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
@@ -149,7 +155,10 @@ class StepRow(Base):
     deadline_s: Mapped[float]
     attempts: Mapped[int] = mapped_column(default=0)
     started_at: Mapped[datetime | None]
+    tried_at: Mapped[datetime | None]
+    next_try_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    problem: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class MoveRow(Base):

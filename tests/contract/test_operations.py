@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy.orm import Session
 
 from sanderling.clock import ManualClock
-from sanderling.errors import Busy, ClaimLost, InvalidInput, NotFound, TransitionRefused
+from sanderling.errors import Busy, ClaimLost, InvalidInput, NotFound, TooManyRequests, TransitionRefused
 from sanderling.model import plans
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.disks import Path as DiskPath
 from sanderling.model.operations import Operation, OperationEvent, OperationKind, OperationState, Step, StepState
-from sanderling.records import disks, operations
+from sanderling.records import claims, disks, operations
 from sanderling.records.database import Records
 from sanderling.records.tables import EventRow, SubnetRow
 from sanderling.settings import Conductor
@@ -44,7 +44,13 @@ def a_disk(records: Records, disk_id: str, state: DiskState = DiskState.CREATING
 
 
 def submitted(
-    records: Records, disk_id: str = "d1", kind: OperationKind = CREATE, *, was: DiskState | None = None, after_s: float = 0
+    records: Records,
+    disk_id: str = "d1",
+    kind: OperationKind = CREATE,
+    *,
+    was: DiskState | None = None,
+    after_s: float = 0,
+    queue_max: int = 0,
 ) -> Operation:
     with records.begin() as session:
         return operations.submit(
@@ -57,6 +63,7 @@ def submitted(
             requested_by="alice",
             now=records.now() + timedelta(seconds=after_s),
             traceparent="00-trace",
+            queue_max=queue_max,
         )
 
 
@@ -110,6 +117,57 @@ def test_two_that_submit_at_once_leave_one_operation(records: Records) -> None:
 
     run_all(submit, submit)
     assert outcomes.count("busy") == 1
+
+
+def test_where_some_may_wait_the_second_does_until_the_first_has_ended(records: Records) -> None:
+    a_disk(records, "d1")
+    first = submitted(records)
+    second, third = (submitted(records, kind=STOP, queue_max=2) for _ in range(2))
+    assert [one.state for one in (second, third)] == [OperationState.QUEUED, OperationState.QUEUED]
+    with pytest.raises(TooManyRequests) as refused:
+        submitted(records, kind=STOP, queue_max=2)
+    assert refused.value.context["operation_id"] == first.id
+    with pytest.raises(Busy):
+        submitted(records, kind=STOP)
+    assert claimed(records, second.id) is None
+    with records.begin() as session:
+        assert [one.id for one in operations.line(session, "d1")] == [first.id, second.id, third.id]
+        assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=9) == [first.id]
+        assert [out.id for out in operations.outbox(session, limit=9)] == [first.id]
+        operations.request_cancel(session, first.id, actor="alice", now=records.now())
+        assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=9) == [second.id]
+        now = records.now()
+        operations.begin(session, second.id, steps=second.steps, params={"was": "started"}, now=now, actor="c1")
+        assert operations.due(session, now=now, ttl_s=TTL_S, limit=9) == [second.id]
+    began = claimed(records, second.id)
+    assert began is not None
+    assert began.params == {"was": "started"}
+    assert kinds(records, second.id) == ["operation.queued", "operation.pending", "operation.running"]
+
+
+def test_those_that_join_a_line_at_once_have_a_turn_each_and_never_more_than_there_may_be(records: Records) -> None:
+    first, turns = submitted(records), list[int]()
+
+    def join() -> None:
+        try:
+            turns.append(submitted(records, kind=STOP, queue_max=5).turn)
+        except TooManyRequests:
+            turns.append(0)
+
+    run_all(*[join] * 8)
+    assert sorted(turns) == [0, 0, 0, 1, 2, 3, 4, 5]
+    with records.begin() as session:
+        assert operations.line(session, "d1")[0].id == first.id
+
+
+def test_one_that_waits_and_is_not_possible_any_more_ends_with_the_reason(records: Records) -> None:
+    submitted(records)
+    second = submitted(records, kind=STOP, queue_max=1)
+    with records.begin() as session:
+        operations.refuse(session, second.id, problem={"code": "not-found"}, now=records.now(), actor="c1")
+        ended = operations.get(session, second.id)
+    assert (ended.state, ended.problem) == (OperationState.FAILED, {"code": "not-found"})
+    assert ended.ended_at is not None
 
 
 @pytest.mark.rows("W-MC-4")
@@ -171,6 +229,19 @@ def test_what_is_due_is_what_nobody_works_on(records: Records) -> None:
         assert operations.due(session, now=records.now(), ttl_s=TTL_S, limit=1) == [pending.id]
         later = records.now() + timedelta(seconds=TTL_S)
         assert operations.due(session, now=later, ttl_s=TTL_S, limit=9) == [pending.id, held.id, released.id]
+
+
+def test_an_operation_knows_how_many_come_before_it_and_who_works_on_others(records: Records) -> None:
+    first, held, last = (submitted(records, name, after_s=n) for n, name in enumerate(("d1", "d2", "d3")))
+    assert claimed(records, held.id, "c1") is not None
+    with records.read() as session:
+        standing = claims.standing(session, last, now=records.now(), ttl_s=TTL_S)
+        assert (standing.is_held, standing.ahead, standing.claims) == (False, 1, {"c1": 1})
+        assert claims.standing(session, held, now=records.now(), ttl_s=TTL_S).is_held
+        assert claims.standing(session, first, now=records.now(), ttl_s=TTL_S).ahead == 0
+        later = claims.standing(session, last, now=records.now() + timedelta(seconds=TTL_S), ttl_s=TTL_S)
+        assert (later.ahead, later.claims) == (2, {})
+        assert later.told_at == last.created_at
 
 
 def test_a_renewed_claim_is_not_due(records: Records) -> None:

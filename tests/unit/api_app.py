@@ -78,6 +78,7 @@ class Pool:
         self.capacity_bytes = 100 * GIB
         self.down = False
         self.kept: dict[str, tuple[Snapshot, ...]] = {}
+        self.openers: dict[str, tuple[str, ...]] = {}
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
         self.ping()
@@ -86,6 +87,10 @@ class Pool:
     def used_bytes(self, name: str) -> int:
         self.ping()
         return 4096
+
+    def clients(self, name: str) -> tuple[str, ...]:
+        self.ping()
+        return self.openers.get(name, ())
 
     def capacity(self) -> Capacity:
         self.ping()
@@ -152,7 +157,9 @@ class Api:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *, key_file: Path | None = None, **options: Any) -> Iterator[Api]:
+def running(
+    folder: Path, *, key_file: Path | None = None, conductor: settings.Conductor | None = None, **options: Any
+) -> Iterator[Api]:
     """The API with two subnets, "left" (10.1.0.0/28) and "right" (10.2.0.0/28), and a token of each role."""
     clock = SystemClock()
     if key_file is None:
@@ -160,6 +167,7 @@ def running(folder: Path, *, key_file: Path | None = None, **options: Any) -> It
     chosen = settings.Settings(
         secrets=settings.Secrets(key_file=str(key_file)),
         records=settings.Records(url=f"sqlite:///{folder}/records.sqlite"),
+        conductor=conductor or settings.Conductor(),
         api=replace(settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05), **options),
     )
     records = Records(chosen.records, clock=clock)

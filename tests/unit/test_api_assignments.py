@@ -24,6 +24,10 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 @pytest.fixture
 def site(api: Api) -> Site:
+    return placed(api)
+
+
+def placed(api: Api) -> Site:
     """Two gateways, one of which serves everything: an exclusive disk with two paths, and two with one."""
     built = Site(api, "node-a", "node-b")
     built.disk("db", "node-a", paths=2)
@@ -324,7 +328,12 @@ def test_a_gateway_that_cannot_have_the_paths_is_refused_with_the_reason(
 
 
 @pytest.mark.rows("PA-15", "PA-23", "W-PA-9")
-def test_one_assignment_at_a_time_and_the_second_is_told_which(site: Site) -> None:
+def test_one_assignment_at_a_time_and_where_none_may_wait_the_second_is_told_which(tmp_path: Path) -> None:
+    with running(tmp_path, queue_max=0) as api:
+        _second_is_told_which(placed(api))
+
+
+def _second_is_told_which(site: Site) -> None:
     plan = site.post(PLAN, {"planner": "average"}, status=200)
     first = site.post("/v1/assignments", {"plan_id": plan["plan_id"]})
     site.serve(plan["moves"][0]["disk"], "node-b")

@@ -145,7 +145,8 @@ def test_a_dry_run_returns_the_plan_with_its_addresses_and_changes_nothing(api: 
 def test_a_dry_run_refuses_what_the_real_thing_would(api: Api) -> None:
     api.disk("db")
     assert api.client.post("/v1/disks?dry_run=true", json={"name": "db", "size_bytes": GIB}).status_code == 409
-    assert api.client.post("/v1/disks/db/stop?dry_run=true").json()["type"] == "/problems/busy"
+    assert api.client.post("/v1/disks/db/start?dry_run=true").json()["type"] == "/problems/transition-refused"
+    assert api.client.delete("/v1/disks/db?dry_run=true").json()["type"] == "/problems/busy"
 
 
 def test_a_repeated_request_with_its_key_gets_the_same_operation(api: Api) -> None:
@@ -199,19 +200,22 @@ def test_what_the_table_of_states_does_not_have_is_refused(api: Api) -> None:
 
 
 @pytest.mark.rows("W-PA-9")
-def test_of_twenty_changes_to_one_disk_at_once_one_is_accepted_and_the_others_find_it_busy(api: Api) -> None:
-    made(api, "db", started=False)
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: api.client.post("/v1/disks/db/start"), range(20)))
+@pytest.mark.parametrize(("queue_max", "refusal"), [(0, "busy"), (8, "transition-refused")])
+def test_of_twenty_starts_of_one_disk_at_once_one_is_accepted(tmp_path: Path, queue_max: int, refusal: str) -> None:
+    with running(tmp_path, queue_max=queue_max) as api:
+        made(api, "db", started=False)
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda _: api.client.post("/v1/disks/db/start"), range(20)))
     assert sorted(answer.status_code for answer in answers) == [202] + [409] * 19
-    assert {answer.json()["type"] for answer in answers if answer.status_code == 409} == {"/problems/busy"}
+    assert {answer.json()["type"] for answer in answers if answer.status_code == 409} == {f"/problems/{refusal}"}
 
 
-def test_a_disk_with_an_open_operation_is_busy_and_names_it(api: Api) -> None:
-    operation = api.disk("db")
-    for answer in (api.client.post("/v1/disks/db/start"), api.client.delete("/v1/disks/db")):
-        assert (answer.status_code, answer.json()["type"]) == (409, "/problems/busy")
-        assert answer.json()["operation_id"] == operation["id"]
+def test_a_disk_with_an_open_operation_is_busy_and_names_it_where_none_may_wait(tmp_path: Path) -> None:
+    with running(tmp_path, queue_max=0) as api:
+        operation = api.disk("db")
+        for answer in (api.client.post("/v1/disks/db/start"), api.client.delete("/v1/disks/db")):
+            assert (answer.status_code, answer.json()["type"]) == (409, "/problems/busy")
+            assert answer.json()["operation_id"] == operation["id"]
 
 
 def test_a_started_disk_is_deleted_only_by_force_and_with_its_name(api: Api) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -89,6 +90,81 @@ def test_a_part_that_is_away_for_a_moment_costs_an_attempt(house: House, images:
     ended = house.drive(house.ask(CREATE, house.disk(), start=False))
     assert ended.state is OperationState.SUCCEEDED
     assert ended.steps[0].attempts == 3
+
+
+def test_between_two_attempts_the_step_says_what_the_last_failed_with_and_when_the_next_begins(
+    house: House, images: Troubled
+) -> None:
+    failed, seen = raising(Unavailable("no monitor answers", dependency="images"), times=1), list[Operation]()
+    operation = house.ask(CREATE, house.disk(), start=False)
+
+    def look_and_fail() -> None:
+        seen.append(house.operation(operation))
+        failed()
+
+    images.before["create"] = look_and_fail
+    ended = house.drive(operation)
+    first, second = (one.steps[0] for one in seen)
+    assert (first.problem, first.next_try_at) == (None, None)
+    assert second.problem is not None
+    assert second.problem["detail"] == "no monitor answers"
+    assert first.tried_at is not None
+    assert second.tried_at is not None
+    assert first.started_at == second.started_at == first.tried_at < second.tried_at
+    assert (ended.state, ended.steps[0].problem) == (OperationState.SUCCEEDED, None)
+
+
+def test_while_an_attempt_is_waited_for_the_step_says_when_it_begins(house: House, images: Troubled) -> None:
+    images.before["create"] = raising(Unavailable("no monitor answers", dependency="images"))
+    operation = house.ask(CREATE, house.disk(), start=False)
+    slow = Settings(
+        sanderling=General(node="c1"), conductor=replace(SETTINGS, retry_first_s=60.0, retry_most_s=60.0, move_settle_s=15.0)
+    )
+    runner = Runner(slow, house.stores, tell=lambda: None)
+    runner.start()
+    try:
+        waited(
+            lambda: house.operation(operation).steps[0].next_try_at is not None, within_s=30, what="the next attempt is planned"
+        )
+    finally:
+        runner.stop()
+    step = house.operation(operation).steps[0]
+    assert step.tried_at is not None
+    assert step.next_try_at is not None
+    assert step.next_try_at > step.tried_at
+    assert step.problem is not None
+    assert step.problem["code"] == "unavailable"
+
+
+def test_what_waits_for_others_on_a_disk_is_driven_in_turn(house: House, runner: Runner, gateways: Gateways) -> None:
+    disk = house.disk()
+    asked = [house.ask(CREATE, disk, start=False)]
+    for kind in (START, STOP, START):
+        with house.records.begin() as session:
+            asked.append(
+                operations.submit(
+                    session,
+                    kind=kind,
+                    resource_id=disk.id,
+                    resource_name=disk.name,
+                    params={},
+                    steps=plans.steps_of(kind, SETTINGS),
+                    requested_by="alice",
+                    now=house.records.now(),
+                    queue_max=3,
+                )
+            )
+    assert [one.state for one in asked] == [OperationState.PENDING, *[OperationState.QUEUED] * 3]
+    assert house.drive(asked[1]).state is OperationState.QUEUED
+    runner.start()
+    waited(lambda: house.operation(asked[-1]).ended, within_s=60, what="the last one has ended")
+    ended = [house.operation(one) for one in asked]
+    assert [one.state for one in ended] == [OperationState.SUCCEEDED] * 4
+    for before, after in pairwise(ended):
+        assert before.ended_at is not None
+        assert after.started_at is not None
+        assert before.ended_at <= after.started_at
+    assert house.state(disk) == DiskState.STARTED
 
 
 @pytest.mark.rows("W-MC-5")
