@@ -78,7 +78,7 @@ def _guards(route: BaseRoute) -> list[Any]:
 
 def _caller(context: Context, request: Request) -> Caller:
     now = context.clock.wall()
-    secret = _secret(request)
+    secret = bearer(request)
     with context.records.read() as session:
         token = tokens.authenticate(session, secret, now=now)
     if token is None:
@@ -97,7 +97,8 @@ def _note_use(context: Context, token: Token) -> None:
         log.warning("token's use not noted", token=token.name, reason=problem.detail)
 
 
-def _secret(request: Request) -> str:
+def bearer(request: Request) -> str:
+    """The token as it was sent, whatever it is worth; `Unauthenticated` when none was."""
     authorization = request.headers.get("authorization")
     if authorization is None:
         plain = request.headers.get("x-auth-token")

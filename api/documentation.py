@@ -48,6 +48,12 @@ def _make(app: FastAPI, guarded: Set[tuple[str, str]]) -> dict[str, Any]:
 
 def _document(operation: dict[str, Any], *, guarded: bool, changing: bool) -> None:
     operation["security"] = [{"bearer": []}, {"token": []}] if guarded else []
+    if any(parameter["name"] == "dry_run" for parameter in operation.get("parameters", ())):
+        content = {"application/json": {"schema": {"type": "object", "additionalProperties": True}}}
+        operation["responses"]["200"] = {
+            "description": "What would be done; nothing was",
+            "content": content,
+        }
     for status in (*_EVERYWHERE, *(_GUARDED if guarded else ()), *(_CHANGING if changing else ())):
         codes = sorted(code for code, kind in Problem.by_code.items() if kind.status == status)
         operation["responses"][str(status)] = {

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import socket
+import ssl
 import sys
 import threading
 
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 import rpc.news
 import rpc.oslo
 from api.app import create_app
-from sanderling import coordination, images, logs, settings, tracing
+from sanderling import coordination, images, logs, settings, tls, tracing
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem, SettingsRefused
 from sanderling.garbage import collect_rarely
@@ -37,6 +38,8 @@ class HttpServer:
                 server_header=False,
                 ssl_certfile=options.tls_cert or None,
                 ssl_keyfile=options.tls_key or None,
+                ssl_ca_certs=options.tls_client_ca or None,
+                ssl_cert_reqs=ssl.CERT_REQUIRED if options.tls_client_ca else ssl.CERT_NONE,
                 timeout_graceful_shutdown=max(1, round(options.stop_timeout_s)),
             )
         )
@@ -52,10 +55,18 @@ class HttpServer:
     def start(self) -> None:
         """Return once requests are answered; `SettingsRefused` when address, port or certificate cannot be used."""
         options = self._options
-        try:
-            self._server.config.load()
-        except OSError as error:  # ssl.SSLError is one
-            raise SettingsRefused(f"[api] tls_cert, tls_key: {options.tls_cert} cannot be used: {error}") from error
+        names = {"ca_file": "tls_client_ca", "cert_file": "tls_cert", "key_file": "tls_key"}
+        tls.check(
+            "api",
+            ca_file=options.tls_client_ca,
+            cert_file=options.tls_cert,
+            key_file=options.tls_key,
+            now=SystemClock().wall(),
+            names=names,
+        )
+        self._server.config.load()
+        if self._server.config.ssl is not None:
+            self._server.config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         try:
             self._socket = socket.create_server((options.host, options.port), family=family, backlog=2048)

@@ -23,6 +23,7 @@ from cli.lab.parts.daemons import waited
 from cli.lab.parts.rabbitmq import RabbitMQ
 from conductor.runner import Runner
 from conductor.steps.base import Stores
+from rpc.signing import Signing
 from sanderling import layouts
 from sanderling.coordination.changes import Journal
 from sanderling.coordination.consul import ConsulCoordination
@@ -35,6 +36,7 @@ from sanderling.model.operations import OPERATIONS, OperationState
 from sanderling.records import assignments, disks, moves, operations
 from sanderling.records.database import Records
 from sanderling.records.tables import SubnetRow
+from sanderling.secrets import Keyring
 from sanderling.settings import Records as RecordsSettings
 from sanderling.settings import Settings
 
@@ -167,7 +169,9 @@ def _ours(site: Site, gateways: int, exports: int, fleet: list[Gateways]) -> tup
     site.wait_for_gateways(gateways)
     before = site.layout
     bus = rpc.oslo.connect(site.settings)
-    stores = Stores(site.records, site.coordination, cast(Images, NoImages()), bus, CLOCK, Journal("conductor", "bench"))
+    images, journal = cast(Images, NoImages()), Journal("conductor", "bench")
+    signing = Signing(site.settings.secrets, Keyring(site.settings.secrets), clock=CLOCK)
+    stores = Stores(site.records, site.coordination, images, bus, CLOCK, journal, signing)
     runner = Runner(site.settings, stores, tell=lambda: None)
     runner.start()
     try:

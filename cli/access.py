@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sanderling.errors import Malformed, Unauthenticated
@@ -16,6 +16,8 @@ class Access:
     url: str
     token: str
     ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
     by_up: bool = False
 
     def __repr__(self) -> str:
@@ -48,7 +50,8 @@ def read(file: Path) -> Access:
     """What the file holds; `Malformed` when it cannot be used, FileNotFoundError when it is not there."""
     try:
         held = json.loads(file.read_text())
-        return Access(str(held["url"]), str(held["token"]), str(held.get("ca_file", "")), bool(held.get("by_up")))
+        files = {name: str(held.get(name, "")) for name in ("ca_file", "cert_file", "key_file")}
+        return Access(str(held["url"]), str(held["token"]), **files, by_up=bool(held.get("by_up")))
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -61,5 +64,5 @@ def write(file: Path, access: Access) -> None:
     fresh = file.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        json.dump({"url": access.url, "token": access.token, "ca_file": access.ca_file, "by_up": access.by_up}, out, indent=2)
+        json.dump(asdict(access), out, indent=2)
     fresh.replace(file)

@@ -1,6 +1,7 @@
 """The command line's side of HTTP: bounded requests, and problems raised again as they were meant."""
 
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,7 +10,7 @@ import httpx
 import httpx_sse
 
 from cli.access import Access
-from sanderling.errors import Forbidden, InvalidInput, NotFound, Problem, Unauthenticated, Unavailable
+from sanderling.errors import Forbidden, InvalidInput, Malformed, NotFound, Problem, Unauthenticated, Unavailable
 
 TIMEOUT_S = 30.0
 Json = dict[str, Any]
@@ -27,7 +28,7 @@ class Client:
             base_url=access.url,
             headers={"Authorization": f"Bearer {access.token}"},
             timeout=TIMEOUT_S,
-            verify=access.ca_file or True,
+            verify=_verified(access),
             transport=transport,
         )
 
@@ -112,6 +113,22 @@ class Client:
 
     def _unreachable(self, error: httpx.HTTPError) -> Unavailable:
         return Unavailable(f"the service at {self._access.url} cannot be reached ({error}); is it running?", dependency="api")
+
+
+def _verified(access: Access) -> ssl.SSLContext:
+    """How the service proves itself, and we ourselves to it; `Malformed` where what the client file names cannot do that."""
+    if (access.ca_file or access.cert_file) and not access.url.startswith("https://"):
+        raise Malformed("the client file names a CA or a certificate, and a URL that is not https: nothing would be verified")
+    if bool(access.cert_file) != bool(access.key_file):
+        raise Malformed("the client file names one of cert_file and key_file: give both or none")
+    try:
+        context = ssl.create_default_context(cafile=access.ca_file or None)
+        if access.cert_file:
+            context.load_cert_chain(access.cert_file, access.key_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise Malformed(f"a file that the client file names cannot be used ({error}); mend it") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 _BY_STATUS: dict[int, type[Problem]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 422: InvalidInput, 503: Unavailable}

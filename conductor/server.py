@@ -21,6 +21,7 @@ from conductor.steps.base import Stores
 from rpc import topics
 from rpc.bus import Bus, Serving
 from rpc.news import News
+from rpc.signing import Signing
 from sanderling import logs, settings, tracing
 from sanderling.clock import Clock, SystemClock
 from sanderling.coordination.base import Coordination
@@ -30,6 +31,7 @@ from sanderling.garbage import collect_rarely
 from sanderling.images.base import Images
 from sanderling.measuring import served
 from sanderling.records.database import Records
+from sanderling.secrets import Keyring
 from sanderling.settings import Settings
 from sanderling.signals import Told
 
@@ -50,7 +52,9 @@ class Conductor:
         news: News,
         clock: Clock,
     ) -> None:
-        stores = Stores(records, coordination, images, bus, clock, Journal("conductor", settings.sanderling.node))
+        journal = Journal("conductor", settings.sanderling.node)
+        signing = Signing(settings.secrets, Keyring(settings.secrets), clock=clock)
+        stores = Stores(records, coordination, images, bus, clock, journal, signing)
         self._settings, self._records, self._bus, self._news, self._clock = settings, records, bus, news, clock
         self._runner = Runner(settings, stores, tell=news.tell, failpoints=failpoints.Failpoints.from_environment())
         self._publisher = Publisher(settings, stores, tell=news.tell)

@@ -46,6 +46,7 @@ from iscsi_worker.view import View
 from iscsi_worker.watch import Watch
 from rpc import topics
 from rpc.bus import Bus, Serving
+from rpc.signing import Signing
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem, SessionLost, Unavailable
@@ -90,12 +91,14 @@ class Worker:
         self._settings, self._own, self._clock = settings, own, clock
         self._node = settings.sanderling.node
         self._bus, self._targets, self._addresses = bus, targets, addresses
+        keyring = Keyring(settings.secrets)
+        self._signing = Signing(settings.secrets, keyring, clock=clock)
         self._reports = Reports(bus, self._node, own, clock=clock)
         self._service = Service(
             own,
             seams,
             self._reports,
-            keyring=Keyring(settings.secrets),
+            keyring=keyring,
             certain=lambda: self._membership.is_certain,
             clock=clock,
         )
@@ -245,7 +248,8 @@ class Worker:
     def _listen(self) -> None:
         while not self._stopping.is_set() and self._serving is None:
             try:
-                self._serving = self._bus.serve(topics.ISCSI_WORKER, self._node, [endpoint(self._intents)])
+                commands = endpoint(self._intents, self._signing, node=self._node)
+                self._serving = self._bus.serve(topics.ISCSI_WORKER, self._node, [commands])
             except Unavailable as problem:
                 log.warning("commands cannot be heard yet", problem=problem.detail)
                 self._clock.wait(self._stopping, self._own.report_retry_s)

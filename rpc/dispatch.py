@@ -11,7 +11,7 @@ from rpc.bus import Handler
 from rpc.messages import Message
 from rpc.parking import Park
 from sanderling import tracing
-from sanderling.errors import Malformed, NotFound, Problem, TooLarge, Unavailable
+from sanderling.errors import Malformed, NotAuthentic, NotFound, Problem, TooLarge, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Dispatch:
     def answer(self, method: object, payload: object) -> Envelope:
         """Handle a cast or a call: `{"ok": fields}` or `{"problem": wire}`."""
         try:
-            reply = self._handle(str(method), payload)
+            reply = self._handle(str(method), payload, parks=lambda problem: isinstance(problem, NotAuthentic))
         except Problem as problem:
             return {"problem": problem.to_wire()}
         return {"ok": reply.model_dump(mode="json") if reply is not None else {}}

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from sanderling.model.exports import Epoch, ExportId
 
-VERSION: Final = "1.1"  # a new field with a default raises the second number; what an old reader would misread, the first
+VERSION: Final = "1.2"  # a new field with a default raises the second number; what an old reader would misread, the first
 
 
 def _readable(version: str) -> str:
@@ -43,6 +43,8 @@ class ExportCommand(Message):
     generation: int
     counter: int
     destination: str = ""
+    expires_at: float = 0.0  # both set by rpc/signing.py: seconds since the epoch, and hexadecimal digits
+    signature: str = ""
 
     @property
     def export(self) -> ExportId:

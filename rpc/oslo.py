@@ -22,7 +22,7 @@ from rpc.dispatch import Dispatch
 from rpc.listening import Listening, ReportServer, RpcServer
 from rpc.messages import Message, Ping, Pong
 from rpc.parking import parking
-from sanderling import settings
+from sanderling import settings, tls
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem, TooLarge, Unavailable
 
@@ -33,7 +33,11 @@ _CALLS_MOST = 32  # sends and calls under way at once; one more waits, within it
 
 
 def connect(configured: settings.Settings) -> Bus:
-    """The bus that the settings name. It reaches for the broker with the first message, not here."""
+    """The bus that the settings name. It reaches for the broker with the first message, not here; what can be told of its
+    certificates before is told now, as `SettingsRefused`.
+    """
+    bus = configured.bus
+    tls.check("bus", ca_file=bus.ca_file, cert_file=bus.cert_file, key_file=bus.key_file, now=SystemClock().wall())
     return OsloBus(configured.bus, publisher=configured.sanderling.node)
 
 

@@ -7,7 +7,9 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """`monotonic` never jumps and decides every deadline; `wall` is for people and records, and decides nothing."""
+    """`monotonic` never jumps and decides every deadline; `wall` is for people and records, and decides only
+    what it cannot make unsafe: whether a token or a signed command still holds.
+    """
 
     def monotonic(self) -> float:
         """Seconds since an arbitrary point on this host (CLOCK_MONOTONIC)."""

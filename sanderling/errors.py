@@ -185,6 +185,18 @@ class DutyFailed(Problem):
     code, status, title = "duty-failed", 500, "A duty of the leader failed"
 
 
+class NotAuthentic(Problem):
+    """A command is not signed by a holder of the key file, or not for this server; it has no effect."""
+
+    code, status, title = "not-authentic", 403, "The command is not authentic"
+
+
+class CommandExpired(Problem):
+    """A signed command came too late, or from a node whose clock is wrong; it has no effect and is sent anew."""
+
+    code, status, title = "command-expired", 409, "The command no longer holds"
+
+
 class StepTimedOut(Problem):
     code, status, title = "step-timed-out", 504, "A step did not end within its deadline"
 

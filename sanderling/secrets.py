@@ -1,13 +1,20 @@
 """Sealing secrets before they are kept: encrypted and authenticated (Fernet: AES-128-CBC and HMAC-SHA256) with a key from a file.
 
+Other uses have keys of their own, derived from those of the file, so that nothing made for one use is good for another.
+
 The file is read when a secret is first sealed or opened, and again when it has changed, so keys are rotated without a restart.
 """
 
+import base64
 import os
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sanderling import settings
 from sanderling.errors import InvalidInput, SecretUnreadable, SettingsRefused
@@ -35,6 +42,15 @@ def add(file: Path) -> int:
     return len(before.split())
 
 
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    sealing: MultiFernet
+    masters: Sequence[bytes]
+
+    def __repr__(self) -> str:
+        return f"{len(self.masters)} keys"
+
+
 class Keyring:
     """The keys of `[secrets] key_file`: the first seals, each opens. Threads may share it."""
 
@@ -43,24 +59,36 @@ class Keyring:
         self._file = Path(options.key_file) if options.key_file else None
         self._lock = threading.Lock()
         self._read_at: tuple[int, int] | None = None  # the file's inode and time of change
-        self._keys: MultiFernet | None = None
+        self._keys: _Keys | None = None
         if self._file is not None:
             self._opened()
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether the settings name a key file."""
+        return self._file is not None
+
+    def derived(self, purpose: str) -> tuple[bytes, ...]:
+        """32 bytes for this purpose alone from each key, in the file's order; `SecretUnreadable` when there is no key."""
+        return tuple(
+            HKDF(SHA256(), length=32, salt=None, info=f"sanderling {purpose}".encode()).derive(master)
+            for master in self._opened().masters
+        )
+
     def seal(self, secret: str) -> str:
         """Text that only a holder of the key can make anything of; `SecretUnreadable` when there is no key."""
-        return self._opened().encrypt(secret.encode()).decode()
+        return self._opened().sealing.encrypt(secret.encode()).decode()
 
     def unseal(self, sealed: str) -> str:
         """The secret again; `SecretUnreadable` when it was sealed with no key of these, or is not what was sealed."""
         try:
-            return self._opened().decrypt(sealed.encode()).decode()
+            return self._opened().sealing.decrypt(sealed.encode()).decode()
         except InvalidToken:
             raise SecretUnreadable(
                 f"a secret was sealed with a key that {self._file} does not hold; add that key as a line after the first"
             ) from None
 
-    def _opened(self) -> MultiFernet:
+    def _opened(self) -> _Keys:
         if self._file is None:
             raise SecretUnreadable(
                 "no key seals secrets: make one with `sanderling key new`, and name its file in [secrets] key_file on every node"
@@ -76,7 +104,7 @@ class Keyring:
             return self._keys
 
 
-def _read(file: Path, mode: int) -> MultiFernet:
+def _read(file: Path, mode: int) -> _Keys:
     if mode & _TOO_OPEN:
         raise SettingsRefused(f"[secrets] key_file: others than its owner may use {file}; chmod 600 it")
     lines = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
@@ -88,4 +116,4 @@ def _read(file: Path, mode: int) -> MultiFernet:
         ) from None
     if not keys:
         raise SettingsRefused(f"[secrets] key_file: {file} holds no key; make one with `sanderling key new`")
-    return MultiFernet(keys)
+    return _Keys(MultiFernet(keys), [base64.urlsafe_b64decode(line) for line in lines])

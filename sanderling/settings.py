@@ -5,6 +5,7 @@ registers there too, but only `load` reads it. The sample in etc/ is generated f
 """
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -61,7 +62,14 @@ class Secrets:
     """[secrets]: what encrypts the secrets that are kept."""
 
     key_file: str = _of(
-        "", "Keys, one a line (`sanderling key new` makes one): the first seals, all open. The same on every node"
+        "", "Keys, one a line (`sanderling key new` makes one): the first seals and signs, all open. The same on every node"
+    )
+    require_signed: str = _of(
+        "off", "on refuses to start without a key_file, with which commands to workers are signed", choices=("on", "off")
+    )
+    command_valid_s: float = _of(30.0, "How long a signed command to a worker holds", least=1)
+    clock_difference_s: float = _of(
+        30.0, "How far the clocks of two nodes may be apart; beyond it signed commands are refused, and moves fail", least=0
     )
 
 
@@ -73,6 +81,8 @@ class Coordination:
     url: str = _of("http://127.0.0.1:8500", "The Consul agent of this node")
     token: str = _of("", "Consul ACL token", secret=True)
     ca_file: str = _of("", "CA that signed the Consul agent's certificate; needed when the URL is https")
+    cert_file: str = _of("", "Certificate to show the Consul agent, for one that wants to see one (verify_incoming)")
+    key_file: str = _of("", "Its private key")
     prefix: str = _of("sanderling/", "Put before every key")
     request_timeout_s: float = _of(5.0, "Bound of one request that does not wait", least=0.1)
     watch_timeout_s: float = _of(10.0, "Longest wait of one blocking query", least=0.1)
@@ -101,6 +111,8 @@ class Bus:
 
     url: str = _of("rabbit://guest:guest@127.0.0.1:5672/", "oslo.messaging transport URL; fake:// for one process", secret=True)
     ca_file: str = _of("", "CA that signed RabbitMQ's certificate; turns TLS on")
+    cert_file: str = _of("", "Certificate to show RabbitMQ, for one that wants to see one (fail_if_no_peer_cert)")
+    key_file: str = _of("", "Its private key")
     send_retries: int = _of(1, "How often a send is tried again before it is Unavailable", least=0)
     handlers: int = _of(8, "Messages handled at once per server", least=1)
     prefetch: int = _of(16, "Unacknowledged messages per consumer", least=1)
@@ -122,6 +134,7 @@ class Api:
     port: int = _of(8080, "Port to listen on", least=0)
     tls_cert: str = _of("", "Certificate file; with tls_key, serves HTTPS")
     tls_key: str = _of("", "Private key file")
+    tls_client_ca: str = _of("", "CA of clients: then whoever shows no certificate by it is turned away before any request")
     body_max_bytes: int = _of(65536, "Largest request body", least=1024)
     page_max: int = _of(1000, "Most rows on a page", least=1)
     page_default: int = _of(100, "Rows on a page when none is asked for", least=1)
@@ -344,6 +357,8 @@ class Tracing:
     )
 
 
+_BESIDE = "oslo_messaging_rabbit"  # where ssl = true would turn on TLS that verifies nothing
+
 _GROUPS: dict[str, type] = {
     "sanderling": General,
     "records": Records,
@@ -400,6 +415,8 @@ def load(argv: Sequence[str] = (), *, files: Sequence[str] | None = None) -> Set
         conf.register_opts(opts, group=group)
     try:
         conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else found())
+        if _BESIDE in conf.list_all_sections():
+            raise SettingsRefused(f"[{_BESIDE}]: what is set there is not what is used; [bus] has all there is to set")
         values = {group: _frozen(conf, group, kind) for group, kind in _GROUPS.items()}
     except (cfg.Error, ValueError) as error:
         raise SettingsRefused(f"settings: {error}") from error
@@ -449,12 +466,9 @@ def _check_sense(settings: Settings) -> None:
         raise SettingsRefused(
             "[images] backend: files has no fence that reaches another host, so it cannot be used with Consul; use rbd"
         )
-    if coordination.url.startswith("https://") and not coordination.ca_file:
-        raise SettingsRefused("[coordination] ca_file: an https URL without a CA verifies nothing; name the CA's file")
-    if "ssl=" in settings.bus.url:
-        raise SettingsRefused("[bus] url: TLS by URL parameter verifies nothing; set [bus] ca_file instead")
-    if bool(settings.api.tls_cert) != bool(settings.api.tls_key):
-        raise SettingsRefused("[api] tls_cert, tls_key: one without the other serves no TLS; set both or none")
+    if settings.secrets.require_signed == "on" and not settings.secrets.key_file:
+        raise SettingsRefused("[secrets] require_signed: without a key_file nothing is signed; name one, or set it to off")
+    _check_tls(settings.bus, coordination, settings.api)
     if settings.conductor.move_settle_s <= worker.move_intent_s + worker.move_drain_s:
         raise SettingsRefused(
             "[conductor] move_settle_s: must be more than move_intent_s + move_drain_s of [iscsi_worker], or a move that was "
@@ -481,6 +495,32 @@ def _check_tracing(tracing: Tracing) -> None:
         raise SettingsRefused("[tracing] endpoint: write http://HOST:PORT/v1/traces or https://…, without user and password")
     if (parts.scheme == "https") != bool(tracing.ca_file):
         raise SettingsRefused("[tracing] endpoint, ca_file: https without a CA verifies nothing, a CA without https does nothing")
+
+
+def _check_tls(bus: Bus, coordination: Coordination, api: Api) -> None:
+    """What looks on and would verify nothing. The files themselves are looked at where they are used (sanderling/tls.py)."""
+    if coordination.url.startswith("https://") and not coordination.ca_file:
+        raise SettingsRefused("[coordination] ca_file: an https URL without a CA verifies nothing; name the CA's file")
+    for option in ("ca_file", "cert_file"):
+        if getattr(coordination, option) and not coordination.url.startswith("https://"):
+            raise SettingsRefused(
+                f"[coordination] {option}: the URL is not https, so nothing is verified; mend the URL or leave it out"
+            )
+    if re.search(r"[?&]ssl", bus.url):
+        raise SettingsRefused("[bus] url: TLS by URL parameter verifies nothing; set [bus] ca_file instead")
+    if bus.ca_file and not bus.url.startswith("rabbit://"):
+        raise SettingsRefused("[bus] ca_file: only rabbit:// speaks TLS; leave it out, or mend the URL")
+    if bus.cert_file and not bus.ca_file:
+        raise SettingsRefused("[bus] cert_file: without ca_file there is no TLS, and nobody sees it; set ca_file too")
+    for group, certified in (("bus", bus), ("coordination", coordination)):
+        if bool(certified.cert_file) != bool(certified.key_file):
+            raise SettingsRefused(f"[{group}] cert_file, key_file: one without the other proves nothing; set both or none")
+    if bool(api.tls_cert) != bool(api.tls_key):
+        raise SettingsRefused("[api] tls_cert, tls_key: one without the other serves no TLS; set both or none")
+    if api.tls_client_ca and not api.tls_cert:
+        raise SettingsRefused(
+            "[api] tls_client_ca: without tls_cert there is no TLS, and nobody is asked; set tls_cert and tls_key"
+        )
 
 
 def _check_worker(worker: Worker, coordination: Coordination) -> None:

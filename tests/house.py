@@ -14,6 +14,7 @@ from conductor.failpoints import Failpoints
 from conductor.steps import descriptions
 from conductor.steps.base import Stores
 from rpc.bus import Bus
+from rpc.signing import Signing
 from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination, Entry
 from sanderling.coordination.changes import PREFIX, Changes, Journal
@@ -28,7 +29,8 @@ from sanderling.model.operations import Operation, OperationKind, OperationState
 from sanderling.records import disks, operations
 from sanderling.records.database import Records
 from sanderling.records.tables import DiskRow, SubnetRow
-from sanderling.settings import Conductor
+from sanderling.secrets import Keyring
+from sanderling.settings import Conductor, Secrets
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Records as RecordsSettings
 from tests.fleet import Fleet
@@ -88,7 +90,8 @@ class House:
         self.coordination: Coordination = EmbeddedCoordination(clock=clock)
         self.images: Images = images or FileImages(ImagesSettings(backend="files", folder=str(folder / "images")), clock=clock)
         bus, journal = cast(Bus, Fleet(self.coordination)), Journal("conductor", "test")
-        self.stores = Stores(self.records, self.coordination, self.images, bus, clock, journal)
+        signing = Signing(Secrets(), Keyring(Secrets()), clock=clock)
+        self.stores = Stores(self.records, self.coordination, self.images, bus, clock, journal, signing)
         self._disks = 0
         self._later = Records(RecordsSettings(url=f"sqlite:///{folder}/records.sqlite"), clock=LaterClock())
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from sqlalchemy import func, select
 
 from api import problems, situations
@@ -42,7 +42,7 @@ def readyz(context: ContextOf) -> JSONResponse:
     return JSONResponse({"ready": ready, "parts": parts}, 200 if ready else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 def metrics(context: ContextOf, _caller: Annotated[Caller, Depends(Allowed("metrics:read"))]) -> Response:
     """Prometheus's text format. A scraper needs a token of the role reader."""
     _count(context)

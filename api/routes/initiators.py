@@ -54,7 +54,7 @@ def usage(disk: str, context: ContextOf, _caller: Annotated[Caller, Depends(Allo
     return {"disk": row.name, "size_bytes": row.size_bytes, "used_bytes": used_bytes}
 
 
-@router.get("/v1/disks/{disk}/initiator-settings", response_model=None)
+@router.get("/v1/disks/{disk}/initiator-settings", response_model=None, response_class=PlainTextResponse)
 def initiator_settings(
     disk: str,
     context: ContextOf,

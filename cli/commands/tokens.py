@@ -53,6 +53,8 @@ def init(
     url: Annotated[str, typer.Option(help="Where this machine reaches the API.")] = "http://127.0.0.1:8080",
     name: Annotated[str, typer.Option(help="The token's name.")] = "first",
     ca_file: Annotated[str, typer.Option(help="CA that signed the API's certificate, if not a public one.")] = "",
+    cert_file: Annotated[str, typer.Option(help="Certificate to show the API, where [api] tls_client_ca asks for one.")] = "",
+    key_file: Annotated[str, typer.Option(help="Its private key.")] = "",
     client_file: Annotated[Path | None, typer.Option(help="Client file to write; the user's own when not given.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -64,7 +66,7 @@ def init(
     records = Records(settings.load().records, clock=SystemClock())
     try:
         records.migrate()
-        write(file, Access(url, grant(records, name), ca_file))
+        write(file, Access(url, grant(records, name), ca_file, cert_file, key_file))
     finally:
         records.close()
     if json:

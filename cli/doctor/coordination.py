@@ -37,17 +37,20 @@ def checks(settings: Settings, file: str | None, *, clock: Clock) -> Sequence[Ch
         return []
     rights = "if Consul answers: give the token key_prefix, session_prefix and node_prefix write (docs/operations.md, section 4)"
     return [
-        Check("consul", lambda: look(asking(settings)), FIX),
+        Check("consul", lambda: look(asking(settings, clock)), FIX),
         Check(
-            "consul agent's name", lambda: look_at_name(asking(settings), settings.sanderling.node), FIX, frozenset({Role.WORKER})
+            "consul agent's name",
+            lambda: look_at_name(asking(settings, clock), settings.sanderling.node),
+            FIX,
+            frozenset({Role.WORKER}),
         ),
         Check("consul rights", lambda: look_at_rights(settings, clock=clock), rights),
     ]
 
 
-def asking(settings: Settings) -> Ask:
+def asking(settings: Settings, clock: Clock) -> Ask:
     """Raises `Unavailable` when the agent does not answer."""
-    http = client(settings.coordination).http
+    http = client(settings.coordination, clock).http
 
     def read(response: Any) -> tuple[int, Any]:
         with contextlib.suppress(ValueError):
@@ -123,7 +126,7 @@ def look_at_rights(settings: Settings, *, clock: Clock) -> Iterable[Finding]:
         yield from use(store, settings)
     finally:
         store.close()
-    yield from _allowed(asking(settings), settings.coordination.prefix)
+    yield from _allowed(asking(settings, clock), settings.coordination.prefix)
 
 
 def use(store: Coordination, settings: Settings) -> Iterable[Finding]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpc.bus import Bus
+from rpc.signing import Signing
 from sanderling import tracing
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
@@ -38,6 +39,7 @@ class Stores:
     bus: Bus
     clock: Clock
     journal: Journal
+    signing: Signing
 
     @contextlib.contextmanager
     def telling_workers(self, keys: Collection[str] = ()) -> Iterator[None]:

@@ -14,7 +14,7 @@ from rpc import topics
 from rpc.messages import ExportCommand
 from sanderling import layouts, tracing
 from sanderling.coordination.base import Entry, Listing
-from sanderling.errors import MoveFailed, Unavailable
+from sanderling.errors import MoveFailed, SecretUnreadable, SettingsRefused, Unavailable
 from sanderling.model import balance
 from sanderling.model.disks import DiskState
 from sanderling.model.exports import Epoch, ExportId
@@ -155,15 +155,16 @@ def _record(context: Context, effect: str, changes: Sequence[tuple[Move, MoveEve
 
 
 def _send(context: Context, decisions: Sequence[Decision]) -> None:
-    """Cast what the decisions command. What the broker does not take now is sent again with the next repetition."""
+    """Cast what the decisions command. What cannot be signed, or sent, now is sent again with the next repetition."""
     casts = [cast for one in decisions for cast in _casts(context, one)]
     if not casts:
         return
     with context.effect("command"):
         try:
             for server, method, command in casts:
-                context.stores.bus.cast(topics.ISCSI_WORKER, method, command, server=server)
-        except Unavailable as problem:
+                signed = context.stores.signing.signed(method, command, server=server)
+                context.stores.bus.cast(topics.ISCSI_WORKER, method, signed, server=server)
+        except (Unavailable, SecretUnreadable, SettingsRefused) as problem:
             log.warning("cannot command moves for now", reason=problem.detail)
 
 

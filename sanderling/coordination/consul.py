@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -19,7 +18,7 @@ import structlog
 from consul.callback import CB
 from urllib3.exceptions import HTTPError
 
-from sanderling import settings
+from sanderling import settings, tls
 from sanderling.clock import Clock
 from sanderling.coordination.base import ABSENT, Acquire, Delete, Entry, Listing, Op, Put, Release, assert_sound
 from sanderling.coordination.consul_http import ConsulHttp
@@ -46,7 +45,7 @@ class ConsulCoordination:
     def __init__(self, bounds: settings.Coordination, *, clock: Clock) -> None:
         self._bounds = bounds
         self._clock = clock
-        self._client = client(bounds)
+        self._client = client(bounds, clock)
         self._checks: dict[str, str] = {}  # check id by consul session
         self._lost: set[str] = set()
         self._interrupted: set[str] = set()  # prefixes whose last watch failed: the store may be another since
@@ -250,7 +249,7 @@ class ConsulCoordination:
             raise Unavailable(f"{where} answered what Consul does not: {error!r}", dependency="consul") from error
 
 
-def client(bounds: settings.Coordination) -> Any:
+def client(bounds: settings.Coordination, clock: Clock) -> Any:
     """py-consul's, on our HTTP; `SettingsRefused` for an address, a prefix or a CA that cannot be."""
     try:
         url = urlsplit(bounds.url)
@@ -261,8 +260,7 @@ def client(bounds: settings.Coordination) -> Any:
         raise SettingsRefused(f"[coordination] url: {bounds.url!r} is not http://host:port or https://host:port; mend it")
     if bounds.prefix.startswith("/"):
         raise SettingsRefused(f"[coordination] prefix: Consul's keys do not begin with a slash; drop it from {bounds.prefix!r}")
-    if bounds.ca_file and not Path(bounds.ca_file).is_file():
-        raise SettingsRefused(f"[coordination] ca_file: there is no file {bounds.ca_file!r}; name the CA's file")
+    tls.check("coordination", ca_file=bounds.ca_file, cert_file=bounds.cert_file, key_file=bounds.key_file, now=clock.wall())
     client = consul.Consul(host, port, scheme=url.scheme)
     client.http = ConsulHttp(bounds, host, port, url.scheme)
     client.token = None  # py-consul lets an environment variable win over settings, and sends none with a transaction

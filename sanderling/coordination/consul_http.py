@@ -3,6 +3,7 @@
 What requests does around each call takes as long as the call, and every step of a move waits for some of them.
 """
 
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -34,7 +35,14 @@ class ConsulHttp(HTTPClient):  # type: ignore[misc]  # py-consul has no types
             self._headers["X-Consul-Token"] = bounds.token
         if scheme == "https":
             self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(
-                host, port, maxsize=CONNECTIONS_KEPT, cert_reqs="CERT_REQUIRED", ca_certs=bounds.ca_file
+                host,
+                port,
+                maxsize=CONNECTIONS_KEPT,
+                cert_reqs="CERT_REQUIRED",
+                ca_certs=bounds.ca_file,
+                cert_file=bounds.cert_file or None,
+                key_file=bounds.key_file or None,
+                ssl_minimum_version=ssl.TLSVersion.TLSv1_2,
             )
         else:
             self._pool = urllib3.HTTPConnectionPool(host, port, maxsize=CONNECTIONS_KEPT)

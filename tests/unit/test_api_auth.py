@@ -17,44 +17,11 @@ from sanderling.records import tokens
 from sanderling.records.tokens import Role
 from tests.unit.api_app import GIB, Api, running
 
-OPEN = {"/healthz", "/readyz", "/problems/{code}", "/openapi.json"}
-ROUTES = [
-    (method, route.path) for router in app_module.ROUTERS for route in router.routes for method in sorted(route.methods or ())
-]
-
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with running(tmp_path_factory.mktemp("api")) as served:
         yield served
-
-
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_every_route_but_the_open_ones_wants_a_token(api: Api, method: str, path: str) -> None:
-    answer = api.client.request(method, path, headers={"Authorization": ""}, json={"name": "x"})
-    if path in OPEN:
-        assert answer.status_code in {200, 404}
-    else:
-        assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthenticated")
-        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-@pytest.mark.parametrize("role", list(Role))
-def test_a_role_may_what_its_rules_say_and_is_told_which_rule_refused_it(api: Api, rule: object, role: Role) -> None:
-    order = [Role.READER, Role.OPERATOR, Role.ADMIN]
-    least = Role(rule.check_str.removeprefix("rule:"))  # type: ignore[attr-defined]
-    for operation in rule.operations:  # type: ignore[attr-defined]
-        headers = {"X-Auth-Token": api.secrets[role], "Authorization": f"Bearer {api.secrets[role]}"}
-        if operation["path"] == "/v1/events":
-            headers["Accept"] = "application/json"
-        answer = api.client.request(operation["method"], operation["path"].replace("{", "").replace("}", ""), headers=headers)
-        assert answer.status_code != 401
-        if order.index(role) < order.index(least):
-            assert answer.status_code == 403
-            assert answer.json()["rule"] == rule.name  # type: ignore[attr-defined]
-        else:
-            assert answer.status_code != 403
 
 
 @pytest.mark.parametrize("given", ["Bearer wrong", "Bearer ", "Basic YTpi", "nonsense", "bearer \xff"])

@@ -20,6 +20,7 @@ FROM_DEBIAN = {"rados", "rbd"}
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 600, 70
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc", "base_manager"}
 VAGUE = re.compile(r"(Manager|Helper|Helpers|Util|Utils|Info|Data|Impl)$")
+SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "asyncio.create_subprocess_shell"}
 Rule = Callable[[Path, str], Iterator[str]]
 
 
@@ -93,6 +94,19 @@ def nothing_waits_for_a_fixed_time(path: Path, text: str) -> Iterator[str]:
             yield f"{path}:{node.lineno}: {ast.unparse(node)}; wait for what you wait for, within a bound"
 
 
+def nothing_reaches_a_shell(path: Path, text: str) -> Iterator[str]:
+    """Names of images, addresses and all else go to programs as arguments of their own."""
+    for node in _nodes(path, text):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in SHELLS or any(keyword.arg == "shell" for keyword in node.keywords):
+                yield f"{path}:{node.lineno}: {name} starts a shell"
+        elif isinstance(node, ast.List) and path.parts[0] in PACKAGES and not path.is_relative_to("cli/lab"):
+            words = [word.value for word in node.elts if isinstance(word, ast.Constant)]
+            if words[:1] and words[0] in {"sh", "bash", "/bin/sh", "/bin/bash"}:
+                yield f"{path}:{node.lineno}: {words[0]} is a shell"
+
+
 def life_cycles_are_decided_in_the_model(path: Path, text: str) -> Iterator[str]:
     if path.parts[:2] == ("sanderling", "model") or path.parts[0] == "tests":
         return
@@ -122,6 +136,9 @@ RULES: list[tuple[Rule, Path, str]] = [
     (modules_say_what_they_are, PY, "x = 1\n"),
     (nothing_is_patched, PY, "from unittest import mock\n"),
     (nothing_is_patched, PY, "def f(monkeypatch): monkeypatch.setattr('api.disks.now', None)\n"),
+    (nothing_reaches_a_shell, PY, "import subprocess\nsubprocess.run('ls ' + name, shell=True)\n"),
+    (nothing_reaches_a_shell, PY, "import os\nos.system(name)\n"),
+    (nothing_reaches_a_shell, PY, "run(['sh', '-c', name])\n"),
     (nothing_is_skipped, PY, "import pytest\n@pytest.mark.skipif(True, reason='')\ndef test(): ...\n"),
     (nothing_is_skipped, PY, "import pytest\npytest.importorskip('rbd')\n"),
     (nothing_waits_for_a_fixed_time, PY, "import time\ntime.sleep(2)\n"),

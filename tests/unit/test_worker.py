@@ -10,7 +10,6 @@ import pytest
 
 from cli.lab.parts.daemons import waited
 from iscsi_worker.addresses.memory import Memory
-from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.targets.base import Running
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.worker import Worker
@@ -28,6 +27,7 @@ from sanderling.settings import Bus as BusSettings
 from sanderling.settings import Coordination, General, Settings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Worker as WorkerSettings
+from tests.unit.commands import commanded
 
 CLOCK = SystemClock()
 ELSEWHERE = Gateway(name="elsewhere")
@@ -135,7 +135,7 @@ class Node:
         )
 
     def told(self, method: str, command: ExportCommand) -> None:
-        endpoint(self.worker._intents).methods[method][1](command)
+        commanded(self.worker).methods[method][1](command)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from cli.lab.parts.daemons import waited
 from iscsi_worker.addresses.base import Addresses
 from iscsi_worker.addresses.memory import Memory
 from iscsi_worker.decisions import Action, Activate, Drop, Local, Take, decide, prepared_here
-from iscsi_worker.endpoints.exports import endpoint
 from iscsi_worker.targets.base import Running, Targets, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryStore, MemoryTargets
 from iscsi_worker.view import Held
@@ -34,6 +33,7 @@ from sanderling.settings import Coordination as CoordinationSettings
 from sanderling.settings import General, Settings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Worker as WorkerSettings
+from tests.unit.commands import commanded
 from tests.unit.test_worker import Silent, Store
 from tests.unit.views import view_of
 
@@ -247,12 +247,12 @@ class Pair:
 
         waited(after_a_turn, within_s=10, what=what, every_s=0.002)
 
-    def command(self, gateway: Side, method: str, **more: str) -> None:
+    def command(self, gateway: Side, method: str, *, destination: str = "") -> None:
         value = self.value
         command = ExportCommand(
-            operation_id="o", disk_id="1", index=0, generation=value.generation, counter=value.counter, **more
+            operation_id="o", disk_id="1", index=0, generation=value.generation, counter=value.counter, destination=destination
         )
-        endpoint(gateway.worker._intents).methods[method][1](command)
+        commanded(gateway.worker).methods[method][1](command)
 
     def ask_to_move(self) -> None:
         self.command(self.b, "path_host")
@@ -552,7 +552,7 @@ def test_a_command_for_an_old_epoch_is_refused(pair: Pair) -> None:
     old = ExportCommand(operation_id="o", disk_id="1", index=0, generation=1, counter=0, destination="b")
     for gateway, method in ((pair.b, "path_host"), (pair.a, "clean")):
         with pytest.raises(StaleEpoch):
-            endpoint(gateway.worker._intents).methods[method][1](old)
+            commanded(gateway.worker).methods[method][1](old)
 
 
 READY = Running(EXPORT, (1, 2), 1, "b:1", (), False, 10.0, DISK.paths)

@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ class ConsulPorts:
     http: int = 8500
     rpc: int = 8300
     serf_lan: int = 8301
+    https: int = 8501
 
     @classmethod
     def free(cls, address: str) -> "ConsulPorts":
-        return cls(*_free_ports(address, 3))
+        return cls(*_free_ports(address, 4))
 
 
 class ConsulAgent:
@@ -41,15 +42,21 @@ class ConsulAgent:
         join: Sequence[str] = (),
         ports: ConsulPorts | None = None,
         bootstrap_expect: int = 1,
+        tls: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.address, self.netns, self.node_name = folder, address, netns, node_name
         self.ports = ports or (ConsulPorts() if netns else ConsulPorts.free(address))
-        self._config = self._configuration(server, tuple(join), bootstrap_expect)
+        self._config = self._configuration(server, tuple(join), bootstrap_expect, tls)
         self._daemon: Daemon | None = None
 
     @property
     def url(self) -> str:
         return f"http://{self.address}:{self.ports.http}"
+
+    @property
+    def https_url(self) -> str:
+        """Only with `tls`, which are the agent's own options for it."""
+        return f"https://{self.address}:{self.ports.https}"
 
     @property
     def lan(self) -> str:
@@ -125,7 +132,9 @@ class ConsulAgent:
             return False
         return any(check["CheckID"] == "serfHealth" and check["Node"] == self.node_name for check in json.loads(said))
 
-    def _configuration(self, server: bool, join: tuple[str, ...], bootstrap_expect: int) -> dict[str, Any]:
+    def _configuration(
+        self, server: bool, join: tuple[str, ...], bootstrap_expect: int, tls: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         return {
             "node_name": self.node_name,
             "data_dir": str(self.folder / "data"),
@@ -133,12 +142,14 @@ class ConsulAgent:
             "client_addr": self.address,
             "ports": {
                 "http": self.ports.http,
+                "https": self.ports.https if tls else -1,
                 "server": self.ports.rpc,
                 "serf_lan": self.ports.serf_lan,
                 "serf_wan": -1,
                 "dns": -1,
                 "grpc": -1,
             },
+            **(tls or {}),
             "server": server,
             **({"bootstrap_expect": bootstrap_expect} if server else {}),
             "retry_join": list(join),

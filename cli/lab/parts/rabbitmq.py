@@ -26,7 +26,8 @@ listeners.ssl.default = {address}:{tls}
 ssl_options.cacertfile = {folder}/ca.pem
 ssl_options.certfile = {folder}/server.pem
 ssl_options.keyfile = {folder}/server.key
-ssl_options.verify = verify_none
+ssl_options.verify = {verify}
+ssl_options.fail_if_no_peer_cert = {wanted}
 """
 
 
@@ -34,7 +35,8 @@ class RabbitMQ:
     """One broker with its epmd. guest:guest may come from anywhere; what is durable survives `stop`, `kill` and a new `start`.
 
     `ports` are AMQP, Erlang distribution, epmd and AMQP over TLS. TLS is served when `tls` names a folder with ca.pem, server.pem
-    and server.key. In a network namespace its lo must be up: epmd and the distribution stay on 127.0.0.1.
+    and server.key; `wants_certificates` turns away who shows none by that CA. In a network namespace its lo must be up: epmd and
+    the distribution stay on 127.0.0.1.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class RabbitMQ:
         netns: str | None = None,
         ports: tuple[int, int, int, int] | None = None,
         tls: Path | None = None,
+        wants_certificates: bool = False,
     ) -> None:
         self._folder = folder
         self._address = address
@@ -59,7 +62,9 @@ class RabbitMQ:
         self.tls_url = f"rabbit://guest:guest@{address}:{tls_port}/"
         self._conf = _CONF.format(address=address, amqp=self._amqp)
         if tls is not None:
-            self._conf += _TLS.format(address=address, tls=tls_port, folder=tls)
+            verify = "verify_peer" if wants_certificates else "verify_none"
+            wanted = str(wants_certificates).lower()
+            self._conf += _TLS.format(address=address, tls=tls_port, folder=tls, verify=verify, wanted=wanted)
 
     @property
     def version(self) -> str:
