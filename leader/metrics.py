@@ -36,13 +36,17 @@ def measured(samples: Sequence[Sample]) -> None:
     for gauge in _OF_GATEWAY.values():
         gauge.clear()
     for sample in samples:
-        figures = {name: float("nan") if value is None else float(value) for name, value in sample.figures.items()}
+        figures = sample.figures
         if sample.resource == CLUSTER:
             for name, gauge in _OF_CLUSTER.items():
-                gauge.set(figures[name])
+                gauge.set(_number(figures[name]))
         elif sample.resource.startswith(GATEWAYS):
             for name, gauge in _OF_GATEWAY.items():
-                gauge.labels(sample.resource.removeprefix(GATEWAYS)).set(figures[name])
+                gauge.labels(sample.resource.removeprefix(GATEWAYS)).set(_number(figures[name]))
+
+
+def _number(figure: float | str | None) -> float:
+    return float("nan") if figure is None else float(figure)
 
 
 def told(rules: Sequence[Due]) -> None:

@@ -156,7 +156,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     file = tmp_path / "keys"
     keys.add(file)
     configured = settings.Settings(
-        records=settings.Records(url=f"sqlite:///{tmp_path}/records.sqlite", busy_timeout_s=5.0),
+        records=settings.Records(url=f"sqlite:///{tmp_path}/records.sqlite", busy_timeout_s=5.0, idle_timeout_s=2.0),
         statistics=settings.Statistics(interval_s=0.5, export_interval_s=0.5, ask_timeout_s=0.2),
         notifications=settings.Notifications(
             loopback="on", interval_s=0.05, retry_first_s=0.05, retry_most_s=0.2, timeout_s=5.0, couriers=2

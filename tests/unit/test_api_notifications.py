@@ -82,7 +82,7 @@ def test_what_breaks_a_rule_is_named_and_a_url_is_not_repeated(api: Api, body: d
 def test_without_a_key_to_seal_with_no_rule_is_made(api: Api) -> None:
     api.app.state.context = replace(api.app.state.context, keyring=Keyring(Secrets()))
     answer = create(api)
-    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/key-missing")
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/secret-unreadable")
     assert "key_file" in answer.json()["detail"]
 
 
