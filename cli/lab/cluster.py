@@ -106,6 +106,10 @@ class Cluster:
         """One more conductor, not started yet."""
         return self._add(name, "sanderling-conductor", self.settings(name=name))
 
+    def add_leader(self, name: str) -> Process:
+        """A candidate for leadership, not started yet."""
+        return self._add(name, "sanderling-leader", self.settings(name=name))
+
     def discard(self, name: str) -> None:
         """End a process that a test added, for good."""
         self.processes.pop(name).terminate()

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +11,6 @@ import pytest
 import rados
 import rbd
 
-from cli import access
 from cli.lab.cluster import Cluster
 from cli.lab.initiator import SECTOR, Initiator
 from cli.lab.parts.daemons import waited
@@ -22,60 +18,16 @@ from sanderling import secrets
 from sanderling.clock import SystemClock
 from sanderling.errors import TargetFailed
 from sanderling.model.disks import image_of
-from sanderling.records import tokens
-from sanderling.records.database import Records
 from sanderling.records.tables import DiskRow
-from sanderling.records.tokens import Role
+from tests.functional.command_line import CommandLine, records
 from tests.functional.test_serving import inside, writing
+
+pytestmark = pytest.mark.usefixtures("each_database")
 
 CLOCK = SystemClock()
 HOST = "iqn.2026-11.io.sanderling.tests:host"
 OTHER = "iqn.2026-11.io.sanderling.tests:other"
 SECRET, MUTUAL = "one-way-s3cret", "mutual-s3cret!"
-
-
-class CommandLine:
-    """`sanderling …` as an operator types it; what it printed, as JSON."""
-
-    def __init__(self, client_file: Path) -> None:
-        self._env = {**os.environ, "SANDERLING_CLIENT": str(client_file)}
-
-    def __call__(self, *words: str, typed: str = "") -> Any:
-        done = self.run(*words, "--json", typed=typed)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def run(self, *words: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
-        program = str(Path(sys.executable).with_name("sanderling"))
-        return subprocess.run(
-            [program, *words], env=self._env, input=typed, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    def refused(self, *words: str, typed: str = "") -> str:
-        """Why it was refused: one line, and no traceback."""
-        done = self.run(*words, typed=typed)
-        assert done.returncode in {1, 3}, (done.returncode, done.stdout, done.stderr)
-        said = done.stderr.strip().splitlines()[-1]
-        assert said.startswith("sanderling: "), done.stderr
-        assert "Traceback" not in done.stderr
-        return said
-
-
-@pytest.fixture
-def sanderling(cluster: Cluster, tmp_path: Path, unique: str) -> CommandLine:
-    with records(cluster) as session:
-        _, token = tokens.create(session, name=unique, role=Role.ADMIN, now=CLOCK.wall(), actor="test")
-    access.write(tmp_path / "client.json", access.Access(cluster.url, token))
-    return CommandLine(tmp_path / "client.json")
-
-
-@pytest.fixture
-def disk(cluster: Cluster, unique: str, libiscsi: str) -> Iterator[dict[str, Any]]:
-    """A disk that is served, and deleted afterwards whatever it is called by then."""
-    made = cluster.create_disk(unique, size_bytes=64 << 20)
-    yield made
-    cluster.heal()
-    cluster.delete_disk(cluster.http.get(f"/v1/disks/{made['id']}").json()["name"])
 
 
 def connected(cluster: Cluster, disk: dict[str, Any], *, name: str = HOST, timeout_s: float = 10.0, **login: Any) -> Initiator:
@@ -111,17 +63,6 @@ def image(cluster: Cluster, disk_id: str, snapshot: str | None = None) -> Iterat
             yield opened
     finally:
         ceph.shutdown()
-
-
-@contextlib.contextmanager
-def records(cluster: Cluster) -> Iterator[Any]:
-    """A write transaction in the records, behind everybody's back."""
-    opened = Records(cluster.settings().records, clock=CLOCK)
-    try:
-        with opened.begin() as session:
-            yield session
-    finally:
-        opened.close()
 
 
 def description(cluster: Cluster, disk: dict[str, Any]) -> dict[str, Any]:
