@@ -25,7 +25,7 @@ class CommandLine:
 
     def __call__(self, *words: str, typed: str = "") -> Any:
         done = self.run(*words, "--json", typed=typed)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr or done.stdout
         return json.loads(done.stdout)
 
     def run(self, *words: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
@@ -37,7 +37,7 @@ class CommandLine:
     def refused(self, *words: str, typed: str = "") -> str:
         """Why it was refused: one line, and no traceback."""
         done = self.run(*words, typed=typed)
-        assert done.returncode in {1, 3}, (done.returncode, done.stdout, done.stderr)
+        assert done.returncode in {1, 3, 5}, (done.returncode, done.stdout, done.stderr)
         said = done.stderr.strip().splitlines()[-1]
         assert said.startswith("sanderling: "), done.stderr
         assert "Traceback" not in done.stderr

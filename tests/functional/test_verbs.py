@@ -108,12 +108,15 @@ def test_a_token_may_what_its_role_may_until_it_is_revoked(
     reader.refused("disk", "list")
 
 
-def test_the_first_token_is_made_where_the_records_are(cluster: Cluster, unique: str, tmp_path: Path) -> None:
+def test_the_first_token_is_made_where_the_records_are(
+    cluster: Cluster, sanderling: CommandLine, unique: str, tmp_path: Path
+) -> None:
     file = tmp_path / "first.json"
     here = CommandLine(file, SANDERLING_CONFIG=str(cluster.folder / "api.ini"))
     here("token", "init", "--url", cluster.url, "--name", unique, "--client-file", str(file))
     assert [row.role for row in recorded(cluster, TokenRow, name=unique)] == ["admin"]
-    here("token", "delete", unique)
+    assert isinstance(here("disk", "list"), list)
+    sanderling("token", "delete", unique)
     here.refused("disk", "list")
 
 
@@ -152,7 +155,7 @@ def test_paths_are_moved_as_planned_and_moved_back(cluster: Cluster, sanderling:
     assert gateway_of(cluster, disk["id"]) == source, "a plan moves nothing"
     applied = sanderling("assignment", "apply", plan["plan_id"], "--wait")
     assert gateway_of(cluster, disk["id"]) == elsewhere
-    assert sanderling("assignment", "show", applied["id"])["moves"][0]["state"] == "moved"
+    assert sanderling("assignment", "show", applied["id"])["moves"][0]["state"] == "succeeded"
     assert applied["id"] in {one["id"] for one in sanderling("assignment", "list")}
     sanderling("assignment", "undo", applied["id"], "--wait")
     assert gateway_of(cluster, disk["id"]) == source
@@ -187,7 +190,8 @@ def test_what_a_loss_would_leave_unserved_is_told(cluster: Cluster, sanderling: 
     source = str(gateway_of(cluster, disk["id"]))
     assert sanderling("gateway", "score")["ok"]
     lost = sanderling("whatif", "--lose", source)
-    assert any(change["export"].startswith(disk["id"]) for change in lost["changes"] if change["what"] == "export"), lost
+    assert lost["moves"]["count"] >= 1
+    assert lost["unserved"]["count"] == 0
     assert gateway_of(cluster, disk["id"]) == source, "it only asks"
 
 
@@ -195,8 +199,8 @@ def test_an_operation_is_explained_cancelled_and_followed(cluster: Cluster, sand
     with no_conductor(cluster):
         asked = sanderling("disk", "create", unique, "--size", "64M", "--allow-any")
         behind = sanderling("disk", "stop", unique)
-        assert sanderling("operation", "explain", asked["id"])["causes"][0]["cause"] in {"no_conductor", "conductor_gone"}
-        assert sanderling("operation", "explain", behind["id"])["causes"][0]["cause"] == "queued"
+        assert sanderling("operation", "explain", asked["id"])["waits_for"][0]["cause"] in {"no_conductor", "conductor_gone"}
+        assert sanderling("operation", "explain", behind["id"])["waits_for"][0]["cause"] == "queued"
         assert asked["id"] in {one["id"] for one in sanderling("operation", "list", "--state", "pending")}
         sanderling("operation", "cancel", behind["id"])
         sanderling("operation", "cancel", asked["id"])
@@ -224,7 +228,7 @@ def test_the_leader_measures_and_tells(
     finally:
         store.close()
     assert leads is not None
-    assert sanderling("leader", "show")["node"] == leads.node
+    assert leads.node in {one["leader"]["node"] for one in sanderling("leader", "show") if one["leader"]}
     waited(lambda: bool(recorded(cluster, SampleRow, resource="cluster")), within_s=60, what="the cluster is measured")
     assert {"cluster", *(f"gateway/{node}" for node in cluster.network.nodes)} <= {
         row["resource"] for row in sanderling("statistics")
