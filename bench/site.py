@@ -19,6 +19,7 @@ from sanderling.clock import SystemClock
 from sanderling.model.subnets import Subnet
 from sanderling.records import subnets, tokens
 from sanderling.records.database import Records
+from sanderling.records.tables import Base
 from sanderling.records.tokens import Role
 from sanderling.settings import Api, Bus, Conductor, Coordination, General, Images, Settings, Worker
 from sanderling.settings import Records as RecordsOptions
@@ -40,7 +41,7 @@ class Host:
             coordination=Coordination(url=consul.url),
             images=Images(ceph_conf=ceph.conf, ceph_user=ceph.user, pool=ceph.pool),
             bus=Bus(url=rabbitmq.url),
-            api=Api(port=free_port()),
+            api=Api(port=free_port(), rate_limits="*: 10000000/minute", open_operations_max=10_000_000),
             conductor=Conductor(balance="off"),
             iscsi_worker=Worker(addresses="loopback"),
         )
@@ -52,6 +53,13 @@ class Host:
             subnets.insert(
                 session, Subnet(name="lo", cidr="127.9.0.0/16", interface="lo", **pool), now=CLOCK.wall(), actor="bench"
             )
+
+    def forget(self) -> None:
+        """Every operation and disk, so that no conductor has anything left to do of what was only to be accepted."""
+        with self.records.begin() as session:
+            for table in reversed(Base.metadata.sorted_tables):
+                if table.name not in {"tokens", "subnets"}:
+                    session.execute(table.delete())
 
     @property
     def url(self) -> str:
