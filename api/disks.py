@@ -94,20 +94,16 @@ class DiskChange(Body):
             raise rules.refused("names an initiator twice", "name each once", field="initiators")
         return self
 
-    def wanted(self, disk: Disk, keyring: Keyring) -> dict[str, Any]:
-        """What differs from the disk as it is, as the records keep it. A given `chap` differs always: nobody can tell."""
+    def given(self, keyring: Keyring) -> dict[str, Any]:
+        """What is to be, as the records keep it; of CHAP sealed, so that it differs always: nobody can tell."""
         given = {field: getattr(self, field) for field in self.model_fields_set - _REMOVABLE}
         if self.initiators is not None or self.allow_any is not None:
             given |= {"initiators": self.initiators or [], "allow_any": bool(self.allow_any)}
-        present = {"name": disk.name, "size_bytes": disk.size_bytes, "initiators": list(disk.initiators)}
-        present["allow_any"] = disk.allow_any
-        wanted = {field: value for field, value in given.items() if value != present[field]}
-        if "chap" in self.model_fields_set and (self.chap is not None or disk.chap is not None):
-            wanted["chap"] = self.chap.sealed(keyring).model_dump() if self.chap else None
-        schedule = self.schedule.model_dump() if self.schedule else None
-        if "schedule" in self.model_fields_set and schedule != (disk.schedule.model_dump() if disk.schedule else None):
-            wanted["schedule"] = schedule
-        return wanted
+        if "chap" in self.model_fields_set:
+            given["chap"] = self.chap.sealed(keyring).model_dump() if self.chap else None
+        if "schedule" in self.model_fields_set:
+            given["schedule"] = self.schedule.model_dump() if self.schedule else None
+        return given
 
 
 class Source(Body):

@@ -20,7 +20,7 @@ from conductor.steps.base import Context, Halted, Stores
 from conductor.steps.catalogue import ACTIONS
 from conductor.steps.descriptions import revision_undone
 from sanderling import settings, tracing
-from sanderling.errors import ClaimLost, Problem, StepTimedOut, Unavailable
+from sanderling.errors import ClaimLost, Fenced, Problem, StepTimedOut, Unavailable
 from sanderling.measuring import timed
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskEvent, DiskState
@@ -129,7 +129,7 @@ class Drive:
             operation = begun
             try:
                 self._attempt(operation, step, ACTIONS[step.name].do, step.deadline_s)
-            except Unavailable as problem:
+            except (Unavailable, Fenced) as problem:  # fenced for having an image open, it comes as another client
                 last = problem
                 log.warning("the step will be tried again", step=step.name, reason=problem.detail)
             except _Cancelled:
@@ -215,7 +215,7 @@ class Drive:
             self._tell_of(operation, partial(operations.begin_undo_step, position=position, now=self._now()))
             try:
                 self._attempt(operation, step, ACTIONS[step.name].undo, deadline_s)
-            except Unavailable as problem:
+            except (Unavailable, Fenced) as problem:
                 log.warning("undoing will be tried again", step=step.name, reason=problem.detail)
                 if attempts == self._own.step_attempts_max:
                     raise

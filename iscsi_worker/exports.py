@@ -63,8 +63,10 @@ class Exports:
 
         `unserved_since` is when this node first saw that nobody serves what was served before; the report tells the gap.
         `siblings` are the clients that have the image open by right.
-        On any other failure the export is unlocked again, nothing of it runs here, and its value names what to fence.
+        On any other failure the export is unlocked again, nothing of it runs here, and its value names what to fence. What this
+        node cannot serve for want of a key fails before anything is touched.
         """
+        spec = self._service.spec(export, disk)
         value = held.export.model_copy(
             update={
                 "counter": held.export.counter + 1,
@@ -87,7 +89,8 @@ class Exports:
             self._service.end(export, addresses)  # an address that is here stays: who is not answered asks again a second later
             self._fence_previous(export, disk, holding, siblings)
             holding.write(client=UNKNOWN_CLIENT)
-            running = self._service.start(export, disk, holding.value.epoch, lent_s=self._settings.lease_s)
+            epoch, lent_s = holding.value.epoch, self._settings.lease_s
+            running = self._service.start(spec, epoch, revision=disk.export_revision, lent_s=lent_s)
             holding.write(client=running.client)
             self._service.open(running, paths)
             self._service.tickle(held.export.connections, addresses)

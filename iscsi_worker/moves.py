@@ -49,7 +49,8 @@ class Moves:
 
     def prepare(self, export: ExportId, disk: Disk, held: Held) -> None:
         """Start the process that the export's next owner needs: no address, no portal, and nothing passes its gate."""
-        running = self._service.start(export, disk, held.export.epoch.following, lent_s=self._settings.move_intent_s)
+        spec, epoch = self._service.spec(export, disk), held.export.epoch.following
+        running = self._service.start(spec, epoch, revision=disk.export_revision, lent_s=self._settings.move_intent_s)
         log.info("prepared", export=str(export), epoch=str(held.export.epoch.following), client=running.client)
 
     def hand_over(

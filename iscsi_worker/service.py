@@ -73,8 +73,9 @@ class Service:
         except TargetFailed as problem:
             log.warning("it died while it was to be handed on", export=str(export), problem=problem.detail)
 
-    def start(self, export: ExportId, disk: Disk, epoch: Epoch, *, lent_s: float) -> Running:
-        spec = TargetSpec(
+    def spec(self, export: ExportId, disk: Disk) -> TargetSpec:
+        """How the disk is to be served; `SecretUnreadable` when this node has no key for its secrets."""
+        return TargetSpec(
             export=export,
             iqn=disk.iqn,
             tid=disk.tid,
@@ -85,9 +86,11 @@ class Service:
             paths=disk.export_paths(export.index),
             chap=self._credentials(disk.chap),
         )
+
+    def start(self, spec: TargetSpec, epoch: Epoch, *, revision: int, lent_s: float) -> Running:
         lease_s = self._settings.target_start_timeout_s + lent_s
         with tracing.span("start"):
-            return self._targets.start(spec, epoch=epoch, revision=disk.export_revision, lease_s=lease_s)
+            return self._targets.start(spec, epoch=epoch, revision=revision, lease_s=lease_s)
 
     def _credentials(self, chap: Chap | None) -> Credentials | None:
         if chap is None:

@@ -1,6 +1,7 @@
 """/v1/disks: create, list, show, change, start, stop, delete, recover."""
 
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +18,7 @@ from api.disks import DiskChange, NewChap, Source
 from api.disks import show as show_disk
 from api.pages import PageOf
 from api.rules import Address, Body, InitiatorName, Iqn, Name, SizeBytes
-from sanderling.errors import InUse, InvalidInput
+from sanderling.errors import Conflict, InUse, InvalidInput
 from sanderling.model import plans
 from sanderling.model.disks import PATHS_MAX, Access, Chap, Disk, DiskEvent, DiskState, Path, restarts_exports
 from sanderling.model.operations import OperationKind
@@ -136,19 +137,23 @@ def change(
     repeated = change.admitted(caller, OperationKind.CHANGE_DISK)
     if repeated is not None:
         return repeated
+    given = body.given(context.keyring)
     with context.records.read() as session:
         row = disks.find(session, disk)
         change.check_match(session, row)
-        wanted = body.wanted(disks.describe(row), context.keyring)
-        if not wanted:
+        if not _differing(given, row) and operations.open_on(session, row.id) is None:
             shown = {"dry_run": change.dry_run, "disk": _show(row), "notes": ["nothing to do: the disk is so already"]}
             return JSONResponse(shown, 200)
-    if "size_bytes" in wanted:
-        _refuse_larger_than_pool(context, wanted["size_bytes"])
+    if given.get("size_bytes", 0) > row.size_bytes:
+        _refuse_larger_than_pool(context, given["size_bytes"])
 
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
         found = disks.get(session, row.id)
         change.check_match(session, found)
+        waits = bool(operations.line(session, found.id))
+        wanted = given if waits else _differing(given, found)  # what differs from what comes before it shows when that is done
+        if not wanted:
+            raise Conflict(f"disk {found.name} was changed meanwhile, and is what you ask for; look, and ask again if need be")
         restarts = restarts_exports(wanted)
         plan = plans.plan(
             OperationKind.CHANGE_DISK,
@@ -283,6 +288,11 @@ def _source(context: Context, body: NewDisk) -> tuple[dict[str, str] | None, int
             "leave it out, or give that size or more",
         )
     return {"disk_id": row.id, "snapshot": snapshot.name}, size_bytes
+
+
+def _differing(given: Mapping[str, Any], row: DiskRow) -> dict[str, Any]:
+    there = disks.changeable(row)
+    return {field: value for field, value in given.items() if value != there[field]}
 
 
 def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:

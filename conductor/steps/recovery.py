@@ -17,7 +17,7 @@ from conductor.steps.descriptions import read
 from sanderling.errors import ClaimLost, Conflict, NotFound, Problem, Unavailable
 from sanderling.model.disks import Disk, DiskState, Path, image_of
 from sanderling.model.subnets import Subnet
-from sanderling.records import disks, events, subnets
+from sanderling.records import disks, events, operations, subnets
 from sanderling.records.tables import DiskRow
 
 log = structlog.get_logger(__name__)
@@ -57,6 +57,8 @@ def _recover_one(context: Context, image: str) -> None:
         if session.get(DiskRow, disk.id) is not None:
             return
     with context.effect("index"), records.begin() as session:
+        if operations.is_deleted(session, disk.id):
+            return  # while this read what its image said
         now, actor = records.now(), str(context.operation.claimed_by)
         for path in disk.paths:
             _recover_subnet(session, path, now=now, actor=actor)

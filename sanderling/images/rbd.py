@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _CLIENT = re.compile(r"(?P<address>\S+:0)/(?P<nonce>[1-9][0-9]*)")
+_ROLLER: Final = "sanderling.roller"  # of an image: the client that rolls it back
 _SLICE_BYTES: Final = 64 << 30  # how much of an image is given back between two looks at the clock
 _UNREACHABLE = {errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -108,12 +109,19 @@ class RbdImages:
         return self._ask(f"count image {name}", work)
 
     def snapshot(self, name: str, snapshot: str) -> None:
-        """A writer's client is told before this returns, so it orders its writes by the snapshot from then on."""
+        """A writer's client is told before this returns, so it orders its writes by the snapshot from then on.
+
+        One that is there may have lost its maker before that was told, so it is told again: an empty notification of the header
+        is librbd's word for "read it again".
+        """
         assert NAME.fullmatch(snapshot), snapshot
 
         def work(_: Any, pool: Any) -> None:
-            with rbd.Image(pool, name) as image, suppress(rbd.ImageExists):
-                image.create_snap(snapshot)
+            with rbd.Image(pool, name) as image:
+                try:
+                    image.create_snap(snapshot)
+                except rbd.ImageExists:
+                    pool.notify(_header(image), "", timeout_ms=math.ceil(self._settings.operation_timeout_s * 1000))
 
         self._ask(f"take snapshot {snapshot} of image {name}", work)
 
@@ -133,25 +141,28 @@ class RbdImages:
         return self._ask(f"list snapshots of image {name}", work)
 
     def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
-        """By a client of its own, which is fenced when it does not end in time."""
+        """By a client of its own, which the image names until it has ended in good order: whoever comes next fences it first."""
+        before = self._ask(f"look for a roll-back of image {name}", lambda _, pool: _roller(pool, name, snapshot))
+        if before:
+            self.fence(before)
         connection = self._made()
         client = str(connection.cluster.get_addrs())
 
         def work() -> None:
             try:
                 with connection.cluster.open_ioctx(self._settings.pool) as pool, rbd.Image(pool, name) as image:
-                    if snapshot not in [entry["name"] for entry in _snapshots(image)]:
-                        raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
                     image.rollback_to_snap(snapshot)
             finally:
                 connection.released()
 
         try:
+            self._ask(f"announce a roll-back of image {name}", lambda _, pool: _announce(pool, name, client))
             with self._translated(f"roll image {name} back to {snapshot}"):
                 self._in_thread(f"roll back {name}", work, timeout_s)
         except BaseException:
             self.fence(client)
             raise
+        self._ask(f"end a roll-back of image {name}", lambda _, pool: _announce(pool, name, None))
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         def work(_: Any, pool: Any) -> None:
@@ -176,6 +187,11 @@ class RbdImages:
             except rbd.ImageExists:
                 if not _is_clone(pool, clone, name, snapshot):
                     raise Conflict(f"image {clone} is there, and no clone of {name}@{snapshot}") from None
+                with rbd.Image(pool, name, read_only=True) as image:
+                    is_known = clone in _clones(image, snapshot)
+                if not is_known:  # its maker died before it told the snapshot, which could be removed under it
+                    rbd.RBD().remove(pool, clone)
+                    rbd.RBD().clone(pool, name, snapshot, pool, clone, features=rbd.RBD_FEATURE_LAYERING)
             _remove_inherited_metadata(pool, name, clone)
 
         self._ask(f"clone {name}@{snapshot}", work)
@@ -467,6 +483,22 @@ def _remove_inherited_metadata(pool: Any, name: str, clone: str) -> None:
         for key, value in dict(image.metadata_list()).items():
             if inherited.get(key) == value:
                 image.metadata_remove(key)
+
+
+def _roller(pool: Any, name: str, snapshot: str) -> str:
+    """The client that was rolling the image back and has not said that it ended; `NotFound` without the snapshot."""
+    with rbd.Image(pool, name, read_only=True) as image:
+        if snapshot not in [entry["name"] for entry in _snapshots(image)]:
+            raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
+        return str(dict(image.metadata_list()).get(_ROLLER, ""))
+
+
+def _announce(pool: Any, name: str, client: str | None) -> None:
+    with rbd.Image(pool, name) as image:
+        if client:
+            image.metadata_set(_ROLLER, client)
+        else:
+            image.metadata_remove(_ROLLER)
 
 
 def _is_clone(pool: Any, clone: str, name: str, snapshot: str) -> bool:

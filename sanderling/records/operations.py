@@ -136,6 +136,16 @@ def open_on(session: Session, resource_id: str) -> str | None:
     return session.scalar(select(OperationRow.id).where(OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None)))
 
 
+def is_deleted(session: Session, disk_id: str) -> bool:
+    """Whether a deletion of that disk has succeeded: its id never comes back."""
+    found = select(OperationRow.id).where(
+        OperationRow.resource_id == disk_id,
+        OperationRow.kind == OperationKind.DELETE_DISK,
+        OperationRow.state == OperationState.SUCCEEDED,
+    )
+    return session.scalar(found.limit(1)) is not None
+
+
 def open_resources(session: Session) -> frozenset[str]:
     """The ids of all resources with an operation that has not ended."""
     return frozenset(session.scalars(select(OperationRow.resource_id).where(OperationRow.ended_at.is_(None))))

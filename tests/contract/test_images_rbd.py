@@ -16,7 +16,7 @@ import rados
 import rbd as librbd
 
 from cli.lab.parts.ceph import CephCluster
-from cli.lab.parts.daemons import waited
+from cli.lab.parts.daemons import run, waited
 from sanderling.clock import Clock, SystemClock
 from sanderling.errors import Fenced, InUse, NotFound, Unavailable
 from sanderling.images import connect
@@ -287,6 +287,54 @@ def test_what_has_clones_stays_until_they_are_gone(images: Images, unique: str) 
     images.remove_snapshot(unique, "cloned")
     images.remove(unique)
     assert unique not in images.list()
+
+
+def test_a_clone_that_its_snapshot_was_never_told_of_is_made_again(own_ceph: CephCluster, images: Images, unique: str) -> None:
+    clone = f"{unique}-clone"
+    images.create(unique, SIZE, metadata={})
+    images.snapshot(unique, "kept")
+    images.clone(unique, "kept", clone)
+    run(["rados", "--conf", own_ceph.conf, "-p", own_ceph.pool, "rm", "rbd_children"])
+    assert [one.clones for one in images.snapshots(unique)] == [()], "as if its maker had died in between"
+    images.clone(unique, "kept", clone)
+    assert [one.clones for one in images.snapshots(unique)] == [(clone,)]
+    images.remove(clone)
+    images.remove(unique)
+
+
+def test_who_writes_is_told_again_of_a_snapshot_whose_maker_may_have_died(
+    own_ceph: CephCluster, images: Images, unique: str
+) -> None:
+    images.create(unique, SIZE, metadata={})
+    images.snapshot(unique, "kept")
+    told = threading.Event()
+    ceph = rados.Rados(conffile=own_ceph.conf, rados_id=own_ceph.user)
+    ceph.connect(timeout=10)
+    try:
+        with ceph.open_ioctx(own_ceph.pool) as pool, librbd.Image(pool, unique, read_only=True) as image:
+            watch = pool.watch(f"rbd_header.{image.id()}", lambda *_: told.set())
+            images.snapshot(unique, "kept")
+            assert told.wait(10)
+            watch.close()
+    finally:
+        ceph.shutdown()
+    images.remove(unique)
+
+
+def test_who_was_rolling_an_image_back_and_may_be_still_is_fenced_first(
+    own_ceph: CephCluster, images: Images, unique: str
+) -> None:
+    images.create(unique, SIZE, metadata={})
+    images.snapshot(unique, "kept")
+    earlier = ImageClient(images.backing_store(unique))
+    try:
+        own_ceph.rbd("image-meta", "set", f"{own_ceph.pool}/{unique}", "sanderling.roller", earlier.client)
+        images.roll_back(unique, "kept", timeout_s=20)
+        assert images.is_fenced(earlier.client)
+        assert not earlier.write()
+        assert images.get_metadata(unique) == {}, "and nobody rolls it back now"
+    finally:
+        earlier.stop()
 
 
 def test_who_holds_a_lock_counts_as_a_client(images: Images, own_ceph: CephCluster, unique: str) -> None:

@@ -51,7 +51,20 @@ def test_a_change_is_accepted_with_its_operation_and_shows_at_once(api: Api) -> 
     assert steps == ["grow_image", "describe_changed", "publish_changed", "await_served", "settle"]
     shown = api.client.get("/v1/disks/db2").json()
     assert (shown["size_bytes"], shown["initiators"], shown["state"]) == (2 * GIB, [ONE], "started")
-    assert change(api, "db2", name="db3").json()["state"] == "queued"
+
+
+def test_what_is_asked_behind_a_change_is_what_is_in_the_end(api: Api) -> None:
+    made(api, "db", started=True)
+    change(api, "db", initiators=[f"{ONE}-other"])
+    with api.records.begin() as session:
+        session.get_one(DiskRow, api.client.get("/v1/disks/db").json()["id"]).initiators = [ONE]
+    queued = change(api, "db", name="db2", initiators=[ONE])
+    assert queued.json()["state"] == "queued"
+    with api.records.read() as session:
+        kept = operations.get(session, queued.json()["id"]).params["change"]
+    assert kept == {"name": "db2", "initiators": [ONE], "allow_any": False}, (
+        "though some of it is so now, what goes before may change it"
+    )
 
 
 def test_a_change_to_what_the_disk_is_already_does_nothing(api: Api) -> None:

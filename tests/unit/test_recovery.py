@@ -57,6 +57,16 @@ def test_what_is_indexed_is_left_alone_and_recovering_twice_changes_nothing(hous
     assert told(house, "disk.recovered") == []
 
 
+def test_a_disk_that_was_deleted_while_its_image_was_read_stays_deleted(house: House) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk, start=False)
+    described = house.images.get_metadata(disk.image)
+    house.done(OperationKind.DELETE_DISK, disk)
+    house.images.create(disk.image, disk.size_bytes, metadata=described)  # as it was when it was read
+    assert recovered(house).state is OperationState.SUCCEEDED
+    assert told(house, "disk.recovered") == []
+
+
 def test_a_started_disk_is_recovered_as_started(house: House) -> None:
     disk = house.disk()
     house.done(CREATE, disk, start=False)

@@ -11,7 +11,7 @@ import pytest
 from cli.lab.parts.daemons import waited
 from conductor.runner import Runner
 from conductor.steps.keys import delete_keys, keys_of
-from sanderling.errors import ImageFailed, InUse, Unavailable
+from sanderling.errors import Fenced, ImageFailed, InUse, Unavailable
 from sanderling.images.base import Images
 from sanderling.model import plans
 from sanderling.model.disks import DiskState
@@ -90,6 +90,12 @@ def test_a_part_that_is_away_for_a_moment_costs_an_attempt(house: House, images:
     ended = house.drive(house.ask(CREATE, house.disk(), start=False))
     assert ended.state is OperationState.SUCCEEDED
     assert ended.steps[0].attempts == 3
+
+
+def test_a_conductor_that_was_fenced_comes_again_as_another_client(house: House, images: Troubled) -> None:
+    images.before["create"] = raising(Fenced("this client is fenced", client="1.2.3.4:0/1"), times=1)
+    ended = house.done(CREATE, house.disk(), start=False)
+    assert ended.steps[0].attempts == 2
 
 
 def test_between_two_attempts_the_step_says_what_the_last_failed_with_and_when_the_next_begins(
