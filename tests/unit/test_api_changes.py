@@ -11,6 +11,7 @@ import pytest
 from sanderling import secrets
 from sanderling.images.base import Snapshot
 from sanderling.model.disks import DiskEvent, image_of
+from sanderling.records import operations
 from sanderling.secrets import Keyring
 from sanderling.settings import Secrets
 from tests.unit.api_app import GIB, Api, running
