@@ -32,7 +32,6 @@ from sanderling.model.operations import (
 from sanderling.records import disks, events, moves
 from sanderling.records.tables import OperationRow, StepRow
 
-_ANEW: Final = {"populate_existing": True}  # what another has just committed counts, not what was read before
 _ENDING_S: Final = 5  # in which one of some operations may have ended; nobody can tell
 
 
@@ -92,12 +91,11 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
         cast_at=now if before else None,  # who ends the one before looks for the next by itself
         steps=_step_rows(steps),
     )
+    session.add(row)
     try:
-        with session.begin_nested():
-            session.add(row)
-    except IntegrityError:  # another API process was faster: the partial unique indexes decide
-        refuse_second(session, resource_id, gateway=gateway)
-        raise
+        session.flush()
+    except IntegrityError as error:  # the partial unique indexes have the last word
+        raise Busy(f"another operation on {resource_name} has not ended; wait for it or cancel it") from error
     _tell(session, row, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
     return _model(row)
 
@@ -105,8 +103,7 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
 def _line(session: Session, resource_id: str) -> list[OperationRow]:
     """The operations on the resource that have not ended, in their order; none can end or join until the transaction does."""
     here = OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None)
-    session.execute(select(OperationRow.id).where(*here).order_by(OperationRow.turn).with_for_update())  # who joined meanwhile
-    return list(session.scalars(select(OperationRow).where(*here).order_by(OperationRow.turn), execution_options=_ANEW))
+    return list(session.scalars(select(OperationRow).where(*here).order_by(OperationRow.turn)))
 
 
 def line(session: Session, resource_id: str) -> list[Operation]:

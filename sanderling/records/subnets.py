@@ -79,7 +79,7 @@ def allocate(session: Session, count: int, *, names: Sequence[str] | None = None
     paths: list[Path] = []
     for index in range(1, count + 1):
         for subnet in sorted(subnets, key=lambda subnet: (siblings[subnet.name], len(taken[subnet.name]), subnet.name)):
-            free = next((str(address) for address in subnet.pool() if str(address) not in taken[subnet.name]), None)
+            free = subnet.lowest_free(taken[subnet.name])
             if free is not None:
                 break
         else:
