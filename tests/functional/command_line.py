@@ -20,6 +20,7 @@ class CommandLine:
     """`sanderling …` as an operator types it; what it printed, as JSON."""
 
     def __init__(self, client_file: Path, *, netns: str = "", **env: str) -> None:
+        self.client_file = client_file
         self._env = {**os.environ, "SANDERLING_CLIENT": str(client_file), **env}
         self._inside = ["ip", "netns", "exec", netns] if netns else []
 
