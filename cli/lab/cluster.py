@@ -151,11 +151,14 @@ class Cluster:
             raise
 
     def use_records(self, url: str) -> None:
-        """Go on with other records, new or of before: API and conductors start again on them. The disks of those before stay as
-        they are, so there should be none.
+        """Go on with other records, new or of before: API and conductors start again on them.
+
+        Every disk of those before is deleted first: the next would know nothing of it, and give its addresses to others.
         """
         if url == self._records_url:
             return
+        for disk in self.http.get("/v1/disks", params={"limit": 1000}).json()["disks"]:
+            self.delete_disk(disk["name"])
         self._records_url = url
         for process in self.processes.values():
             if process not in self.workers:
