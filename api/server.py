@@ -34,6 +34,8 @@ class HttpServer:
             uvicorn.Config(
                 app,
                 log_config=None,
+                http="h11",  # the one whose heads are bounded
+                h11_max_incomplete_event_size=options.head_max_bytes,
                 access_log=False,
                 server_header=False,
                 ssl_certfile=options.tls_cert or None,

@@ -136,6 +136,7 @@ class Api:
     tls_key: str = _of("", "Private key file")
     tls_client_ca: str = _of("", "CA of clients: then whoever shows no certificate by it is turned away before any request")
     body_max_bytes: int = _of(65536, "Largest request body", least=1024)
+    head_max_bytes: int = _of(65536, "Largest request line with all headers", least=4096)
     page_max: int = _of(1000, "Most rows on a page", least=1)
     page_default: int = _of(100, "Rows on a page when none is asked for", least=1)
     subscribers_max: int = _of(100, "Event streams open at once", least=1)

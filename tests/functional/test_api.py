@@ -1,5 +1,6 @@
 """The API as processes on real RabbitMQ, Consul and Ceph: parts that go away, processes that die, streams that go on."""
 
+import contextlib
 import json
 import secrets
 import signal
@@ -267,6 +268,22 @@ def test_a_stream_shows_what_another_process_does_and_goes_on_where_its_reader_l
     assert [kind for _, kind in again] == ["operation.pending", "disk.creating", "operation.pending"]
     history = one.get(f"/v1/events?after={last}").json()["events"]
     assert [event["id"] for event in history] == [found[0][0], *(identifier for identifier, _ in again)]
+
+
+def test_a_head_without_end_is_refused_before_it_is_kept(make: Make, rabbitmq: Any, consul: Any, ceph: Any) -> None:
+    site = make(bus=rabbitmq.url, consul=consul.url, ceph=ceph)
+    client = site.api()
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        connection.sendall(b"GET /v1/disks HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            for _ in range(64):
+                connection.sendall(b"x" * (16 << 10))
+            answer = connection.recv(4096)
+        assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(4096) == b"", "it is not listened to any more"
+    assert client.get("/healthz").status_code == 200
 
 
 def test_an_open_stream_does_not_keep_a_process_from_ending(make: Make, rabbitmq: Any, consul: Any, ceph: Any) -> None:
