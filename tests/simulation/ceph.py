@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from conductor.steps.descriptions import METADATA_KEY
 from iscsi_worker.targets.base import Running, TargetSpec
 from iscsi_worker.targets.memory import MemoryNode, MemoryOperation, MemoryProcess, MemoryStore, MemoryTargets
 from sanderling.clock import Clock
 from sanderling.errors import Conflict, InUse, InvalidInput, NotFound
 from sanderling.images.base import NAME, BackingStore, Capacity, Image, Snapshot
+from sanderling.model.disks import Disk
 from sanderling.model.exports import ExportId
 
 DRAIN_POLL_S = 0.02
@@ -60,6 +62,11 @@ class Ceph:
             if client in self.data.fenced or is_over:
                 del self.opened[image][client]
         return tuple(sorted(self.opened[image]))
+
+    def is_started(self, image: str) -> bool:
+        """Whether the disk's description on the image says so."""
+        described = self.images[image].metadata.get(METADATA_KEY) if image in self.images else None
+        return described is not None and Disk.model_validate_json(described).started
 
     def blocks(self, image: str) -> Blocks:
         return {lba: block for (name, lba), block in self.data.blocks.items() if name == image}

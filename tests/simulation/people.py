@@ -36,7 +36,7 @@ class Operator:
         for _ in range(self.rng.randint(1, 3)):
             self._ask(*self._create())
         while not self.stopped:
-            self.world.scheduler.sleep(self.rng.expovariate(1 / 5.0))
+            self.world.scheduler.sleep(self.rng.expovariate(1 / 2.0))
             request = None if self.stopped else self._request()
             if request is not None:
                 self._ask(*request)

@@ -38,6 +38,7 @@ from sanderling.records.disks import describe
 from sanderling.records.tables import DiskRow
 from sanderling.records.tokens import Role
 from sanderling.secrets import Keyring
+from sanderling.settings import Api
 from sanderling.settings import Conductor as ConductorSettings
 from sanderling.settings import Coordination, General, Secrets, Settings
 from sanderling.settings import Images as ImagesSettings
@@ -50,7 +51,7 @@ from tests.simulation.threads import Clock, Process, Scheduler
 POLICY: Final = Policy("")
 OPERATOR: Final = Caller("operator", Role.ADMIN)
 WORKER: Final = WorkerSettings(targets="memory", addresses="memory", announcements=2, front_probe_interval_s=5.0)
-CONDUCTOR: Final = ConductorSettings(workers=3, sweep_interval_s=2.0, balance_cool_down_s=15.0, balance_interval_s=8.0)
+CONDUCTOR: Final = ConductorSettings(workers=3, sweep_interval_s=3.0, balance_cool_down_s=15.0, balance_interval_s=8.0)
 CHANGING: Final = {"create", "remove", "grow", "snapshot", "roll_back"}
 
 
@@ -362,4 +363,5 @@ SETTINGS: Final = Settings(
     images=ImagesSettings(backend="files"),
     iscsi_worker=WORKER,
     conductor=CONDUCTOR,
+    api=Api(outbox_interval_s=3.0),
 )
