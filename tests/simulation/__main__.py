@@ -6,7 +6,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tests.simulation.schedules import Outcome
+
+SAY_EVERY_S: Final = 30
 
 
 def main() -> int:
@@ -26,46 +33,51 @@ def main() -> int:
 
 
 def _run(asked: argparse.Namespace, folder: Path) -> int:
-    from tests.simulation import schedules  # noqa: PLC0415
+    from tests.simulation import schedules  # noqa: PLC0415  once hashes are what they are to be
 
-    ground = schedules.Ground(folder)
-    seeds = [asked.seed] if asked.seed is not None else range(asked.first, asked.first + asked.schedules)
-    began, said_at = time.monotonic(), time.monotonic()
-    done, simulated_s, steps, accepted, written = 0, 0.0, 0, 0, 0
-    struck, asked_for, violations = Counter[str](), Counter[str](), list[str]()
+    seeds = [asked.seed] if asked.seed is not None else list(range(asked.first, asked.first + asked.schedules))
+    ground, outcomes = schedules.Ground(folder), list[schedules.Outcome]()
+    began = said_at = time.monotonic()
     for seed in seeds:
-        outcome = schedules.run(seed, ground, trace=print if asked.trace else None)
-        done, simulated_s, steps = done + 1, simulated_s + outcome.simulated_s, steps + outcome.steps
-        accepted, written = accepted + outcome.accepted, written + outcome.written
-        struck.update(outcome.struck)
-        asked_for.update(outcome.asked)
+        outcome = schedules.run(seed, ground, trace=_say if asked.trace else None)
+        outcomes.append(outcome)
         if outcome.violation:
-            violations.append(f"seed {seed}: {outcome.violation}")
-            print(violations[-1], flush=True)
+            _say(f"seed {seed}: {outcome.violation}")
             if asked.until_violated:
                 break
-        if time.monotonic() - said_at >= 30:
+        if time.monotonic() - said_at >= SAY_EVERY_S:
             said_at = time.monotonic()
-            print(
-                f"{done} of {len(seeds)} schedules, {simulated_s / 3600:.1f} simulated hours, {len(violations)} violations",
-                flush=True,
-            )
-    took_s = time.monotonic() - began
-    print(
-        f"schedules        {done} (seeds {seeds[0]} to {seeds[0] + done - 1}), {took_s:.0f} s, {1000 * took_s / done:.0f} ms each"
-    )
-    print(f"simulated        {simulated_s / 3600:.1f} hours, {steps} steps")
-    print(f"operations       {accepted} accepted; asked for: {_counted(asked_for)}")
-    print(f"faults           {struck.total()}: {_counted(struck)}")
-    print(f"writes           {written} acknowledged")
-    print(f"violations       {len(violations)}")
-    for violation in violations:
-        print(f"  {violation}")
+            violations = sum(bool(one.violation) for one in outcomes)
+            hours = sum(one.simulated_s for one in outcomes) / 3600
+            _say(f"{len(outcomes)} of {len(seeds)} schedules, {hours:.1f} simulated hours, {violations} violations")
+    return _told(outcomes, time.monotonic() - began)
+
+
+def _told(outcomes: "Sequence[Outcome]", took_s: float) -> int:
+    struck, asked_for = Counter[str](), Counter[str]()
+    for outcome in outcomes:
+        struck.update(outcome.struck)
+        asked_for.update(outcome.asked)
+    count, violations = len(outcomes), [outcome for outcome in outcomes if outcome.violation]
+    _say(f"schedules    {count}, seeds {outcomes[0].seed} to {outcomes[-1].seed}, {took_s / count:.2f} s each")
+    hours, steps = sum(one.simulated_s for one in outcomes) / 3600, sum(one.steps for one in outcomes)
+    _say(f"simulated    {hours:.1f} hours in {steps} steps")
+    _say(f"operations   {sum(one.accepted for one in outcomes)} accepted; asked for: {_counted(asked_for)}")
+    _say(f"faults       {struck.total()}: {_counted(struck)}")
+    _say(f"writes       {sum(one.written for one in outcomes)} acknowledged")
+    _say(f"violations   {len(violations)}")
+    for outcome in violations:
+        _say(f"  seed {outcome.seed}: {outcome.violation}")
     return 1 if violations else 0
 
 
-def _counted(counter: "Counter[str]") -> str:
+def _counted(counter: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counter.items()))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

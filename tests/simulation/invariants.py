@@ -1,8 +1,8 @@
 """What must hold at every step of a simulation, and what must be so once all faults are mended.
 
-I1 one unfenced server per path. I2 no acknowledged write lost or undone. I3 each accepted operation ends, once. I4 a command of an
-old epoch has no effect. I5 nothing is left over, and what is started is served, once. I6 nothing happens to an image that nobody
-asked for. Beside these: one leader, and no failure that the code does not know.
+I1 one unfenced server per path. I2 no acknowledged write lost or undone. I3 each accepted operation ends, once. I4 a command of
+an old epoch has no effect. I5 nothing is left over, and what is started is served, once. I6 nothing happens to an image that
+nobody asked for. Beside these: one leader, and no failure that the code does not know.
 """
 
 import traceback
@@ -116,9 +116,9 @@ class Watch:
             self.violated(f"I2 {image}/{lba}: {known.acknowledged} was acknowledged, {stored} is stored")
 
     def wrote(self, key: str, value: bytes) -> None:
-        """An export's key has this value now. Of a disk that is started its epoch grows, also when coordination was lost: nobody may
-        be handed one for the second time. (Keys that were lost of a disk that stops are made again so that it is told to; nobody
-        takes those.)
+        """An export's key has this value now. Of a disk that is started its epoch grows, also when coordination was lost: nobody
+        may be handed one for the second time. (Keys that were lost of a disk that stops are made again so that who serves it is
+        told to stop; nobody takes those.)
         """
         epoch = Export.model_validate_json(value).epoch
         history = self.epochs[key]
@@ -148,6 +148,8 @@ class Watch:
 
     def unrest(self) -> list[str]:
         """What is not yet as it must be at the end; empty when all is."""
+        if going := self.world.operations(going=True):
+            return [f"I3 {kind} {operation_id} has not ended" for operation_id, kind in going]
         return [*self._operations(), *self._leftovers()]
 
     def _operations(self) -> Iterable[str]:
@@ -159,29 +161,18 @@ class Watch:
         for lost in sorted(self.world.accepted - rows.keys()):
             yield f"I3 operation {lost} was accepted and is not recorded"
         for operation in rows.values():
-            if operation.ended_at is None:
-                yield f"I3 {operation.kind} {operation.id} has not ended: {operation.state}"
-            elif len(ends[operation.id]) != 1:
+            if len(ends[operation.id]) != 1:
                 yield f"I3 {operation.kind} {operation.id} ended {len(ends[operation.id])} times: {ends[operation.id]}"
 
     def _leftovers(self) -> Iterable[str]:
-        world, listed = self.world, self.world.coordination.list("")
-        with world.looking() as session:
-            rows = list(session.scalars(select(DiskRow)))
-            known = [(disks.describe(row), DiskState(row.state)) for row in rows]
-        entries = {entry.key: entry for entry in listed.entries}
+        with self.world.looking() as session:
+            known = [(disks.describe(row), DiskState(row.state)) for row in session.scalars(select(DiskRow))]
         served = {disk.id: disk for disk, state in known if disk.started and state is DiskState.STARTED}
         unsure = {disk.id for disk, state in known if state is DiskState.FAILED}
-        processes = defaultdict[ExportId, list[tuple[str, MemoryProcess]]](list)
-        for node in world.nodes.values():
-            for running in node.targets.actual():
-                processes[running.export].append((node.name, node.memory.processes[running.export]))
-            for address in node.addresses.lent():
-                if not any(address in one.portals for one in node.memory.processes.values()):
-                    yield f"I5 {node.name} has address {address} that nothing serves"
+        entries = {entry.key: entry for entry in self.world.coordination.list("").entries}
+        processes = self._running()
         for disk in served.values():
-            for index in disk.export_indexes:
-                export = ExportId(disk.id, index)
+            for export in (ExportId(disk.id, index) for index in disk.export_indexes):
                 yield from _unserved(disk, export, entries.get(export.key), processes.pop(export, []))
         for export, running in processes.items():
             if export.disk_id not in unsure:
@@ -190,11 +181,28 @@ class Watch:
             noun, _, rest = key.partition("/")
             if noun in {"disks", "exports"} and rest.split("/")[0] not in served.keys() | unsure:
                 yield f"I5 key {key} is left over"
-        wanted = {disk.image for disk, _ in known}
-        for image in sorted(set(world.ceph.images) - wanted):
+        for image in sorted(set(self.world.ceph.images) - {disk.image for disk, _ in known}):
             yield f"I5 image {image} is left over"
+        yield from self._lost_writes()
+        yield from self._addresses()
+
+    def _running(self) -> dict[ExportId, list[tuple[str, MemoryProcess]]]:
+        found = defaultdict[ExportId, list[tuple[str, MemoryProcess]]](list)
+        for node in self.world.nodes.values():
+            for running in node.targets.actual():
+                found[running.export].append((node.name, node.memory.processes[running.export]))
+        return found
+
+    def _addresses(self) -> Iterable[str]:
+        for node in self.world.nodes.values():
+            for address in sorted(node.addresses.lent()):
+                if not any(address in one.portals for one in node.memory.processes.values()):
+                    yield f"I5 {node.name} has address {address} that nothing serves"
+
+    def _lost_writes(self) -> Iterable[str]:
+        ceph = self.world.ceph
         for (image, lba), register in self.registers.items():
-            if image in world.ceph.images and number_of(world.ceph.data.blocks.get((image, lba), b"")) < register.acknowledged:
+            if image in ceph.images and number_of(ceph.data.blocks.get((image, lba), b"")) < register.acknowledged:
                 yield f"I2 {image}/{lba}: {register.acknowledged} was acknowledged and is not there"
 
 

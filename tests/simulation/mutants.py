@@ -113,7 +113,8 @@ def main() -> int:
                 survived.append(mutant.guard)
             verdict = f"caught by {caught}" if caught else "SURVIVED"
             _say(f"{number:2} {mutant.guard} ({mutant.file})\n   {verdict}  [{time.monotonic() - began:.0f} s]")
-    _say(f"mutants {len(mutants)}, caught {len(mutants) - len(survived)}, by the simulation {by_simulation}, survived {len(survived)}")
+    caught_all = len(mutants) - len(survived)
+    _say(f"mutants {len(mutants)}, caught {caught_all}, of these by the simulation {by_simulation}; survived {len(survived)}")
     for guard in survived:
         _say(f"  survived: {guard}")
     return 1 if survived else 0

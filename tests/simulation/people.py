@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from api.disks import DiskChange
 from api.routes import assignments, disks, gateways, marks, operations
 from api.routes.assignments import NewAssignment
 from api.routes.disks import NewDisk
@@ -113,12 +115,13 @@ class Operator:
 
     def _change(self, kind: str, disk: Disk) -> tuple[str, str, Callable[..., Any]]:
         self._made += 1
-        wanted: dict[str, Any] = {
+        asked: dict[str, dict[str, Any]] = {
             "rename": {"name": f"renamed-{self._made}"},
             "grow": {"size_bytes": disk.size_bytes + (1 << 20)},
             "admit": {"initiators": [INITIATOR]} if disk.allow_any else {"allow_any": True},
-        }[kind]
-        body = disks.DiskChange.model_validate(wanted)
+        }
+        wanted = asked[kind]
+        body = DiskChange.model_validate(wanted)
         return (
             kind,
             f"{disk.name} {json.dumps(wanted)}",
@@ -127,11 +130,10 @@ class Operator:
 
     def _create(self) -> tuple[str, str, Callable[..., Any]]:
         self._made += 1
-        access = "shared" if self.rng.random() < 0.25 else "exclusive"
         body = NewDisk(
             name=f"disk-{self._made}",
             size_bytes=1 << 20,
-            access=access,
+            access="shared" if self.rng.random() < 0.25 else "exclusive",
             paths=self.rng.randint(1, 3),
             allow_any=True,
             started=self.rng.random() < 0.9,
@@ -177,7 +179,8 @@ class Initiator:
         while image in self._world.ceph.images or not self._all.world.ceph.images or self._is_known():
             self._world.scheduler.sleep(rng.expovariate(1 / 0.8))
             register.sent += 1
-            if not self._until_answered(lambda session, number=register.sent: session.write(self._lba, block_of(number))):
+            block = block_of(register.sent)
+            if not self._until_answered(partial(_write, lba=self._lba, block=block)):
                 return
             watch.acknowledged(image, self._lba, register.sent)
             self._all.written += 1
@@ -232,6 +235,10 @@ class Initiator:
 
     def _is_known(self) -> bool:
         return any(disk.id == self._disk.id for disk in self._world.disks())
+
+
+def _write(session: MemorySession, *, lba: int, block: bytes) -> MemoryOperation:
+    return session.write(lba, block)
 
 
 def _registers(disk: Disk) -> Iterator[tuple[int, list[str]]]:

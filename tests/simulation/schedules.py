@@ -5,7 +5,9 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +129,7 @@ def _reproducible(seed: int) -> Iterator[None]:
 def _log_to(world: World, trace: Callable[[str], None] | None) -> None:
     """A failure that the code does not know ends the schedule; everything is traced if that is asked for."""
 
-    def look(_logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    def look(_logger: Any, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         task = world.scheduler.task
         if trace is not None:
             said = {name: value for name, value in event.items() if name not in {"event", "exc_info"}}
@@ -142,11 +144,8 @@ def _log_to(world: World, trace: Callable[[str], None] | None) -> None:
     )
 
 
-def _error(event: dict[str, Any]) -> str:
-    import sys  # noqa: PLC0415
-    import traceback  # noqa: PLC0415
-
-    error = sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1]
+def _error(event: Mapping[str, Any]) -> str:
+    error = sys.exc_info()[1]
     if error is None:
         return repr(event)
     where = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,7 +1,7 @@
 """What stands between one process and the parts it uses: calls take time, fail while it is cut off, and end when it is killed.
 
-Behind it are the same parts for all: coordination as `sanderling up` has it, the simulated Ceph, the records in one file, and a bus
-that loses, doubles, delays and reorders whatever is cast.
+Behind it are the same parts for all: coordination as `sanderling up` has it, the simulated Ceph, the records in one file, and a
+bus that loses, doubles, delays and reorders whatever is cast.
 """
 
 import random

@@ -31,6 +31,7 @@ from iscsi_worker.worker import Worker
 from leader.duties import LogDuty
 from leader.service import Candidate
 from sanderling.coordination.embedded import EmbeddedCoordination
+from sanderling.errors import Problem, TargetFailed
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk
 from sanderling.records.database import Records
@@ -38,9 +39,8 @@ from sanderling.records.disks import describe
 from sanderling.records.tables import DiskRow
 from sanderling.records.tokens import Role
 from sanderling.secrets import Keyring
-from sanderling.settings import Api
+from sanderling.settings import Api, Coordination, General, Secrets, Settings
 from sanderling.settings import Conductor as ConductorSettings
-from sanderling.settings import Coordination, General, Secrets, Settings
 from sanderling.settings import Images as ImagesSettings
 from sanderling.settings import Worker as WorkerSettings
 from tests.simulation.ceph import Ceph, FlyingTargets, MemoryImages
@@ -51,7 +51,9 @@ from tests.simulation.threads import Clock, Process, Scheduler
 POLICY: Final = Policy("")
 OPERATOR: Final = Caller("operator", Role.ADMIN)
 WORKER: Final = WorkerSettings(targets="memory", addresses="memory", announcements=2, front_probe_interval_s=5.0)
-CONDUCTOR: Final = ConductorSettings(workers=3, sweep_interval_s=3.0, balance_cool_down_s=15.0, balance_interval_s=8.0)
+CONDUCTOR: Final = ConductorSettings(
+    workers=3, sweep_interval_s=3.0, balance_cool_down_s=15.0, balance_interval_s=8.0, schedule_interval_s=60.0
+)
 CHANGING: Final = {"create", "remove", "grow", "snapshot", "roll_back"}
 
 
@@ -102,11 +104,12 @@ class World:
         self.starts: dict[str, Callable[[Place], None]] = {
             **dict.fromkeys(self.nodes, self._start_worker),
             "c1": self._start_conductor,
-            "c2": self._start_conductor,
             "api": self._start_api,
-            "l1": self._start_candidate,
-            "l2": self._start_candidate,
         }
+        if self.rng.random() < 0.5:
+            self.starts["c2"] = self._start_conductor
+        if self.rng.random() < 0.3:
+            self.starts |= {"l1": self._start_candidate, "l2": self._start_candidate}
         for name in self.starts:
             self.start(name)
 
@@ -259,6 +262,10 @@ class World:
     def ask(self, path: str, body: str, key: str, route: Callable[[Context, Caller, Change], Any]) -> Any:
         """One request with its Idempotency-Key, in a thread of the API's process; None when there was no answer."""
         answer: list[Any] = []
+        process = self.places["api"].process
+        context = self._contexts.get(process)
+        if context is None or process.is_dead or process.is_paused:
+            return None
 
         def handle() -> None:
             scope = {TRACEPARENT: None, BODY_DIGEST: hashlib.sha256(body.encode()).hexdigest()}
@@ -267,10 +274,6 @@ class World:
             change = Change(request, context, dry_run=False, idempotency_key=key, if_match=None)
             answer.append(route(context, OPERATOR, change))
 
-        process = self.places["api"].process
-        context = self._contexts.get(process)
-        if context is None or process.is_dead or process.is_paused:
-            return None
         task = self.scheduler.spawn(process, f"POST {path}", lambda: _answered(handle, answer))
         self.scheduler.wait(task.ended, 20.0)
         if not answer:
@@ -344,8 +347,6 @@ class _Authorised:
 
 
 def _answered(handle: Callable[[], None], answer: list[Any]) -> None:
-    from sanderling.errors import Problem  # noqa: PLC0415
-
     try:
         handle()
     except Problem as problem:
@@ -353,8 +354,6 @@ def _answered(handle: Callable[[], None], answer: list[Any]) -> None:
 
 
 def _cannot_start() -> Any:
-    from sanderling.errors import TargetFailed  # noqa: PLC0415
-
     raise TargetFailed("the image cannot be opened: Ceph does not answer")
 
 
