@@ -4,9 +4,11 @@ What a target process has sent may land after the process is dead, however it di
 client land in the order in which they were sent. So whoever serves before its predecessor is fenced loses data here as well.
 """
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -49,6 +51,7 @@ class Ceph:
     data: MemoryStore = field(default_factory=MemoryStore)
     images: dict[str, _Image] = field(default_factory=dict)
     opened: defaultdict[str, dict[str, _Opener]] = field(default_factory=lambda: defaultdict(dict))
+    lock: AbstractContextManager[object] = field(default_factory=lambda: threading.Lock())  # noqa: PLW0108  of whom it is then
 
     def open(self, image: str, client: str, lives: Callable[[], bool]) -> None:
         self.opened[image][client] = _Opener(lives)
@@ -118,7 +121,8 @@ class MemoryImages:
             image.snapshots[snapshot] = taken, self._ceph.blocks(name)
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
-        return tuple(sorted((taken for taken, _ in self._get(name).snapshots.values()), key=lambda one: (one.taken_at, one.name)))
+        found = [replace(taken, clones=tuple(self._clones(name, taken.name))) for taken, _ in self._get(name).snapshots.values()]
+        return tuple(sorted(found, key=lambda one: (one.taken_at, one.name)))
 
     def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
         taken, blocks = self._snapshot(name, snapshot)
@@ -151,11 +155,12 @@ class MemoryImages:
         return dict(self._get(name).metadata)
 
     def set_metadata(self, name: str, key: str, value: str, *, expected: str | None) -> bool:
-        metadata = self._get(name).metadata
-        if metadata.get(key) != expected:
-            return False
-        metadata[key] = value
-        return True
+        with self._ceph.lock:
+            metadata = self._get(name).metadata
+            if metadata.get(key) != expected:
+                return False
+            metadata[key] = value
+            return True
 
     def backing_store(self, name: str) -> BackingStore:
         return BackingStore("memory", name)
@@ -168,12 +173,10 @@ class MemoryImages:
         return self._ceph.clients(name)
 
     def fence(self, client: str) -> None:
-        if not client.startswith("client."):
-            raise InvalidInput.of("client", f"{client!r} names no client", "give what `clients` lists")
-        self._ceph.data.fenced.add(client)
+        self._ceph.data.fenced.add(_checked(client))
 
     def is_fenced(self, client: str) -> bool:
-        return client in self._ceph.data.fenced
+        return _checked(client) in self._ceph.data.fenced
 
     def ping(self) -> None: ...
 
@@ -199,6 +202,12 @@ class MemoryImages:
     def _clones(self, name: str, snapshot: str) -> Sequence[str]:
         origin = f"{name}@{snapshot}"
         return sorted(clone for clone, image in self._ceph.images.items() if image.clone_of == origin)
+
+
+def _checked(client: str) -> str:
+    if not client.startswith("client."):
+        raise InvalidInput.of("client", f"{client!r} names no client", "give what `clients` lists")
+    return client
 
 
 class Network(Protocol):

@@ -13,6 +13,7 @@ PARTS: Final = (COORDINATION, CEPH, BUS, FRONT)
 FAULTS: Final = {
     "crash": 6,
     "crash node": 2,
+    "stop": 4,
     "crash target": 2,
     "pause": 6,
     "cut": 6,
@@ -79,6 +80,11 @@ class Faults:
         if not self.world.places[name].process.is_dead:
             self.world.kill(name)
             self._later(self._length_s(), name, "start")
+
+    def _stop(self) -> None:
+        name = self._anybody()
+        if not self.world.places[name].process.is_dead:
+            self.world.end(name, away_s=self._length_s())
 
     def _crash_node(self) -> None:
         """With all that ran there; what it had sent is on its way all the same."""

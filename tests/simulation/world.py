@@ -83,6 +83,7 @@ class World:
         self.asked = Counter[str]()
         self._raw = sqlite3.connect(folder.parent / "records.sqlite")
         self._disks: tuple[int | None, list[Disk]] = -1, []
+        self._stops: dict[Process, Callable[[], None]] = {}
         self._contexts: dict[Process, Context] = {}
         self.candidates: dict[str, Candidate] = {}
         self.places: dict[str, Place] = {}
@@ -137,6 +138,24 @@ class World:
     def kill(self, name: str) -> None:
         self.scheduler.kill(self.places[name].process)
         self.candidates.pop(name, None)
+
+    def end(self, name: str, *, away_s: float) -> None:
+        """As by SIGTERM: the process stops in order, is gone once it has, and begins again after that time."""
+        process = self.places[name].process
+        stop = self._stops.pop(process, None)
+
+        def begin() -> None:
+            if self.places[name].process is process:
+                self.start(name)
+
+        def stopped() -> None:
+            assert stop is not None
+            stop()
+            self.scheduler.after(away_s, begin)
+            self.kill(name)
+
+        if stop is not None:
+            self.scheduler.spawn(process, "stop", stopped)
 
     def jump(self, seconds: float) -> None:
         """The wall clocks of conductors and API go that far ahead, or back; they share a host."""
@@ -200,6 +219,7 @@ class World:
             addresses=cast(Any, Part("addresses", lambda: node.addresses, calls.local)),
             clock=Clock(self.scheduler, place.process),
         )
+        self._stops[place.process] = worker.stop
         worker.start()
 
     def _starting(self, calls: Calls, place: Place) -> Callable[[str, str, Callable[[], Any]], Any]:
@@ -215,7 +235,7 @@ class World:
 
     def _start_conductor(self, place: Place) -> None:
         coordination, images, wire = self._parts(place)
-        Conductor(
+        conductor = Conductor(
             self._settings(place.process.name),
             records=self._records(place),
             coordination=coordination,
@@ -223,7 +243,9 @@ class World:
             bus=cast(Any, wire),
             news=cast(Any, SimpleNamespace(tell=lambda: None)),
             clock=Clock(self.scheduler, place.process),
-        ).start()
+        )
+        self._stops[place.process] = conductor.stop
+        conductor.start()
 
     def _start_candidate(self, place: Place) -> None:
         coordination, _, _ = self._parts(place)
@@ -236,6 +258,7 @@ class World:
             clock=clock,
             end_process=lambda: self.kill(name),
         )
+        self._stops[place.process] = candidate.stop
         candidate.start()
 
     # the API
@@ -257,6 +280,7 @@ class World:
             Keyring(Secrets()),
             clock,
         )
+        self._stops[place.process] = outbox.stop
         outbox.start()
 
     def ask(self, path: str, body: str, key: str, route: Callable[[Context, Caller, Change], Any]) -> Any:
