@@ -8,7 +8,7 @@ SAMPLES := etc/sanderling.conf.sample etc/policy.yaml.sample
 DIAGRAMS := docs/how-it-works.md
 REFERENCE := docs/reference/settings.md docs/reference/http.md docs/reference/commands.md
 
-.PHONY: help up test lab fuzz check longest real real-down rows sample guard python python-dev system system-real bench
+.PHONY: help up test lab fuzz simulation mutants check longest real real-down rows sample guard python python-dev system system-real bench
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo "make test    every test, on real RabbitMQ, Consul, Ceph and tgt, which it starts and stops itself; FULL=1 samples none"
 	@echo "make lab     break an installation on purpose and check that it held, 15 minutes; FULL=1 90 minutes; SCENARIO=\"F2 F5\" some"
 	@echo "make fuzz    CASES=1000 made-up requests of each operation of the API, each answer held against its description"
+	@echo "make simulation  10,000 simulated schedules of faults, all night; SCHEDULES=300 fewer, SEED=17 one again (docs/simulation.md)"
+	@echo "make mutants     take the guards that keep data safe out, one at a time: what notices?"
 	@echo "make check   style, types, import rules, generated files"
 	@echo "make real    start the real parts and leave them running, so that one test runs in seconds (make real-down ends them)"
 	@echo "make rows    which test proves which behaviour row, into $(ROWS)"
@@ -60,6 +62,14 @@ lab: python-dev
 CASES ?= 200
 fuzz: python-dev
 	SANDERLING_FUZZ_CASES=$(CASES) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -q tests/unit/test_fuzz.py
+
+SCHEDULES := 10000
+SEED :=
+simulation: python-dev
+	PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.simulation --schedules $(SCHEDULES) $(if $(SEED),--seed $(SEED))
+
+mutants: python-dev
+	PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.simulation.mutants
 
 check: python-dev
 	.venv/bin/ruff check .

@@ -20,11 +20,14 @@ from sanderling.images import connect
 from sanderling.images.base import Image, Images
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as Bounds
-from tests.parts.image_client import ImageClient, block_of
+from tests.parts.image_client import ImageClient, MemoryClient, block_of
+from tests.simulation.ceph import Ceph, MemoryImages
 
 SIZE = 8 << 20
 KEY = "sanderling.disk"
 FRESH = {KEY: "v1"}
+
+between_processes = pytest.mark.parametrize("backend", ["files", "rbd"], indirect=True)  # what is in memory has but one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,29 @@ class Backend:
     def block(self, name: str) -> bytes:
         return block_of(self.images.backing_store(name))
 
+    def again(self) -> Images:
+        """The same store, as another process has it."""
+        return reached(self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory(Backend):
+    """The simulated Ceph, all of it in this process."""
+
+    ceph: Ceph
+
+    @contextmanager
+    def client(self, name: str, *, byte: str = "a", restless: bool = False) -> Iterator[Any]:
+        client = MemoryClient(self.ceph, name, byte)
+        yield client
+        client.stop()
+
+    def block(self, name: str) -> bytes:
+        return self.ceph.data.blocks.get((name, 0), bytes(512))
+
+    def again(self) -> Images:
+        return MemoryImages(self.ceph)
+
 
 def reached(settings: Bounds) -> Images:
     return connect(Settings(images=settings, coordination=Coordination(backend="embedded")), clock=SystemClock())
@@ -62,8 +88,12 @@ def rbd(ceph: Any) -> Bounds:
     return Bounds(backend="rbd", ceph_conf=ceph.conf, ceph_user="admin", pool=ceph.pool, operation_timeout_s=20)
 
 
-@pytest.fixture(params=["files", "rbd"])
+@pytest.fixture(params=["files", "rbd", "memory"])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if request.param == "memory":
+        ceph = Ceph(SystemClock())
+        yield Memory(MemoryImages(ceph), Bounds(), ceph)
+        return
     settings = request.getfixturevalue(request.param)
     images = reached(settings)
     yield Backend(images, settings)
@@ -148,7 +178,7 @@ def test_a_refused_removal_does_not_hide_the_image_for_a_moment(backend: Backend
             with pytest.raises(InUse):
                 backend.images.remove(image)
 
-    watcher = reached(backend.settings)
+    watcher = backend.again()
     with backend.client(image), ThreadPoolExecutor(1) as pool:
         removals = pool.submit(refused)
         while not removals.done():
@@ -180,7 +210,7 @@ def test_metadata_is_written_only_over_what_is_expected(backend: Backend, image:
 
 
 def test_of_several_that_expect_the_same_exactly_one_writes(backend: Backend, image: str) -> None:
-    others = [reached(backend.settings) for _ in range(4)]
+    others = [backend.again() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for turn in range(1, 21):
             expected, wanted = f"v{turn}", f"v{turn + 1}"
@@ -198,14 +228,16 @@ def count_up(settings: Bounds, image: str, times: int) -> int:
     return tries
 
 
+@between_processes
 def test_no_update_of_metadata_is_lost_between_processes_and_new_ones_read_it(backend: Backend, image: str) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         counters = [pool.submit(count_up, backend.settings, image, 40) for _ in range(2)]
         assert sum(counter.result() for counter in counters) >= 80
     assert backend.images.get_metadata(image) == FRESH | {"count": "80"}
-    assert reached(backend.settings).get_metadata(image) == FRESH | {"count": "80"}
+    assert backend.again().get_metadata(image) == FRESH | {"count": "80"}
 
 
+@between_processes
 def test_a_process_killed_while_it_writes_metadata_leaves_it_whole_and_free(backend: Backend, image: str) -> None:
     for turn in range(1, 6):
         writer = multiprocessing.get_context("spawn").Process(target=count_up, args=(backend.settings, image, 10**9))
@@ -234,7 +266,7 @@ def test_clients_are_those_who_have_the_image_open(backend: Backend, image: str)
 def test_what_is_written_through_the_backing_store_stays(backend: Backend, image: str) -> None:
     with backend.client(image, byte="b") as client:
         assert client.write()
-    assert reached(backend.settings).stat(image).size_bytes == SIZE
+    assert backend.again().stat(image).size_bytes == SIZE
     assert backend.block(image) == b"b" * 512
 
 
@@ -293,7 +325,7 @@ def test_fencing_twice_or_what_has_ended_is_no_error(backend: Backend, image: st
 def test_another_store_object_knows_of_the_fence(backend: Backend, image: str) -> None:
     with backend.client(image) as client:
         backend.images.fence(client.client)
-        assert reached(backend.settings).is_fenced(client.client)
+        assert backend.again().is_fenced(client.client)
 
 
 def test_an_image_is_removable_as_soon_as_its_client_is_fenced(backend: Backend, image: str) -> None:

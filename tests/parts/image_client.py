@@ -1,5 +1,6 @@
 """A process that holds an image open and writes to it, as a target process does: what a fence must stop."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 from cli.lab.parts.daemons import CLOCK, Daemon, start_time, waited
 from sanderling.images.base import BackingStore
+from tests.simulation.ceph import Ceph
 
 BLOCK_BYTES = 512
 
@@ -87,6 +89,39 @@ class ImageClient:
         for line in self._stdout:
             began, ended = line.split()
             self.writes.append(Write(float(began), ended == "succeeded"))
+
+
+class MemoryClient:
+    """The same for the simulated Ceph: it writes when it is told to, or waited for, and what it had begun when it is resumed."""
+
+    _made = itertools.count(1)
+
+    def __init__(self, ceph: Ceph, image: str, byte: str) -> None:
+        self._ceph, self._image, self._block = ceph, image, byte.encode() * BLOCK_BYTES
+        self._lives = True
+        self.writes: list[Write] = []
+        self.client = f"client.test:{next(self._made)}"
+        ceph.open(image, self.client, lambda: self._lives)
+
+    def write(self) -> bool:
+        succeeded = self._lives and self._image in self._ceph.images and self.client not in self._ceph.data.fenced
+        if succeeded:
+            self._ceph.data.blocks[self._image, 0] = self._block
+        self.writes.append(Write(CLOCK.monotonic(), succeeded))
+        return succeeded
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None:
+        self.write()
+
+    def wait_for_a_write(self, *, succeeded: bool) -> None:
+        assert self.write() is succeeded
+
+    def stop(self) -> None:
+        """Closed in order, or fenced: in either case it is listed no longer."""
+        self._lives = False
+        self._ceph.opened[self._image].pop(self.client, None)
 
 
 def block_of(store: BackingStore) -> bytes:

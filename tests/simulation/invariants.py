@@ -1,0 +1,235 @@
+"""What must hold at every step of a simulation, and what must be so once all faults are mended.
+
+I1 one unfenced server per path. I2 no acknowledged write lost or undone. I3 each accepted operation ends, once. I4 a command of
+an old epoch has no effect. I5 nothing is left over, and what is started is served, once. I6 nothing happens to an image that
+nobody asked for. Beside these: one leader, and no failure that the code does not know.
+"""
+
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import select
+
+from iscsi_worker.targets.memory import MemoryProcess
+from sanderling.model.disks import Disk, DiskState, image_of
+from sanderling.model.exports import Export, ExportId, ExportPhase
+from sanderling.model.operations import OperationKind
+from sanderling.records import disks
+from sanderling.records.tables import DiskRow, EventRow, OperationRow
+from tests.simulation.threads import Task
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+TERMINAL: Final = {"operation.succeeded", "operation.failed", "operation.cancelled", "operation.rolled_back"}
+Kinds = frozenset[OperationKind]
+ALLOWED: Final[dict[str, Kinds]] = {
+    "create": frozenset({OperationKind.CREATE_DISK}),
+    "remove": frozenset({OperationKind.CREATE_DISK, OperationKind.DELETE_DISK}),
+    "grow": frozenset({OperationKind.CREATE_DISK, OperationKind.CHANGE_DISK}),
+    "snapshot": frozenset({OperationKind.CREATE_SNAPSHOT}),
+    "roll_back": frozenset({OperationKind.ROLL_BACK_DISK}),
+}
+
+
+class Violated(Exception):
+    """An invariant does not hold: the schedule ends here."""
+
+
+@dataclass(slots=True)
+class Register:
+    """One block, which one initiator writes: the newest number it has sent, and the newest that was acknowledged to it."""
+
+    sent: int = 0
+    acknowledged: int = 0
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks on. The first thing that does not hold is raised in the simulation's own thread."""
+
+    world: "World"
+    registers: defaultdict[tuple[str, int], Register] = field(default_factory=lambda: defaultdict(Register))
+    epochs: defaultdict[str, list[tuple[float, tuple[int, int]]]] = field(default_factory=lambda: defaultdict(list))
+    found: list[str] = field(default_factory=list)
+    gates_changed: bool = False
+
+    def violated(self, what: str) -> None:
+        self.found.append(what)
+
+    def step(self) -> None:
+        """After each step of the simulation. Only the opening of a gate can make two of them open."""
+        if self.gates_changed:
+            self.gates_changed = False
+            self._one_gate()
+        leading = 0
+        for candidate in self.world.candidates.values():
+            leading += candidate.leads
+        if leading > 1:
+            self.violated("two lead at once")
+        if self.found:
+            raise Violated(self.found[0])
+
+    def died(self, task: Task, error: Exception) -> None:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        self.violated(f"{task.process.name}: {task.name} ended by {error!r} ({where.filename}:{where.lineno})")
+
+    def _one_gate(self) -> None:
+        now, fenced, open_now = self.world.scheduler.now, self.world.ceph.data.fenced, dict[ExportId, MemoryProcess]()
+        for node in self.world.nodes.values():
+            for export, process in node.memory.processes.items():
+                if process.gate_open and process.lease_until > now and process.client not in fenced:
+                    other = open_now.setdefault(export, process)
+                    if other is not process:
+                        self.violated(f"I1 {export}: the gates of {other.client} and {process.client} are both open")
+
+    def opened(self, process: MemoryProcess, in_flight: Iterable[tuple[str, str]]) -> None:
+        """A gate is opened while others' writes to the image, by client and image, are on their way."""
+        self.gates_changed = True
+        image, fenced = process.spec.backing_store.location, self.world.ceph.data.fenced
+        siblings = {one.client for node in self.world.nodes.values() for one in node.memory.processes.values()}
+        for client, there in in_flight:
+            is_siblings = process.spec.export.index != 0 and client in siblings
+            if there == image and client not in {process.client, *fenced} and not is_siblings:
+                self.violated(f"I1 {process.spec.export}: opened for {process.client} while writes of {client} are on their way")
+
+    def landed(self, client: str, image: str, lba: int, number: int) -> None:
+        known = self.registers[image, lba]
+        if number < known.acknowledged:
+            self.violated(f"I2 {image}/{lba}: write {number} of {client} landed after {known.acknowledged} was acknowledged")
+
+    def acknowledged(self, image: str, lba: int, number: int) -> None:
+        known = self.registers[image, lba]
+        known.acknowledged = max(known.acknowledged, number)
+        self._stored(image, lba, known)
+
+    def read(self, image: str, lba: int, number: int, at_least: int) -> None:
+        if number < at_least:
+            self.violated(f"I2 {image}/{lba}: read {number} after {at_least} was acknowledged")
+
+    def _stored(self, image: str, lba: int, known: Register) -> None:
+        stored = number_of(self.world.ceph.data.blocks.get((image, lba), b""))
+        if stored < known.acknowledged and image in self.world.ceph.images:
+            self.violated(f"I2 {image}/{lba}: {known.acknowledged} was acknowledged, {stored} is stored")
+
+    def wrote(self, key: str, value: bytes) -> None:
+        """An export's key has this value now. Of a disk that is started its epoch grows, also when coordination was lost: nobody
+        may be handed one for the second time. (Keys that were lost of a disk that stops are made again so that who serves it is
+        told to stop; nobody takes those.)
+        """
+        epoch = Export.model_validate_json(value).epoch
+        history = self.epochs[key]
+        if not history or history[-1][1] != epoch:
+            if history and epoch < history[-1][1] and self.world.ceph.is_started(image_of(key.split("/")[1])):
+                self.violated(f"I4 {key}: the epoch went back from {history[-1][1]} to {epoch}")
+            history.append((self.world.scheduler.now, epoch))
+
+    def delivered(self, answer: Callable[[], dict[str, Any]], method: str, payload: Any) -> None:
+        """A handler takes a message; a command must be for an epoch that is, or was while it was looked at, in force."""
+        began = self.world.scheduler.now
+        said = answer()
+        if method.startswith("export.") and "ok" in said:
+            key = ExportId(payload["disk_id"], payload["index"]).key
+            history, asked = self.epochs[key], (payload["generation"], payload["counter"])
+            since = [epoch for at, epoch in history if at >= began] + [epoch for at, epoch in history if at < began][-1:]
+            if asked not in since:
+                self.violated(f"I4 {method} for epoch {asked} of {key} was taken; in force: {since}")
+
+    def authorised(self, effect: str, image: str) -> None:
+        """Something happens to an image: somebody must have asked for it."""
+        if effect not in ALLOWED:
+            return
+        asked = {kind for _, kind in self.world.operations(of=image.removeprefix(image_of("")))}
+        if not asked & ALLOWED[effect]:
+            self.violated(f"I6 {effect} of {image}, which no operation asked for")
+
+    def unrest(self) -> list[str]:
+        """What is not yet as it must be at the end; empty when all is."""
+        if going := self.world.operations(going=True):
+            return [f"I3 {kind} {operation_id} has not ended" for operation_id, kind in going]
+        return [*self._operations(), *self._leftovers()]
+
+    def _operations(self) -> Iterable[str]:
+        with self.world.looking() as session:
+            rows = {row.id: row for row in session.scalars(select(OperationRow))}
+            ends = defaultdict[str, list[str]](list)
+            for event in session.execute(select(EventRow.kind, EventRow.operation_id).where(EventRow.kind.in_(TERMINAL))):
+                ends[event.operation_id].append(event.kind)
+        for lost in sorted(self.world.accepted - rows.keys()):
+            yield f"I3 operation {lost} was accepted and is not recorded"
+        for operation in rows.values():
+            if len(ends[operation.id]) != 1:
+                yield f"I3 {operation.kind} {operation.id} ended {len(ends[operation.id])} times: {ends[operation.id]}"
+
+    def _leftovers(self) -> Iterable[str]:
+        with self.world.looking() as session:
+            known = [(disks.describe(row), DiskState(row.state)) for row in session.scalars(select(DiskRow))]
+        served = {disk.id: disk for disk, state in known if disk.started and state is DiskState.STARTED}
+        unsure = {disk.id for disk, state in known if state is DiskState.FAILED}
+        entries = {entry.key: entry for entry in self.world.coordination.list("").entries}
+        processes = self._running()
+        for disk in served.values():
+            for export in (ExportId(disk.id, index) for index in disk.export_indexes):
+                yield from _unserved(disk, export, entries.get(export.key), processes.pop(export, []))
+        for export, running in processes.items():
+            if export.disk_id not in unsure:
+                yield f"I5 {export} runs on {[name for name, _ in running]}, and should not"
+        for key in entries:
+            noun, _, rest = key.partition("/")
+            if noun in {"disks", "exports"} and rest.split("/")[0] not in served.keys() | unsure:
+                yield f"I5 key {key} is left over"
+        for image in sorted(set(self.world.ceph.images) - {disk.image for disk, _ in known}):
+            yield f"I5 image {image} is left over"
+        yield from self._lost_writes()
+        yield from self._addresses()
+
+    def _running(self) -> dict[ExportId, list[tuple[str, MemoryProcess]]]:
+        found = defaultdict[ExportId, list[tuple[str, MemoryProcess]]](list)
+        for node in self.world.nodes.values():
+            for running in node.targets.actual():
+                found[running.export].append((node.name, node.memory.processes[running.export]))
+        return found
+
+    def _addresses(self) -> Iterable[str]:
+        for node in self.world.nodes.values():
+            for address in sorted(node.addresses.lent()):
+                if not any(address in one.portals for one in node.memory.processes.values()):
+                    yield f"I5 {node.name} has address {address} that nothing serves"
+
+    def _lost_writes(self) -> Iterable[str]:
+        ceph = self.world.ceph
+        for (image, lba), register in self.registers.items():
+            if image in ceph.images and number_of(ceph.data.blocks.get((image, lba), b"")) < register.acknowledged:
+                yield f"I2 {image}/{lba}: {register.acknowledged} was acknowledged and is not there"
+
+
+def _unserved(disk: Disk, export: ExportId, entry: Any, running: list[tuple[str, MemoryProcess]]) -> Iterable[str]:
+    value = Export.model_validate_json(entry.value) if entry else None
+    if value is None or entry.consul_session is None or value.phase is not ExportPhase.SERVING:
+        yield f"I5 {export} is not served: {value!r}"
+        return
+    if len(running) != 1:
+        yield f"I5 {export} runs on {[name for name, _ in running]}"
+        return
+    ((name, process),) = running
+    addresses = {path.address for path in disk.export_paths(export.index)}
+    is_right = (
+        name == value.node
+        and process.client == value.client
+        and process.gate_open
+        and process.revision == disk.export_revision
+        and addresses <= set(process.portals)
+    )
+    if not is_right:
+        yield f"I5 {export} runs on {name} as {process.client} (gate {process.gate_open}), its key says {value!r}"
+
+
+def number_of(block: bytes) -> int:
+    return int.from_bytes(block[:8], "big")
+
+
+def block_of(number: int) -> bytes:
+    return number.to_bytes(8, "big")
