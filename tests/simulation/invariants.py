@@ -123,9 +123,15 @@ class Watch:
         epoch = Export.model_validate_json(value).epoch
         history = self.epochs[key]
         if not history or history[-1][1] != epoch:
-            if history and epoch < history[-1][1] and self.world.ceph.is_started(image_of(key.split("/")[1])):
+            if history and epoch < history[-1][1] and self._is_to_run(key.split("/")[1]):
                 self.violated(f"I4 {key}: the epoch went back from {history[-1][1]} to {epoch}")
             history.append((self.world.scheduler.now, epoch))
+
+    def _is_to_run(self, disk_id: str) -> bool:
+        """Neither its image nor the copy that workers go by says that it stops."""
+        copy = self.world.coordination._store.entries.get(f"disks/{disk_id}")
+        told = copy is None or Disk.model_validate_json(copy.value).started
+        return told and self.world.ceph.is_started(image_of(disk_id))
 
     def delivered(self, answer: Callable[[], dict[str, Any]], method: str, payload: Any) -> None:
         """A handler takes a message; a command must be for an epoch that is, or was while it was looked at, in force."""
