@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from kombu.entity import Exchange
 from cli.doctor import bus, coordination, images
 from cli.doctor.base import Finding, State, examine
 from cli.lab.cluster import Cluster
-from cli.lab.parts.ceph import CephCluster
+from cli.lab.parts.ceph import USER_CAPS, CephCluster
 from cli.lab.parts.consul import ConsulAgent
 from cli.lab.parts.daemons import run, spawn, waited
 from cli.lab.parts.rabbitmq import RabbitMQ
@@ -233,40 +232,21 @@ def test_what_a_consul_token_may_not_do_is_told(guarded: GuardedConsul, unique: 
     assert own.token not in repr(found)
 
 
-class KeyedCeph(CephCluster):
-    """With cephx: whoever has no key is not let in."""
-
-    def _make_monitor(self) -> None:
-        super()._make_monitor()
-        conf = Path(self.conf)
-        conf.write_text(conf.read_text().replace("required = none", "required = cephx"))
-        shutil.rmtree(self._folder / "mon")  # a monitor that was made without cephx knows no keys: once more
-        (self._folder / "mon").mkdir()
-        made = ["--monmap", str(self._folder / "monmap"), "--keyring", str(self._folder / "keyring")]
-        run(["ceph-mon", "--conf", self.conf, "--mkfs", "-i", "a", *made])
-
-    def _make_osd_and_pool(self) -> None:
-        keyring = str(self._folder / "keyring")
-        run(
-            ["ceph-authtool", keyring, "--gen-key", "-n", "osd.0", "--cap", "mon", "allow profile osd", "--cap", "osd", "allow *"]
-        )
-        self.ceph("auth", "import", "-i", keyring)
-        super()._make_osd_and_pool()
-
-    def add(self, user: str, *caps: str) -> None:
-        file = self._folder / f"{user}.keyring"
-        self.ceph("auth", "get-or-create", f"client.{user}", *caps, "-o", str(file))
-        run(["ceph-authtool", str(self._folder / "keyring"), "--import-keyring", str(file)])
-
-
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedCeph]:
-    cluster = KeyedCeph(tmp_path_factory.mktemp("ceph"))
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
+    """A Ceph that asks for keys, with users of different rights."""
+    folder = tmp_path_factory.mktemp("ceph")
+    cluster = CephCluster(folder, cephx=True)
     try:
         cluster.start()
-        cluster.add("least", "mon", "profile rbd", "osd", "profile rbd pool=rbd")
-        cluster.add("unfencing", "mon", "allow r", "osd", "allow rw pool=rbd")
-        cluster.add("elsewhere", "mon", "profile rbd", "osd", "profile rbd pool=other")
+        for user, *caps in (
+            ("least", *USER_CAPS),
+            ("unfencing", "mon", "allow r", "osd", "allow rw pool=rbd"),
+            ("elsewhere", "mon", "profile rbd", "osd", "profile rbd pool=other"),
+        ):
+            file = folder / f"{user}.keyring"
+            cluster.ceph("auth", "get-or-create", f"client.{user}", *caps, "-o", str(file))
+            run(["ceph-authtool", str(folder / "keyring"), "--import-keyring", str(file)])
         yield cluster
     finally:
         cluster.stop()
@@ -276,14 +256,14 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedCeph]:
     ("user", "expected"),
     [("least", set()), ("unfencing", {"ceph fence"}), ("elsewhere", {"ceph data"}), ("unheard-of", {"ceph"})],
 )
-def test_what_a_ceph_user_may_not_do_is_told(keyed: KeyedCeph, user: str, expected: set[str]) -> None:
+def test_what_a_ceph_user_may_not_do_is_told(keyed: CephCluster, user: str, expected: set[str]) -> None:
     usage.used("Ceph", keyed.version)
     own = Images(ceph_conf=keyed.conf, ceph_user=user, pool=keyed.pool)
     found = list(images.look(own, connect=lambda: images.RadosCluster(own)))
     assert {one.what for one in found if one.state is State.FAIL} == expected, found
 
 
-def test_a_pool_that_is_not_there_is_told_with_how_to_make_it(keyed: KeyedCeph) -> None:
+def test_a_pool_that_is_not_there_is_told_with_how_to_make_it(keyed: CephCluster) -> None:
     usage.used("Ceph", keyed.version)
     own = Images(ceph_conf=keyed.conf, ceph_user="least", pool="absent")
     found = by_name(images.look(own, connect=lambda: images.RadosCluster(own)))
