@@ -282,7 +282,7 @@ def test_a_leader_that_cannot_start_its_duties_hands_on_and_does_not_take_it_bac
 @pytest.mark.rows("W-LE-4")
 def test_a_leader_whose_duties_hang_in_their_start_ends_and_lets_another_lead(site: Site) -> None:
     file = site.folder / "held.sqlite"
-    held = settings.Records(url=f"sqlite:///{file}", busy_timeout_s=600.0)
+    held = settings.Records(url=f"sqlite:///{file}", busy_timeout_s=600.0, statement_timeout_s=700.0)
     records = Records(held, clock=CLOCK)
     records.migrate()
     records.close()
