@@ -19,7 +19,7 @@ from sanderling.errors import TargetFailed
 from sanderling.model.exports import UNKNOWN_CLIENT, ExportId
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as ImageSettings
-from tests.parts.exports import NAME, Bench, MemoryBench, TgtBench, running
+from tests.parts.exports import NAME, Bench, FlightBench, MemoryBench, TgtBench, running
 
 LONG_S = 60.0
 OLD, NEW = b"o" * SECTOR, b"n" * SECTOR
@@ -28,6 +28,11 @@ OLD, NEW = b"o" * SECTOR, b"n" * SECTOR
 @pytest.fixture
 def memory() -> MemoryBench:
     return MemoryBench()
+
+
+@pytest.fixture
+def flying() -> FlightBench:
+    return FlightBench()
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def tgt_rbd(tmp_path: Path, tgt: str, libiscsi: str, ceph) -> Iterator[TgtBench]
         store.close()
 
 
-@pytest.fixture(params=["memory", "tgt_file", "tgt_rbd"])
+@pytest.fixture(params=["memory", "flying", "tgt_file", "tgt_rbd"])
 def bench(request: pytest.FixtureRequest) -> Bench:
     """A node; a real part that is missing fails."""
     found: Bench = request.getfixturevalue(request.param)

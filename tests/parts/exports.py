@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import heapq
+import itertools
 import os
 import pickle
 import random
@@ -20,7 +22,7 @@ from cli.lab.initiator import SECTOR, Initiator
 from cli.lab.parts.daemons import run, start_time, waited
 from iscsi_worker.targets.base import Running, Targets, TargetSpec
 from iscsi_worker.targets.guard import GuardLibrary
-from iscsi_worker.targets.memory import MemoryNode, MemoryOperation, MemoryStore, MemoryTargets
+from iscsi_worker.targets.memory import MemoryNode, MemoryOperation, MemoryProcess, MemoryStore, MemoryTargets
 from iscsi_worker.targets.probe import IscsiSession
 from iscsi_worker.targets.tgt import TgtTargets
 from sanderling.clock import Clock, ManualClock, SystemClock
@@ -28,6 +30,7 @@ from sanderling.errors import TargetFailed
 from sanderling.images.base import BackingStore, Images
 from sanderling.model.exports import ExportId
 from sanderling.settings import General, Settings, Worker
+from tests.simulation.ceph import Ceph, FlyingTargets
 
 NAME = "iqn.2026-11.io.sanderling.tests:initiator"
 SIZE_BYTES = 16 << 20
@@ -140,6 +143,45 @@ class MemoryBench:
         self.store.stuck = True
         yield self.send(spec, address, 9, b"s" * SECTOR)
         self.store.stuck = False
+
+
+class Flights(ManualClock):
+    """A network on which every operation takes a while (`tests.simulation.ceph.Network`); passing time lets them arrive."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__()
+        self._store = store
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = itertools.count()
+
+    def flight_s(self, node: str) -> float | None:
+        return None if self._store.stuck else 0.005
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (self.monotonic() + seconds, next(self._number), act))
+
+    def landed(self, client: str, image: str, lba: int, data: bytes) -> None: ...
+
+    def opened(self, process: MemoryProcess) -> None: ...
+
+    def advance(self, seconds: float) -> None:
+        until = self.monotonic() + seconds
+        while self._due and self._due[0][0] <= until:
+            at, _, act = heapq.heappop(self._due)
+            super().advance(max(0.0, at - self.monotonic()))
+            act()
+        super().advance(max(0.0, until - self.monotonic()))
+
+
+class FlightBench(MemoryBench):
+    """The targets of simulated schedules."""
+
+    def _connected(self) -> MemoryTargets:
+        if not isinstance(self.time, Flights):
+            self.time = self.clock = Flights(self.store)
+            self._node.name = "client.memory"
+            self._flying = FlyingTargets(Ceph(self.time, self.store), self.time, self._node, present=lambda: self._present)
+        return self._flying
 
 
 class SentByIscsi:

@@ -225,9 +225,11 @@ class Network(Protocol):
 class FlyingTargets(MemoryTargets):
     """The target processes of one node, each with a client of its own at the simulated Ceph."""
 
-    def __init__(self, ceph: Ceph, network: Network, node: MemoryNode, *, present: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self, ceph: Ceph, network: Network, node: MemoryNode, *, present: Callable[[], Collection[str]], end_poll_s: float = 0.001
+    ) -> None:
         super().__init__(clock=ceph.clock, node=node, store=ceph.data, present=present)
-        self._ceph, self._network = ceph, network
+        self._ceph, self._network, self._end_poll_s = ceph, network, end_poll_s
         self._flights: defaultdict[str, deque[tuple[MemoryProcess, MemoryOperation]]] = defaultdict(deque)
 
     def start(self, spec: TargetSpec, *, epoch: tuple[int, int], revision: int, lease_s: float) -> Running:
@@ -253,10 +255,14 @@ class FlyingTargets(MemoryTargets):
         return True
 
     def wait_for_end(self, *, timeout_s: float) -> bool:
-        before, self._ran = self._ran, frozenset((one.export, one.client) for one in self.actual())
-        if not before - self._ran:
-            self._clock.wait(self._never, timeout_s)
-        return bool(before - self._ran)
+        deadline = self._clock.monotonic() + timeout_s
+        while True:
+            before, self._ran = self._ran, frozenset((one.export, one.client) for one in self.actual())
+            if before - self._ran:
+                return True
+            if self._clock.monotonic() >= deadline:
+                return False
+            self._clock.wait(self._never, min(self._end_poll_s, timeout_s))
 
     def on_their_way(self) -> list[tuple[str, str]]:
         """The client and the image of each write that has not landed."""

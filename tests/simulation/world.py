@@ -203,7 +203,7 @@ class World:
     def _node(self, name: str) -> Node:
         place, addresses = Place(Process(name)), Memory(self.clock)
         memory = MemoryNode(f"client.{name}")
-        targets = FlyingTargets(self.ceph, self, memory, present=addresses.present)
+        targets = FlyingTargets(self.ceph, self, memory, present=addresses.present, end_poll_s=1.0)
         return Node(name, place, memory, addresses, targets)
 
     def _start_worker(self, place: Place) -> None:
