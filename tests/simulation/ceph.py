@@ -264,10 +264,10 @@ class FlyingTargets(MemoryTargets):
                 return False
             self._clock.wait(self._never, min(self._end_poll_s, timeout_s))
 
-    def on_their_way(self) -> list[tuple[str, str]]:
-        """The client and the image of each write that has not landed."""
+    def on_their_way(self) -> list[tuple[str, ExportId]]:
+        """The client and the export of each write that has not landed."""
         return [
-            (client, process.spec.backing_store.location)
+            (client, process.spec.export)
             for client, flights in self._flights.items()
             for process, operation in flights
             if operation.data is not None

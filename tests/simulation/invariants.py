@@ -86,15 +86,13 @@ class Watch:
                     if other is not process:
                         self.violated(f"I1 {export}: the gates of {other.client} and {process.client} are both open")
 
-    def opened(self, process: MemoryProcess, in_flight: Iterable[tuple[str, str]]) -> None:
-        """A gate is opened while others' writes to the image, by client and image, are on their way."""
+    def opened(self, process: MemoryProcess, in_flight: Iterable[tuple[str, ExportId]]) -> None:
+        """A gate is opened while these writes, by client and export, are on their way. Those of the export's siblings may be."""
         self.gates_changed = True
-        image, fenced = process.spec.backing_store.location, self.world.ceph.data.fenced
-        siblings = {one.client for node in self.world.nodes.values() for one in node.memory.processes.values()}
-        for client, there in in_flight:
-            is_siblings = process.spec.export.index != 0 and client in siblings
-            if there == image and client not in {process.client, *fenced} and not is_siblings:
-                self.violated(f"I1 {process.spec.export}: opened for {process.client} while writes of {client} are on their way")
+        fenced = self.world.ceph.data.fenced
+        for client, export in in_flight:
+            if export == process.spec.export and client not in {process.client, *fenced}:
+                self.violated(f"I1 {export}: opened for {process.client} while writes of {client} are on their way")
 
     def landed(self, client: str, image: str, lba: int, number: int) -> None:
         known = self.registers[image, lba]
