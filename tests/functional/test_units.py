@@ -45,7 +45,9 @@ def test_systemd_finds_no_fault_with_any(tmp_path: Path) -> None:
 
 def test_a_line_that_systemd_does_not_know_is_found(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.service"
-    wrong.write_text(UNITS[0].read_text().replace(INSTALLED, str(Path(sys.executable).parent)) + "\n[Service]\nProtectEverything=yes\n")
+    wrong.write_text(
+        UNITS[0].read_text().replace(INSTALLED, str(Path(sys.executable).parent)) + "\n[Service]\nProtectEverything=yes\n"
+    )
     assert "ProtectEverything" in analyze("verify", "--man=no", str(wrong)).stderr
 
 
