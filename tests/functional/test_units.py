@@ -1,32 +1,27 @@
-"""The systemd units: systemd accepts them, they are closed to what they do not need, and a worker can live with what is left."""
+"""The systemd units: systemd accepts them, they are closed to what they do not need, and they work with what is left."""
 
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cli.lab.parts.daemons import spawn
+from cli.lab.cluster import Cluster
+from cli.lab.parts.daemons import spawn, waited
+from cli.lab.processes import Process, write_ini
+from tests import confinement
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "etc/systemd").glob("*.service"))
 INSTALLED = "/opt/sanderling/.venv/bin"
 EXPOSURE_MOST = {"sanderling-iscsi-worker.service": 30}  # in tenths, as systemd reckons it: 100 is no protection at all
 EXPOSURE_MOST_OF_OTHERS = 16
-# The file system as ProtectSystem=strict shows it: nothing can be written but in the runtime folder, /dev, /proc and /sys.
-STRICT = 'mount --bind "$0" "$0" && mount -o remount,ro,bind / && exec "$@"'
 
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False)
-
-
-def service(unit: Path) -> list[tuple[str, str]]:
-    """What the unit's [Service] says, in order: some keys come twice."""
-    lines = unit.read_text().partition("[Service]")[2].partition("\n[")[0].splitlines()
-    return [(key, value) for key, _, value in (line.partition("=") for line in lines if line[:1].isalpha())]
 
 
 def test_every_process_of_the_project_has_a_unit() -> None:
@@ -60,37 +55,65 @@ def test_what_a_process_does_not_need_is_closed_to_it(unit: Path) -> None:
     assert tight.returncode != 0, "it has become better: lower the bound"
 
 
-def test_a_worker_serves_with_the_rights_of_its_unit_and_writes_nowhere_but_in_its_runtime_folder(
-    cluster: Any, unique: str, libiscsi: str
-) -> None:
-    worker = cluster["worker-1"]
-    unit = next(unit for unit in UNITS if unit.stem == worker.program)
-    rights = dict(service(unit))["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
-    worker.terminate()
-    own = worker.settings.sanderling.runtime_dir
-    argv = ["unshare", "--mount", "sh", "-c", STRICT, own, "setpriv", "--no-new-privs", f"--bounding-set=-all,{','.join(rights)}"]
-    worker.daemon = spawn(
-        worker.name,
-        [*argv, str(Path(sys.executable).with_name(worker.program))],
-        log=worker.log_file,
-        env={"SANDERLING_CONFIG": str(worker.folder / f"{worker.name}.ini"), "PYTHONUNBUFFERED": "1"},
-        netns=worker.netns,
-        cwd=worker.folder,
-    )
-    cluster.wait_until_ready()
-    held = Path(f"/proc/{worker.pid}/status").read_text()
-    assert "NoNewPrivs:\t1" in held
-    disk = cluster.create_disk(unique, paths=2)
+@pytest.mark.timeout(300)
+def test_every_process_does_its_work_with_what_its_unit_leaves_it(cluster: Cluster, unique: str, libiscsi: str) -> None:
+    """A disk is made, served, moved and deleted, and somebody leads."""
+    leader = Process("leader", "sanderling-leader", cluster.settings(name="leader"), cluster.folder, cluster.network.parts)
+    confined = [cluster["api"], cluster["conductor-1"], cluster["worker-1"], cluster["worker-2"]]
     try:
-        if _gateways(cluster, disk) != {worker.name}:
-            moved = {"planner": "manual", "paths": [path["address"] for path in disk["paths"]], "gateway": worker.name}
-            cluster.wait_operation(cluster.http.post("/v1/assignments", json=moved))
-        assert _gateways(cluster, disk) == {worker.name}
+        for process in (*confined, leader):
+            process.terminate()
+            _start_confined(process, writes=[cluster.records_folder])
+        cluster.wait_until_ready()
+        disk = cluster.create_disk(unique, paths=2)
+        for gateway in ("worker-1", "worker-2"):
+            moved = {"planner": "manual", "paths": [path["address"] for path in disk["paths"]], "gateway": gateway}
+            answer = cluster.http.post("/v1/assignments", json=moved)
+            if answer.status_code != 200:  # it was there already
+                cluster.wait_operation(answer)
+            shown = cluster.http.get(f"/v1/disks/{unique}").json()
+            assert {path["gateway"] for path in shown["paths"]} == {gateway}
+        cluster.delete_disk(unique)
+        waited(lambda: bool(leader.log(event="leading")), within_s=30, what="the leader leads")
     finally:
-        cluster.delete_disk(disk["name"])
-        worker.terminate()
-        worker.start()
+        leader.terminate()
+        for process in confined:
+            process.terminate()
+            process.start()
 
 
-def _gateways(cluster: Any, disk: dict[str, Any]) -> set[str]:
-    return {path["gateway"] for path in cluster.http.get(f"/v1/disks/{disk['id']}").json()["paths"]}
+def _start_confined(process: Process, *, writes: list[Path]) -> None:
+    unit = next(unit for unit in UNITS if unit.stem == process.program)
+    ini = process.folder / f"{process.name}.ini"
+    write_ini(process.settings, ini)
+    own = Path(process.settings.sanderling.runtime_dir)
+    process.daemon = spawn(
+        process.name,
+        confinement.argv(unit, [str(Path(sys.executable).with_name(process.program))], writes=[own, *writes]),
+        log=process.log_file,
+        env={"SANDERLING_CONFIG": str(ini), "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+        netns=process.netns,
+        cwd=process.folder,
+    )
+
+
+TRACED = "import ctypes; ctypes.CDLL(None, use_errno=True).ptrace(0, 0, 0, 0); raise OSError(ctypes.get_errno(), 'ptrace')"
+
+
+@pytest.mark.parametrize(
+    ("unit", "does"),
+    [
+        ("sanderling-api", "open('/etc/sanderling-was-here', 'w')"),
+        ("sanderling-api", "import mmap; mmap.mmap(-1, 4096, prot=7)"),
+        ("sanderling-api", "import os; os.setuid(os.getuid())"),
+        ("sanderling-iscsi-worker", TRACED),
+        ("sanderling-iscsi-worker", "open('/etc/sanderling-was-here', 'w')"),
+        ("sanderling-leader", "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"),
+    ],
+)
+def test_what_a_unit_takes_away_is_refused(unit: str, does: str, tmp_path: Path) -> None:
+    """The confinement of the test above is one."""
+    (file,) = (each for each in UNITS if each.stem == unit)
+    argv = confinement.argv(file, [sys.executable, "-c", does], writes=[tmp_path])
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert re.search(r"PermissionError|Read-only file system", done.stderr), done.stderr
