@@ -144,7 +144,7 @@ def test_make_knows_what_the_page_tells_it_to_do(page: str) -> None:
         for program, *words in block.commands:
             assert program == "make"
             for option in words[1:]:
-                assert f"$({option.partition('=')[0]})" in (ROOT / "Makefile").read_text().replace(",$(", " $("), option
+                assert f"$({option.partition('=')[0]})" in (ROOT / "Makefile").read_text(), option
             assert made(*words)
 
 
