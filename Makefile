@@ -8,7 +8,7 @@ SAMPLES := etc/sanderling.conf.sample etc/policy.yaml.sample
 DIAGRAMS := docs/how-it-works.md
 REFERENCE := docs/reference/settings.md docs/reference/http.md docs/reference/commands.md
 
-.PHONY: help up test lab fuzz simulation mutants check longest real real-down rows sample guard python python-dev system system-real bench
+.PHONY: help up test lab fuzz simulation mutants check longest real real-down rows sample guard python python-dev system system-real bench deb image
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,8 @@ help:
 	@echo "make real    start the real parts and leave them running, so that one test runs in seconds (make real-down ends them)"
 	@echo "make rows    which test proves which behaviour row, into $(ROWS)"
 	@echo "make bench   the figures, each beside its baseline in the same run (bench/README.md)"
+	@echo "make deb     the Debian package, into dist"
+	@echo "make image   the container image made of it, as an OCI archive, into dist"
 	@echo "make longest the ten longest files and functions"
 	@echo "make sample  the samples of every setting and every rule, into $(SAMPLES), the diagrams in $(DIAGRAMS), and docs/reference"
 
@@ -97,3 +99,9 @@ longest: python-dev
 
 bench: python-dev
 	@$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench
+
+deb: system
+	@scripts/build-deb dist
+
+image: system-real
+	@$(ROOT) scripts/build-image "$$(scripts/build-deb dist)" dist/sanderling-image.tar

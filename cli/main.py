@@ -2,6 +2,8 @@
 
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -26,7 +28,7 @@ from cli.commands import (
     up,
     whatif,
 )
-from cli.output import OperationFailed, err
+from cli.output import OperationFailed, err, out
 from sanderling.errors import Forbidden, Problem, Unauthenticated, Unavailable
 
 EPILOG = (
@@ -63,6 +65,19 @@ app.command("whatif", epilog="Example: sanderling whatif --lose node-1 --lose no
 app.command("statistics", epilog="Example: sanderling statistics --disk first")(statistics.statistics)
 app.command("doctor", epilog="Example: sanderling doctor --role worker --json")(doctor.doctor)
 app.command("up", epilog="Example: sanderling up --state /srv/try --port 9000")(up.up)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"sanderling {version('sanderling')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show which version this is.")] = False,
+) -> None:
+    """Say which version this is, or leave it to a command."""
 
 
 def run() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import pages
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -126,6 +128,20 @@ def no_address_of_a_registry_or_machine_stays_behind(path: Path, text: str) -> I
             yield f"{path}:{number}: {line.strip()[:80]}"
 
 
+def every_command_of_a_page_is_typed_by_a_test(path: Path, text: str) -> Iterator[str]:
+    """As its comment says (tests/pages.py); the test must be there."""
+    if path.suffix != ".md" or path in TYPED_BY_NOBODY_YET:
+        return
+    for piece in pages.pieces(text):
+        if piece.is_commands and piece.test is None:
+            yield f"{path}: no test types {piece.text.splitlines()[0]!r}; name one above it, as tests/pages.py says"
+        elif piece.test is not None:
+            file, _, name = piece.test.partition("::")
+            if f"def {name}(" not in tracked().get(Path(file), ""):
+                yield f"{path}: there is no test {piece.test}"
+
+
+TYPED_BY_NOBODY_YET = {Path("docs/operations.md")}
 HERE = Path(__file__).relative_to(ROOT)
 PY = Path("sanderling/thing.py")
 RULES: list[tuple[Rule, Path, str]] = [
@@ -144,6 +160,8 @@ RULES: list[tuple[Rule, Path, str]] = [
     (nothing_waits_for_a_fixed_time, PY, "import time\ntime.sleep(2)\n"),
     (life_cycles_are_decided_in_the_model, PY, "if disk.state in ('stopped', 'failed'): ...\n"),
     (life_cycles_are_decided_in_the_model, PY, "if op.state not in {S.A, S.B}: ...\n"),
+    (every_command_of_a_page_is_typed_by_a_test, Path("docs/x.md"), "```sh\nsanderling disk list\n```\n"),
+    (every_command_of_a_page_is_typed_by_a_test, Path("docs/x.md"), "<!-- typed by tests/none.py::test_it -->\n```sh\nls\n```\n"),
     (no_address_of_a_registry_or_machine_stays_behind, Path("requirements.txt"), "--index-url somewhere\n"),
     (no_address_of_a_registry_or_machine_stays_behind, Path("docs/x.md"), "cd /home/somebody/sanderling\n"),
     (no_address_of_a_registry_or_machine_stays_behind, Path("docs/x.md"), "see https://packages.example/simple/sanderling\n"),
