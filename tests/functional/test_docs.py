@@ -137,7 +137,7 @@ def made(*words: str) -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/lab.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/lab.md", "docs/simulation.md"])
 def test_make_knows_what_the_page_tells_it_to_do(page: str) -> None:
     """What they do is seen elsewhere, or takes too long: `make test` is what runs this, `make lab` takes a quarter of an hour."""
     for block in blocks(page, "test_make_knows_what_the_page_tells_it_to_do"):
