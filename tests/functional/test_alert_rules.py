@@ -40,6 +40,12 @@ STORIES: list[tuple[str, dict[str, str], str, dict[str, str]]] = [
     ("SanderlingExportStuck", {'sanderling_worker_lock_age_seconds{instance="a",phase="taking"}': "0+60x9"}, "8m", {}),
     ("SanderlingMessagesParked", {'sanderling_bus_poison_total{topic="conductor",reason="malformed"}': "_x5 1x20"}, "8m", {}),
     (
+        "SanderlingCommandsRefused",
+        {'sanderling_commands_refused_total{instance="a",reason="expired"}': "0x5 2x20"},
+        "8m",
+        {"reason": "expired"},
+    ),
+    (
         "SanderlingPoolFills",
         {'sanderling_cluster_used_bytes{instance="a"}': "70x5 90x20", 'sanderling_cluster_total_bytes{instance="a"}': "100x25"},
         "13m",
