@@ -27,7 +27,7 @@ from tests.simulation.world import World
 
 SHORT_S: Final = (2.0, 12.0)
 LONG_S: Final = (12.0, 60.0)
-LONG_EVERY: Final = 8  # schedules: short ones find most, for less
+LONG_EVERY: Final = 5  # schedules: short ones find most, for less
 REST_MOST_S: Final = 400.0
 LOOK_EVERY_S: Final = 2.0
 CALM_S: Final = 4.0
