@@ -44,6 +44,8 @@ class Outcome:
     written: int
     struck: Mapping[str, int]
     asked: Mapping[str, int]
+    operations: Mapping[str, int]
+    moves: Mapping[str, int]
     violation: str = ""
 
 
@@ -86,11 +88,11 @@ def run(seed: int, ground: Ground, *, trace: Callable[[str], None] | None = None
         finally:
             world.scheduler.on_step = lambda: None
             simulated_s = world.scheduler.now
+            ends = world.ends("operations"), world.ends("moves")
             world.close()
             gc.enable()
-    return Outcome(
-        seed, simulated_s, world.scheduler.steps, len(world.accepted), initiators.written, faults.struck, world.asked, violation
-    )
+    steps, accepted, written = world.scheduler.steps, len(world.accepted), initiators.written
+    return Outcome(seed, simulated_s, steps, accepted, written, faults.struck, world.asked, *ends, violation=violation)
 
 
 def _storm(world: World, seed: int, operator: Operator, initiators: Initiators, faults: Faults) -> None:
