@@ -54,15 +54,18 @@ def _run(asked: argparse.Namespace, folder: Path) -> int:
 
 
 def _told(outcomes: "Sequence[Outcome]", took_s: float) -> int:
-    struck, asked_for = Counter[str](), Counter[str]()
+    struck, asked_for, operations, moves = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for outcome in outcomes:
+        operations.update(outcome.operations)
+        moves.update(outcome.moves)
         struck.update(outcome.struck)
         asked_for.update(outcome.asked)
     count, violations = len(outcomes), [outcome for outcome in outcomes if outcome.violation]
     _say(f"schedules    {count}, seeds {outcomes[0].seed} to {outcomes[-1].seed}, {took_s / count:.2f} s each")
     hours, steps = sum(one.simulated_s for one in outcomes) / 3600, sum(one.steps for one in outcomes)
     _say(f"simulated    {hours:.1f} hours in {steps} steps")
-    _say(f"operations   {sum(one.accepted for one in outcomes)} accepted; asked for: {_counted(asked_for)}")
+    _say(f"operations   {sum(one.accepted for one in outcomes)} accepted of: {_counted(asked_for)}")
+    _say(f"ended        {_counted(operations)}; moves: {_counted(moves)}")
     _say(f"faults       {struck.total()}: {_counted(struck)}")
     _say(f"writes       {sum(one.written for one in outcomes)} acknowledged")
     _say(f"violations   {len(violations)}")

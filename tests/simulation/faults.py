@@ -26,26 +26,31 @@ FAULTS: Final = {
 
 
 class Faults:
-    """`strike` goes on until told to stop; `mend` leaves nothing broken."""
+    """`strike` goes on until told to stop; `mend` leaves nothing broken. Each schedule knows some kinds of faults only: what two
+    of them do together is found sooner without the others.
+    """
 
     def __init__(self, world: "World", *, every_s: float) -> None:
         self.world, self.rng, self._every_s = world, world.rng, every_s
+        self._weights = {fault: weight for fault, weight in FAULTS.items() if self.rng.random() < 0.5} or FAULTS
         self.struck = Counter[str]()
         self.stopped = False
 
     def strike(self) -> None:
+        if self.rng.random() < 0.6:
+            self._weather()
         while not self.stopped:
             self.world.scheduler.sleep(self.rng.expovariate(1 / self._every_s))
             if self.stopped:
                 return
-            fault = self.rng.choices(list(FAULTS), list(FAULTS.values()))[0]
+            fault = self.rng.choices(list(self._weights), list(self._weights.values()))[0]
             self.struck[fault] += 1
             getattr(self, f"_{fault.replace(' ', '_')}")()
 
     def mend(self) -> None:
         self.stopped = True
         weather = self.world.weather
-        weather.loss = weather.doubled = weather.late = weather.slow = weather.answers_lost = 0.0
+        weather.loss = weather.doubled = weather.replayed = weather.late = weather.slow = weather.answers_lost = 0.0
         for name, place in list(self.world.places.items()):
             place.cuts.clear()
             if place.process.is_paused:
@@ -134,8 +139,8 @@ class Faults:
 
     def _weather(self) -> None:
         weather, rng = self.world.weather, self.rng
-        weather.loss, weather.doubled, weather.late = rng.choice([0.0, 0.1, 0.5]), rng.choice([0.0, 0.2]), rng.choice([0.0, 0.2])
-        weather.slow, weather.answers_lost = rng.choice([0.0, 0.02, 0.1]), rng.choice([0.0, 0.01, 0.05])
+        weather.loss, weather.doubled, weather.replayed = (rng.choice([0.0, 0.1, often]) for often in (0.5, 0.3, 0.5))
+        weather.late, weather.slow, weather.answers_lost = (rng.choice([0.0, often]) for often in (0.2, 0.05, 0.05))
 
     def _coordination_lost(self) -> None:
         """It comes back empty, knowing no session."""

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 INITIATOR: Final = "iqn.2026-11.io.sanderling.tests:initiator"
 DISKS_MAX: Final = 4
+KINDS: Final = (
+    *("move", "move", "move", "average", "drain", "undrain", "mark"),
+    *("stop", "start", "start", "delete", "rename", "grow", "admit", "cancel"),
+)
 REPEATS_MAX: Final = 8
 
 
@@ -32,6 +36,7 @@ class Operator:
     def __init__(self, world: "World") -> None:
         self.world, self.rng = world, world.rng
         self._made = 0
+        self._kinds = [kind for kind in KINDS if self.rng.random() < 0.5] or ["move"]
         self.stopped = False
 
     def work(self) -> None:
@@ -54,9 +59,7 @@ class Operator:
 
     def _request(self) -> tuple[str, str, Callable[..., Any]] | None:
         known = self.world.disks()
-        kinds = ["create"] * (len(known) < DISKS_MAX) + ["stop", "start", "start", "move", "move", "move", "average", "drain"]
-        kinds += ["undrain", "undrain", "delete", "rename", "grow", "admit", "cancel", "mark"]
-        kind = self.rng.choice(kinds)
+        kind = "create" if len(known) < DISKS_MAX and self.rng.random() < 0.1 else self.rng.choice(self._kinds)
         if kind == "create":
             return self._create()
         chosen = self.rng.choice(known) if known else None

@@ -27,7 +27,7 @@ from tests.simulation.world import World
 
 SHORT_S: Final = (2.0, 12.0)
 LONG_S: Final = (12.0, 60.0)
-LONG_EVERY: Final = 8  # schedules: short ones find most, for less
+LONG_EVERY: Final = 5  # schedules: short ones find most, for less
 REST_MOST_S: Final = 400.0
 LOOK_EVERY_S: Final = 2.0
 CALM_S: Final = 4.0
@@ -44,6 +44,8 @@ class Outcome:
     written: int
     struck: Mapping[str, int]
     asked: Mapping[str, int]
+    operations: Mapping[str, int]
+    moves: Mapping[str, int]
     violation: str = ""
 
 
@@ -86,11 +88,11 @@ def run(seed: int, ground: Ground, *, trace: Callable[[str], None] | None = None
         finally:
             world.scheduler.on_step = lambda: None
             simulated_s = world.scheduler.now
+            ends = world.ends("operations"), world.ends("moves")
             world.close()
             gc.enable()
-    return Outcome(
-        seed, simulated_s, world.scheduler.steps, len(world.accepted), initiators.written, faults.struck, world.asked, violation
-    )
+    steps, accepted, written = world.scheduler.steps, len(world.accepted), initiators.written
+    return Outcome(seed, simulated_s, steps, accepted, written, faults.struck, world.asked, *ends, violation=violation)
 
 
 def _storm(world: World, seed: int, operator: Operator, initiators: Initiators, faults: Faults) -> None:

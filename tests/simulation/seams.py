@@ -33,6 +33,7 @@ class Weather:
 
     loss: float = 0.0
     doubled: float = 0.0
+    replayed: float = 0.0
     late: float = 0.0
     slow: float = 0.0
     answers_lost: float = 0.0
@@ -161,7 +162,7 @@ class Broker:
     def cast(self, topic: str, server: str | None, method: str, payload: Any) -> None:
         self._sent.append((topic, server, method, payload))
         self._send(topic, server, method, payload)
-        if len(self._sent) > 1 and self._rng.random() < self._weather.doubled / 4:
+        if len(self._sent) > 1 and self._rng.random() < self._weather.replayed:
             self._send(*self._rng.choice(self._sent))  # one of yesterday
 
     def _send(self, topic: str, server: str | None, method: str, payload: Any) -> None:

@@ -333,6 +333,10 @@ class World:
         )
         return [(str(row[0]), str(row[1])) for row in found]
 
+    def ends(self, table: str) -> Counter[str]:
+        """How many operations, or moves, are in which state."""
+        return Counter(dict(self._raw.execute(f"SELECT state, count(*) FROM {table} GROUP BY state").fetchall()))
+
     # the network of the data path (`ceph.Network`)
 
     def flight_s(self, node: str) -> float | None:
