@@ -33,7 +33,7 @@ from sanderling.settings import Api, Bus, Conductor, Coordination, General, Imag
 from sanderling.settings import Records as RecordsOptions
 
 SUBNET = "front"
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 CLOCK = SystemClock()
 
 
@@ -228,7 +228,7 @@ class Cluster:
             os.kill(pid, signal.SIGCONT)
 
     def wait_operation(
-        self, operation: str | httpx.Response, *, within_s: float = 60.0, state: str | None = "succeeded"
+        self, operation: str | httpx.Response, *, within_s: float = 150.0, state: str | None = "succeeded"
     ) -> dict[str, Any]:
         """The operation, given by id or by the 202 that accepted it, once it has ended in that state; in any, if that is None."""
         if isinstance(operation, httpx.Response):
@@ -247,7 +247,7 @@ class Cluster:
         assert state in {None, seen["state"]}, f"{seen}\n{self._tails()}"
         return seen
 
-    def create_disk(self, name: str, *, within_s: float = 60.0, **body: Any) -> dict[str, Any]:
+    def create_disk(self, name: str, *, within_s: float = 150.0, **body: Any) -> dict[str, Any]:
         """A disk that any initiator may use, created and (unless told otherwise) started; what the API shows of it."""
         wanted: dict[str, Any] = {"size_bytes": 64 << 20, "paths": 2, "allow_any": True} | body
         if wanted.get("initiators") is not None:
@@ -256,7 +256,7 @@ class Cluster:
         shown: dict[str, Any] = self.http.get(f"/v1/disks/{name}").json()
         return shown
 
-    def delete_disk(self, name: str, *, within_s: float = 60.0) -> None:
+    def delete_disk(self, name: str, *, within_s: float = 150.0) -> None:
         """Gone, whatever its state."""
         asked = self.http.delete(f"/v1/disks/{name}", params={"force": "true", "confirm": name})
         self.wait_operation(asked, within_s=within_s)

@@ -11,7 +11,7 @@ from typing import Any
 from cli.lab.parts.daemons import Daemon, spawn, waited
 from sanderling.settings import Settings
 
-STOP_WITHIN_S = 30.0
+STOP_WITHIN_S = 60.0
 
 
 def write_ini(settings: Settings, file: Path) -> None:
@@ -88,7 +88,7 @@ class Process:
         self.kill()
         self.start(env=env)
 
-    def wait_until_dead(self, *, within_s: float = 60.0) -> None:
+    def wait_until_dead(self, *, within_s: float = 150.0) -> None:
         """For a process that is to end by itself, such as one with an armed failpoint."""
         assert self.daemon is not None, f"{self.name} was never started"
         try:
@@ -106,7 +106,7 @@ class Process:
         entries = [json.loads(line) for line in lines]
         return [entry for entry in entries if event is None or entry.get("event") == event]
 
-    def wait_for_log(self, event: str, *, after: int = 0, within_s: float = 30.0) -> dict[str, Any]:
+    def wait_for_log(self, event: str, *, after: int = 0, within_s: float = 90.0) -> dict[str, Any]:
         """The first entry with that event beyond the `after` first ones."""
         waited(lambda: len(self.log(event=event)) > after, within_s=within_s, what=f"{self.name} logs {event!r}; {self.log_file}")
         return self.log(event=event)[after]

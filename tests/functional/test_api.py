@@ -73,7 +73,7 @@ class Site:
             except httpx.TransportError:
                 return False
 
-        waited(answers, within_s=60, what="the API answers")
+        waited(answers, within_s=120, what="the API answers")
         return client
 
     def waiting(self) -> list[str]:
@@ -142,7 +142,7 @@ def test_wake_ups_of_what_was_accepted_while_the_broker_was_dead_arrive_once_it_
         site = make(bus=broker.url, consul=consul.url, ceph=ceph)
         client = site.api()
         assert create(client, "before").status_code == 202
-        waited(lambda: not site.waiting(), within_s=30, what="the first wake-up is cast")
+        waited(lambda: not site.waiting(), within_s=90, what="the first wake-up is cast")
         broker.kill()
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda n: create(client, f"d{n}"), range(40)))
@@ -155,8 +155,8 @@ def test_wake_ups_of_what_was_accepted_while_the_broker_was_dead_arrive_once_it_
         wake = (Wake, lambda message: woken.add(message.operation_id))
         serving = bus.serve(topics.CONDUCTOR, "test", [Endpoint("operation", {"wake": wake})])
         try:
-            waited(lambda: woken >= accepted, within_s=60, what="every wake-up arrives")
-            waited(lambda: not site.waiting(), within_s=30, what="the outbox is empty")
+            waited(lambda: woken >= accepted, within_s=200, what="every wake-up arrives")
+            waited(lambda: not site.waiting(), within_s=90, what="the outbox is empty")
         finally:
             serving.stop()
             bus.close()
@@ -175,7 +175,7 @@ def test_a_wake_up_that_a_killed_process_left_is_cast_by_another(
     assert site.waiting() == [accepted]
     replace_site = Site(tmp_path, replace(site.settings, bus=Bus(url=rabbitmq.url)), site.records, site.token, site.processes)
     replace_site.api("another")
-    waited(lambda: not site.waiting(), within_s=30, what="another process casts it")
+    waited(lambda: not site.waiting(), within_s=90, what="another process casts it")
 
 
 def test_requests_that_need_a_part_that_is_silent_say_so_and_the_others_are_answered(

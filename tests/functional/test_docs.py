@@ -34,7 +34,7 @@ VARIES = {
     r"\d\d\.\d\d sec \(.*\)": "SPEED",
     r"process \d+": "process PID",
 }
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 
 
 class Terminal:

@@ -95,7 +95,7 @@ def test_who_listens_on_every_address_of_port_3260_is_found(cluster: Cluster, tm
     log = tmp_path / "listener"
     listener = spawn("listener", [sys.executable, "-c", LISTENER], log=log, netns=cluster.network.netns(node))
     try:
-        waited(lambda: "listens" in log.read_text(), within_s=10, what="it listens")
+        waited(lambda: "listens" in log.read_text(), within_s=60, what="it listens")
         code, found, said = asked(cluster, node, "--role", "worker")
     finally:
         listener.kill()

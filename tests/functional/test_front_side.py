@@ -98,7 +98,7 @@ def test_when_no_gateway_reaches_another_nothing_moves(cluster: Cluster, disks: 
             what="every gateway says that it reaches nobody",
         )
         assert gateway_of(cluster, disk["id"]) == node
-    waited(lambda: not any(unreachable(cluster, each) for each in nodes), within_s=30, what="all reach each other again")
+    waited(lambda: not any(unreachable(cluster, each) for each in nodes), within_s=90, what="all reach each other again")
     with writing(cluster, disk) as writer:
         writer.wrote(50)
     assert gateway_of(cluster, disk["id"]) == node
@@ -134,10 +134,10 @@ def test_a_machine_that_claims_a_paths_address_is_found_and_the_path_is_won_back
     own = cluster.network.mac(cluster.network.netns(node), "eth1")
     with writing(cluster, disk) as writer:
         with rival(cluster, address):
-            waited(lambda: address in front(cluster, node).claimed, within_s=30, what="the claim is published")
-            waited(lambda: neighbour(cluster, address) == own, within_s=30, what="the initiator knows whose address it is")
+            waited(lambda: address in front(cluster, node).claimed, within_s=90, what="the claim is published")
+            waited(lambda: neighbour(cluster, address) == own, within_s=90, what="the initiator knows whose address it is")
             writer.wrote(50)
-        waited(lambda: not front(cluster, node).claimed, within_s=30, what="the claim is over")
+        waited(lambda: not front(cluster, node).claimed, within_s=90, what="the claim is over")
         writer.wrote(50)
     assert gateway_of(cluster, disk["id"]) == node
     assert len(intervals(cluster, disk["id"])) == 1

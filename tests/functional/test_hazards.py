@@ -224,12 +224,12 @@ def test_a_move_leaves_no_write_behind_that_lands_later(
         destination = next(node for node in cluster.network.nodes if node != source)
         with _cut_off_from_the_store(cluster, source):
             written = host.begin(OLD, NEW)
-            waited(lambda: _in_flight(cluster, source, disk) == IOTHREADS, within_s=20, what="every thread writes")
+            waited(lambda: _in_flight(cluster, source, disk) == IOTHREADS, within_s=60, what="every thread writes")
             _command_a_move(cluster, disk, source, destination)
             waited(lambda: _is_kept(cluster, disk, source) or _has(written), within_s=40, what="the move is over", every_s=0.1)
             assert _is_kept(cluster, disk, source) is guarded
             owner = source if guarded else destination
-            waited(lambda: gateway_of(cluster, disk["id"]) == owner, within_s=20, what=f"{owner} is known to serve")
+            waited(lambda: gateway_of(cluster, disk["id"]) == owner, within_s=60, what=f"{owner} is known to serve")
         _wait_for(written)
         found = _found(host.wrong, or_once=lambda: not _in_flight(cluster, source, disk) and not _on_their_way(cluster, source))
         assert bool(found) is not guarded, found
@@ -398,7 +398,7 @@ def _stop_with_a_write_in_its_socket(pids: Sequence[int]) -> None:
             return False
         return True
 
-    waited(caught, within_s=30, what="a write is in the socket of the stopped process")
+    waited(caught, within_s=90, what="a write is in the socket of the stopped process")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def test_a_cut_separates_the_sides_it_names_and_a_mend_joins_them_again(pair: Ne
     back, front = pair.address("two", "back"), pair.address("two", "front")
     for name, address in (("back", back), ("front", front)):
         spawn(name, [sys.executable, "-c", LISTEN, address], log=tmp_path / name, netns=pair.netns("two"))
-        waited(lambda at=address: reaches(pair.netns("one"), at), within_s=10, what=f"{address} answers")  # type: ignore[misc]
+        waited(lambda at=address: reaches(pair.netns("one"), at), within_s=60, what=f"{address} answers")  # type: ignore[misc]
     assert reaches(pair.initiator, front)
     assert not reaches(pair.initiator, back), "an initiator stands on the front alone"
     pair.cut("two", sides=["front"])
@@ -42,7 +42,7 @@ def test_a_cut_separates_the_sides_it_names_and_a_mend_joins_them_again(pair: Ne
     pair.cut("two")
     assert not reaches(pair.netns("one"), back)
     pair.mend("two")
-    waited(lambda: reaches(pair.initiator, front) and reaches(pair.netns("one"), back), within_s=10, what="both sides are back")
+    waited(lambda: reaches(pair.initiator, front) and reaches(pair.netns("one"), back), within_s=60, what="both sides are back")
 
 
 def test_closing_kills_what_a_test_left_running_and_removes_every_name(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_leader_tells_over_its_port_that_it_leads(tmp_path: Path) -> None:
         return 'sanderling_leader_leads{service="cluster"} 1.0' in text and "sanderling_leader_term" in text
 
     try:
-        waited(leads, within_s=20, what="it says that it leads")
+        waited(leads, within_s=60, what="it says that it leads")
     finally:
         candidate.terminate()
 

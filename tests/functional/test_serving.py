@@ -186,7 +186,7 @@ def test_a_worker_that_stays_dead_is_replaced_and_its_client_fenced(cluster: Clu
         heir = moved(cluster, disk["id"], away_from=node)
         writer.wrote(50)
         cluster[node].start()
-        waited(lambda: node in cluster.live(), within_s=30, what=f"{node} is back")
+        waited(lambda: node in cluster.live(), within_s=90, what=f"{node} is back")
         writer.wrote(50)
     found = intervals(cluster, disk["id"])
     assert len(found) == 2
@@ -223,7 +223,7 @@ def test_the_exports_of_a_lost_node_are_served_by_another_and_only_by_that(
     assert overlapping(found) == []
     assert any(entry["client"] == found[0][2] for entry in cluster.log(heir, event="fenced"))
     assert wrong_blocks(cluster, disk["id"], writer.history) == []
-    waited(lambda: not any(start_time(pid) for pid in old), within_s=20, what="the lost node's old process is gone")
+    waited(lambda: not any(start_time(pid) for pid in old), within_s=60, what="the lost node's old process is gone")
 
 
 @pytest.mark.timeout(600)

@@ -74,7 +74,7 @@ def test_every_process_does_its_work_with_what_its_unit_leaves_it(cluster: Clust
             shown = cluster.http.get(f"/v1/disks/{unique}").json()
             assert {path["gateway"] for path in shown["paths"]} == {gateway}
         cluster.delete_disk(unique)
-        waited(lambda: bool(leader.log(event="leading")), within_s=30, what="the leader leads")
+        waited(lambda: bool(leader.log(event="leading")), within_s=90, what="the leader leads")
     finally:
         leader.terminate()
         for process in confined:

@@ -18,7 +18,7 @@ from cli.lab.parts.daemons import Daemon, run, spawn, waited
 from tests.parts import usage
 
 SANDERLING = str(Path(".venv/bin/sanderling").resolve())
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 
 
 class Host:
@@ -138,7 +138,7 @@ def test_a_disk_whose_making_was_interrupted_is_finished_at_the_next_start(host:
     first.wait(within_s=30)
     host.up()
     assert host.asked("operation", "watch", accepted["id"])["state"] == "succeeded"
-    waited(lambda: host.asked("disk", "show", "first")["paths"][0]["status"] == "serving", within_s=20, what="it is served")
+    waited(lambda: host.asked("disk", "show", "first")["paths"][0]["status"] == "serving", within_s=60, what="it is served")
 
 
 def test_the_client_file_is_its_owners_alone_and_a_lost_one_is_written_again(host: Host) -> None:
@@ -214,7 +214,7 @@ def test_commands_show_what_there_is(served: Host) -> None:
     gateway = served.asked("gateway", "list")[0]["name"]
     assert served.asked("gateway", "show", gateway)["exports"]
     assert {path["gateway"] for path in served.asked("path", "list", "--disk", "demo")} == {gateway}
-    waited(lambda: any(one["leader"] for one in served.asked("leader", "show")), within_s=30, what="somebody leads")
+    waited(lambda: any(one["leader"] for one in served.asked("leader", "show")), within_s=90, what="somebody leads")
     events = [
         json.loads(line) for line in served.typed("event", "tail", "--after", "0", "--no-follow", "--json").stdout.splitlines()
     ]

@@ -204,7 +204,7 @@ def test_an_operation_is_explained_cancelled_and_followed(cluster: Cluster, sand
     with no_conductor(cluster):
         asked = sanderling("disk", "create", unique, "--size", "64M", "--allow-any")
         behind = sanderling("disk", "stop", unique)
-        waited(lambda: explained(sanderling, asked) == "no_conductor", within_s=30, what="no conductor is heard of")
+        waited(lambda: explained(sanderling, asked) == "no_conductor", within_s=90, what="no conductor is heard of")
         assert explained(sanderling, behind) == "queued"
         assert asked["id"] in {one["id"] for one in sanderling("operation", "list", "--state", "pending")}
         sanderling("operation", "cancel", behind["id"])
@@ -228,7 +228,7 @@ def test_the_leader_measures_and_tells(
 ) -> None:
     store = coordination.connect(cluster[leader].settings, clock=CLOCK)
     try:
-        waited(lambda: leader_of(store, CLUSTER) is not None, within_s=30, what="somebody leads")
+        waited(lambda: leader_of(store, CLUSTER) is not None, within_s=90, what="somebody leads")
         leads = leader_of(store, CLUSTER)
     finally:
         store.close()
@@ -248,7 +248,7 @@ def test_the_leader_measures_and_tells(
         waited(lambda: len(receiver.keys) == 1, within_s=60, what="the test message arrives")
         sanderling("disk", "stop", disk["id"], "--wait")
         waited(lambda: len(receiver.keys) == 2, within_s=60, what="the event arrives")
-        waited(lambda: sanderling("notification", "show", unique)["behind"] == 0, within_s=30, what="nothing waits")
+        waited(lambda: sanderling("notification", "show", unique)["behind"] == 0, within_s=90, what="nothing waits")
         sanderling("notification", "delete", unique)
         assert recorded(cluster, RuleRow, name=unique) == []
     assert [row.state for row in recorded(cluster, DiskRow, id=disk["id"])] == [DiskState.STOPPED]

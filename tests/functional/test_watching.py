@@ -149,7 +149,7 @@ class Asked:
 
     def found(self, *wanted: tuple[str, str]) -> dict[tuple[str, str], SeenSpan]:
         """The spans by process and name, once these are among them; they are printed as well."""
-        waited(lambda: set(wanted) <= _by_name(self.spans).keys(), within_s=20, what="the spans of every process arrive")
+        waited(lambda: set(wanted) <= _by_name(self.spans).keys(), within_s=60, what="the spans of every process arrive")
         sys.stdout.write(f"{tree(self.spans)}\n")
         return _by_name(self.spans)
 
@@ -246,7 +246,7 @@ def test_each_process_measures_what_it_did(asked: Asked) -> None:
     def serving() -> bool:
         return sum(one["sanderling_worker_exports"][("phase", "serving"),] for one in workers()) >= 1
 
-    waited(serving, within_s=10, what="the workers count what they serve")
+    waited(serving, within_s=60, what="the workers count what they serve")
     assert sum(one["sanderling_worker_action_seconds_count"].get(_TAKEN, 0.0) for one in workers()) >= 1
     assert max(one["sanderling_worker_lease_left_seconds"][()] for one in workers()) > 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cli.lab.parts.daemons import Daemon, run, spawn, waited
 
-START_WITHIN_S = 60.0
+START_WITHIN_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
