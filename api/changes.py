@@ -106,6 +106,11 @@ class Change:
         if "*" not in wanted and version not in wanted:
             raise PreconditionFailed(f"disk {row.name} has changed; read it again and decide anew", etag=version)
 
+    @property
+    def _queue_max(self) -> int:
+        """How many may wait before this: none when it is to be of a certain version of the disk, which others would change."""
+        return self._context.settings.api.queue_max if self._if_match in {None, "*"} else 0
+
     def carry_out(self, caller: Caller, prepare: Callable[[Session, datetime], Intent]) -> JSONResponse:
         """Run `prepare` and submit what it comes to; with ?dry_run=true take it back and return the plan."""
         if not self.dry_run:
@@ -150,12 +155,12 @@ class Change:
         may_wait: bool = True,
     ) -> JSONResponse:
         """Submit the operation that does this; `check` may refuse it within the transaction. Never for a dry run."""
-        queue_max = self._context.settings.api.queue_max if may_wait else 0
+        queue_max = self._queue_max if may_wait else 0
 
         def write(session: Session, now: datetime) -> Accepted:
             check(session)
             self._refuse_too_many(session, subject.kind)
-            line = operations.line(session, subject.resource_id) if may_wait else []
+            line = operations.line(session, subject.resource_id) if queue_max else []
             operation = assignments.submit(
                 session,
                 subject,
@@ -187,7 +192,7 @@ class Change:
 
     def _intended(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Accepted:
         self._refuse_too_many(session, intent.plan.kind)
-        queue_max = self._context.settings.api.queue_max if intent.may_wait else 0
+        queue_max = self._queue_max if intent.may_wait else 0
         line = operations.line(session, intent.row.id) if queue_max else []
         if line:
             turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line)

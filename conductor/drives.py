@@ -56,6 +56,10 @@ class Drive:
         operation = self._claimed(operation_id)
         if operation is None:
             return False
+        if operation.ended:
+            _count(operation)
+            log.info("refused when its turn came", kind=operation.kind, problem=operation.problem)
+            return True
         with tracing.span(operation.kind, parent=operation.traceparent, operation_id=operation_id, begins=True) as span:
             log.info("driving", kind=operation.kind, state=operation.state, claim_epoch=operation.claim_epoch)
             try:
@@ -83,8 +87,8 @@ class Drive:
             point = f"{operations.get(session, operation_id).kind}.claim"
         self._failpoints.reach(f"{point}:before")
         with self._stores.records.begin() as session:
-            turns.begin(session, operation_id, own=self._own, now=self._now(), actor=self._conductor)
-            claimed = operations.claim(
+            refused = turns.begin(session, operation_id, own=self._own, now=self._now(), actor=self._conductor)
+            claimed = refused or operations.claim(
                 session, operation_id, conductor=self._conductor, now=self._now(), ttl_s=self._own.claim_ttl_s
             )
         metrics.CLAIMS.labels("claimed" if claimed is not None else "not_free").inc()
@@ -236,8 +240,13 @@ class Drive:
         ended = operations.end(session, operation.id, OperationEvent.FAIL, claim_epoch=epoch, now=now, problem=problem)
         disk_id = operation.resource_id
         is_described = any(step.name == plans.DESCRIBE_CHANGED and step.state is StepState.DONE for step in operation.steps)
-        if operation.kind is OperationKind.CHANGE_DISK and not is_described:  # so that who asks again is not told that it is done
-            disks.unchange(session, disk_id, operation.params[disks.BEFORE], now=now, revision=None)
+        if operation.kind is OperationKind.CHANGE_DISK:
+            revision = revision_undone(operation.params)
+            if not is_described:  # so that who asks again is not told that it is done
+                disks.unchange(session, disk_id, operation.params[disks.BEFORE], now=now, revision=None)
+            if revision is not None:  # the highest that the image may have: the publisher tells what it says, and indexes that
+                row = disks.get(session, disk_id)
+                row.revision = max(row.revision, revision)
         if operation.kind.changes_disk and DISKS.allows(DiskState(disks.get(session, disk_id).state), DiskEvent.FAIL):
             disks.apply(session, disk_id, DiskEvent.FAIL, now=now, actor=self._conductor, operation_id=operation.id)
         return ended

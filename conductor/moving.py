@@ -29,7 +29,8 @@ class Held:
 class View:
     """One look. An export whose key is missing or cannot be read is left out of `exports`; `gateways` are those that live.
 
-    `started` are the ids of the disks that should be served; `avoid` the gateways that people want a disk kept from.
+    `started` are the ids of the disks that should be served; `avoid` the gateways that people want a disk kept from,
+    `drained` those that are to get nothing.
     """
 
     exports: Mapping[ExportId, Held]
@@ -37,6 +38,7 @@ class View:
     started: Collection[str]
     is_cancelled: bool = False
     avoid: Mapping[str, Collection[str]] = field(default_factory=dict)
+    drained: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,8 @@ def _not_begun(move: Move, view: View) -> Begin | End:
         return End(move, MoveEvent.FAIL, f"disk {move.disk_name} is no longer started")
     if move.destination in view.avoid.get(move.disk_id, ()):
         return End(move, MoveEvent.FAIL, f"disk {move.disk_name} is to avoid {move.destination} now; plan again")
+    if move.destination in view.drained:
+        return End(move, MoveEvent.FAIL, f"{move.destination} is drained now; plan again")
     if held is None:
         return End(move, MoveEvent.FAIL, "coordination does not say who serves it")
     if held.owner not in {"", move.source, move.destination}:

@@ -154,8 +154,18 @@ class Publisher:
         with self._stores.telling_workers([*view.claimants(missing), *keys_for(disk)]):
             publish_disk(self._coordination, disk)
             publish_exports(self._coordination, disk, client_of=lambda export: clients.get(export, UNKNOWN_CLIENT))
+        self._index(indexed, disk)
         metrics.REPAIRS.labels("published_again").inc()
         log.warning("published again", disk=disk.id, generation=disk.generation, clients={str(e): c for e, c in clients.items()})
+
+    def _index(self, indexed: Disk, disk: Disk) -> None:
+        """Index what the image says where a change that failed left that in doubt."""
+        if (disk.revision, disk.presented_at) == (indexed.revision, indexed.presented_at):
+            return
+        with self._records.begin() as session:
+            if operations.open_on(session, disk.id) is None:
+                disks.changed(session, disk, [], now=self._records.now(), actor=self._node, operation_id=None)
+        self._tell()
 
     def _client(self, export: ExportId, view: _View) -> str:
         """Whom the next owner must fence, or adopt: the one client that serves it, or `unknown` when that is not certain."""

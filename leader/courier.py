@@ -6,6 +6,7 @@ as lines on its standard input, answers go as lines to its standard output; it e
 """
 
 import json
+import signal
 import sys
 import threading
 from dataclasses import asdict
@@ -86,7 +87,7 @@ class Courier:
         reason = ""
         try:
             receivers.send(self._keyring.unseal(delivery.sealed_url), note(delivery), self._options)
-        except (DeliveryFailed, SecretUnreadable) as problem:
+        except (DeliveryFailed, SecretUnreadable, SettingsRefused) as problem:
             reason = problem.detail
         while True:
             try:
@@ -139,6 +140,8 @@ def lasts_s(configured: settings.Settings) -> float:
 
 def main() -> None:
     """Carry out the orders that come, until there are no more."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # it ends with its input: what it has begun is not to be in doubt
+        signal.signal(number, signal.SIG_IGN)
     known: dict[str, Any] = json.loads(sys.stdin.readline())
     configured = settings.Settings(
         records=settings.Records(**known["records"]),

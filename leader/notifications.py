@@ -54,7 +54,8 @@ class NotificationsDuty(Rounds):
             is_more = self._look(rules, self._unseen(session, rules))
         self._keep_up(rules, tenure)
         self._hand_out(rules, tenure)
-        metrics.told(rules)
+        if tenure.holds():
+            metrics.told(rules)
         return 0.0 if is_more else self._options.interval_s
 
     def _new_couriers(self) -> Couriers:

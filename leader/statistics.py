@@ -66,7 +66,8 @@ class StatisticsDuty(Rounds):
         if tenure.holds():
             self._store(samples, gateways, tenure, now)
             self._exports_slot = exports_slot
-            metrics.measured(samples)
+            if tenure.holds():
+                metrics.measured(samples)
         following = at + timedelta(seconds=options.interval_s)
         return max(0.0, (following - self._clock.wall()).total_seconds())
 

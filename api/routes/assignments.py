@@ -154,6 +154,9 @@ def _move(
             planned = plan(session, seen)
         if planned.moves and not change.dry_run:
             return change.assign(caller, moves=planned.moves, notes=planned.notes, may_wait=may_wait)
+        if not change.dry_run:
+            with context.records.read() as session:
+                operations.refuse_second(session, ASSIGNMENTS)  # it is so now, and may not be when that has ended
         kept_as = plan_id or (_keep(context, planned) if change.dry_run else None)
         with context.records.read() as session:
             measured = gaps.recent(session, limit=context.settings.api.gaps_max)

@@ -14,7 +14,7 @@ from api.rules import Body
 from api.situations import Seen
 from sanderling.errors import InvalidInput
 from sanderling.model.operations import OperationKind
-from sanderling.records import disks, marks
+from sanderling.records import disks, marks, operations
 from sanderling.records.assignments import marks_of
 
 router = APIRouter(tags=["disks"])
@@ -54,11 +54,13 @@ def put(
             row = disks.find(session, disk)
             change.check_match(session, row)
             was, found = marks.of(session, row.id), disks.describe(row)
+            is_at_rest = operations.open_on(session, row.id) is None
         wanted = {"pin": body.pin, "avoid": sorted(body.avoid)}
         notes = _notes(seen, body)
-        if was == wanted:
+        is_so = was == wanted and is_at_rest  # else what goes before may mark it otherwise
+        if is_so:
             notes.append("nothing to do: the disk is marked so already")
-        if change.dry_run or was == wanted:
+        if change.dry_run or is_so:
             return JSONResponse({"dry_run": change.dry_run, "disk": found.name, "was": was, "marks": wanted, "notes": notes}, 200)
         return change.assign(
             caller,

@@ -119,8 +119,9 @@ def _seen(context: Context, listing: Listing, moves: Iterable[Move]) -> View:
     with context.stores.records.read() as session:
         query = select(DiskRow.id).where(DiskRow.started.is_(True), DiskRow.state == DiskState.STARTED.value)
         started = frozenset(session.scalars(query))
-        operation, avoid = operations.get(session, context.operation.id), marks.read(session).avoid
-    return View(exports, {gateway.name: gateway for gateway in gateways}, started, operation.cancel_requested, avoid)
+        operation, marked = operations.get(session, context.operation.id), marks.read(session)
+    named = {gateway.name: gateway for gateway in gateways}
+    return View(exports, named, started, operation.cancel_requested, marked.avoid, marked.drained)
 
 
 def _held(entry: Entry) -> Held | None:

@@ -28,7 +28,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _CLIENT = re.compile(r"(?P<address>\S+:0)/(?P<nonce>[1-9][0-9]*)")
-_ROLLER: Final = "sanderling.roller"  # of an image: the client that rolls it back
+_ROLLER: Final = "sanderling.roller"  # of an image: the client that rolls it back, or did; never absent again
+_ENDED: Final = " ended"
 _SLICE_BYTES: Final = 64 << 30  # how much of an image is given back between two looks at the clock
 _UNREACHABLE = {errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -143,7 +144,7 @@ class RbdImages:
     def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
         """By a client of its own, which the image names until it has ended in good order: whoever comes next fences it first."""
         before = self._ask(f"look for a roll-back of image {name}", lambda _, pool: _roller(pool, name, snapshot))
-        if before:
+        if before and not before.endswith(_ENDED):
             self.fence(before)
         connection = self._made()
         client = str(connection.cluster.get_addrs())
@@ -156,13 +157,18 @@ class RbdImages:
                 connection.released()
 
         try:
-            self._ask(f"announce a roll-back of image {name}", lambda _, pool: _announce(pool, name, client))
+            if not self.set_metadata(name, _ROLLER, client, expected=before):
+                raise Unavailable(f"another rolls image {name} back at this moment; it is tried again", dependency="ceph")
+        except BaseException:
+            connection.released()
+            raise
+        try:
             with self._translated(f"roll image {name} back to {snapshot}"):
                 self._in_thread(f"roll back {name}", work, timeout_s)
         except BaseException:
             self.fence(client)
             raise
-        self._ask(f"end a roll-back of image {name}", lambda _, pool: _announce(pool, name, None))
+        self.set_metadata(name, _ROLLER, f"{client}{_ENDED}", expected=client)  # unless whoever came next has fenced it
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         def work(_: Any, pool: Any) -> None:
@@ -485,20 +491,12 @@ def _remove_inherited_metadata(pool: Any, name: str, clone: str) -> None:
                 image.metadata_remove(key)
 
 
-def _roller(pool: Any, name: str, snapshot: str) -> str:
-    """The client that was rolling the image back and has not said that it ended; `NotFound` without the snapshot."""
+def _roller(pool: Any, name: str, snapshot: str) -> str | None:
+    """The client that rolled the image back last, marked when it has ended; `NotFound` without the snapshot."""
     with rbd.Image(pool, name, read_only=True) as image:
         if snapshot not in [entry["name"] for entry in _snapshots(image)]:
             raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
-        return str(dict(image.metadata_list()).get(_ROLLER, ""))
-
-
-def _announce(pool: Any, name: str, client: str | None) -> None:
-    with rbd.Image(pool, name) as image:
-        if client:
-            image.metadata_set(_ROLLER, client)
-        else:
-            image.metadata_remove(_ROLLER)
+        return dict(image.metadata_list()).get(_ROLLER)
 
 
 def _is_clone(pool: Any, clone: str, name: str, snapshot: str) -> bool:

@@ -247,8 +247,8 @@ def change(session: Session, disk_id: str, wanted: Mapping[str, Any], *, now: da
     return row
 
 
-def changed(session: Session, disk: Disk, fields: Sequence[str], *, now: datetime, actor: str, operation_id: str) -> None:
-    """Index the disk as its image describes it after a change of these fields: "disk.changed"."""
+def changed(session: Session, disk: Disk, fields: Sequence[str], *, now: datetime, actor: str, operation_id: str | None) -> None:
+    """Index the disk as its image describes it after a change of these fields, if they are known: "disk.changed"."""
     row = get(session, disk.id)
     described = disk.model_dump(include=set(_CHANGEABLE), mode="json")
     _put(session, row, described | {"revision": disk.revision, "presented_at": disk.presented_at}, now=now)

@@ -118,10 +118,11 @@ class Watch:
         may be handed one for the second time. (Keys that were lost of a disk that stops are made again so that who serves it is
         told to stop; nobody takes those.)
         """
-        epoch = Export.model_validate_json(value).epoch
+        exported = Export.model_validate_json(value)
+        epoch = exported.epoch
         history = self.epochs[key]
         if not history or history[-1][1] != epoch:
-            if history and epoch < history[-1][1] and self._is_to_run(key.split("/")[1]):
+            if history and epoch < history[-1][1] and (exported.node or self._is_to_run(key.split("/")[1])):
                 self.violated(f"I4 {key}: the epoch went back from {history[-1][1]} to {epoch}")
             history.append((self.world.scheduler.now, epoch))
 
