@@ -11,7 +11,7 @@ import pytest
 from tests.simulation import mutants
 
 ROOT: Final = Path(__file__).parents[2]
-SCHEDULES: Final = 100
+SCHEDULES: Final = 80
 
 
 def simulated(*words: str, tree: Path = ROOT) -> "subprocess.CompletedProcess[str]":
