@@ -64,6 +64,8 @@ def _caught(mutant: Mutant, tree: Path, schedules: int, *, schedules_alone: bool
     file.write_text(mutant.applied(tree))
     try:
         return _by_test(mutant, tree) if mutant.test and not schedules_alone else _by_simulation(mutant, tree, schedules)
+    except subprocess.TimeoutExpired:
+        return ""  # on a busy machine that says nothing
     finally:
         file.write_text(whole)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.simulation import mutants
 
 ROOT: Final = Path(__file__).parents[2]
-SCHEDULES: Final = 100
+SCHEDULES: Final = 80
 
 
 def simulated(*words: str, tree: Path = ROOT) -> "subprocess.CompletedProcess[str]":
@@ -30,8 +30,8 @@ def test_no_schedule_of_faults_violates_an_invariant() -> None:
 
 
 def test_a_seed_gives_the_same_schedule_again() -> None:
-    first, second = (simulated("--seed", "8", "--trace").stdout.splitlines() for _ in range(2))
-    assert len(first) > 50
+    first, second = (simulated("--seed", "10", "--trace").stdout.splitlines() for _ in range(2))
+    assert len(first) > 30
     assert [line for line in first if "s each" not in line] == [line for line in second if "s each" not in line]
 
 

@@ -16,6 +16,19 @@ from sanderling.settings import Coordination, General, Images, Settings
 GATEWAY = Gateway(name="a")
 
 
+class Slow(EmbeddedCoordination):
+    """A store that takes its time to say whether a session lives."""
+
+    def __init__(self, *, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
+        self._time = clock
+
+    def session_is_live(self, consul_session: str) -> bool:
+        is_live = super().session_is_live(consul_session)
+        self._time.advance(1.5)
+        return is_live
+
+
 class Counting(EmbeddedCoordination):
     """A store that remembers which keys were acquired."""
 
@@ -92,6 +105,15 @@ def test_the_session_is_proven_only_from_the_moment_the_question_was_asked(
     membership.turned()
     membership.prove()
     assert membership.proven_until(membership.consul_session) == clock.monotonic() + settings.iscsi_worker.lease_s
+
+
+def test_a_proof_is_as_old_as_its_question_however_late_the_answer(settings: Settings, clock: ManualClock) -> None:
+    membership = Membership(settings, Slow(clock=clock), clock=clock)
+    membership.ensure()
+    clock.advance(1.0)
+    asked_at = clock.monotonic()
+    membership.prove()
+    assert membership.proven_until(membership.consul_session) == asked_at + settings.iscsi_worker.lease_s
 
 
 def test_a_proof_of_one_session_says_nothing_of_the_next(

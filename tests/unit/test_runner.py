@@ -10,11 +10,12 @@ import pytest
 
 from cli.lab.parts.daemons import waited
 from conductor.runner import Runner
+from conductor.steps.descriptions import METADATA_KEY
 from conductor.steps.keys import delete_keys, keys_of
 from sanderling.errors import Fenced, ImageFailed, InUse, Unavailable
 from sanderling.images.base import Images
 from sanderling.model import plans
-from sanderling.model.disks import DiskState
+from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import Export, ExportPhase
 from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
 from sanderling.records import operations
@@ -404,6 +405,28 @@ def test_a_disk_started_again_gets_a_generation_of_its_own(house: House, gateway
     assert after is not None
     assert after.generation > before.generation
     assert after.revision == before.revision + 2
+
+
+def test_a_description_that_somebody_else_changed_meanwhile_is_not_written_over(
+    house: House, images: Troubled, gateways: Gateways
+) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk, start=False)
+
+    def publish_again() -> None:
+        images.before.clear()
+        stored = house.images.get_metadata(disk.image)[METADATA_KEY]
+        raised = Disk.model_validate_json(stored)
+        raised = raised.model_copy(update={"generation": raised.generation + 5})
+        assert house.images.set_metadata(disk.image, METADATA_KEY, raised.model_dump_json(), expected=stored)
+
+    before = house.described(disk)
+    images.before["set_metadata"] = publish_again
+    house.done(START, disk)
+    after = house.described(disk)
+    assert before is not None
+    assert after is not None
+    assert after.generation == before.generation + 6
 
 
 @pytest.mark.parametrize("stopped_before", [False, True])
