@@ -2,8 +2,8 @@
 
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import described, stopped_again, undescribed
-from conductor.steps.keys import delete_keys, keys_for, keys_of, publish_disk, publish_exports
-from conductor.steps.serving import await_released
+from conductor.steps.keys import delete_keys, exports_prefix, keys_for, keys_of, publish_disk, publish_exports
+from conductor.steps.serving import await_released, must_publish, publish_again
 from sanderling.model.exports import UNKNOWN_CLIENT
 from sanderling.model.operations import OperationKind
 
@@ -17,6 +17,9 @@ def publish(context: Context) -> None:
     if context.operation.kind is OperationKind.DELETE_DISK and undescribed(context):
         return
     disk, coordination = described(context), context.stores.coordination
+    if context.step.attempts and disk.started and must_publish(coordination.list(exports_prefix(disk.id)), disk):
+        publish_again(context)  # an attempt before may have published them, and workers have served: no epoch is given out twice
+        return
     with context.stores.telling_workers(keys_for(disk)):
         with context.effect("disk"):
             publish_disk(coordination, disk, cause=context.cause)

@@ -33,18 +33,18 @@ def await_served(context: Context) -> None:
         if context.left_s <= 0:
             raise _not_served(context, disk, missing)
         context.check()
-        if _must_publish(listing, disk):
-            _publish_again(context)
+        if must_publish(listing, disk):
+            publish_again(context)
         listing = coordination.watch(exports_prefix(disk.id), index=listing.index, timeout_s=min(_WATCH_S, context.left_s))
 
 
-def _must_publish(listing: Listing, disk: Disk) -> bool:
+def must_publish(listing: Listing, disk: Disk) -> bool:
     """Whether an export's key is missing, or free and such that no worker can read it."""
     usable = [entry for entry in exports_in(listing.entries).values() if is_usable(entry)]
     return len(usable) < len(disk.export_indexes)
 
 
-def _publish_again(context: Context) -> None:
+def publish_again(context: Context) -> None:
     """Coordination was lost while it was waited for: a new generation, whose first owner fences whoever has the image open."""
     images, image = context.stores.images, image_of(context.disk_id)
     found = read(images, image)

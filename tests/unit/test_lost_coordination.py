@@ -130,6 +130,19 @@ def test_a_disk_that_was_waited_for_is_published_again_in_a_new_generation(house
     assert house.state(disk) == DiskState.STARTED
 
 
+def test_keys_lost_between_two_attempts_to_publish_are_made_in_a_new_generation(house: House) -> None:
+    disk = house.disk()
+    operation = house.ask(OperationKind.CREATE_DISK, disk)
+    generations = []
+    for later in (False, True):
+        with pytest.raises(Crash):
+            house.drive(operation, failpoint="disk.create.publish.finish:before", later=later)
+        (entry,) = house.coordination.list(f"exports/{disk.id}/").entries
+        generations.append(Export.model_validate_json(entry.value).generation)
+        lose_coordination(house)
+    assert generations[1] > generations[0], "a worker may have been given the epochs of the first"
+
+
 @pytest.mark.parametrize("kind", [OperationKind.STOP_DISK, OperationKind.DELETE_DISK])
 def test_an_export_that_cannot_be_read_is_fenced_like_an_unknown_one_and_the_disk_stops(
     house: House, images: Opened, kind: OperationKind
