@@ -64,6 +64,14 @@ def test_what_is_asked_behind_other_work_is_kept_whole(api: Api) -> None:
     assert asked == {"name": "db2", "initiators": [f"{ONE}-2"], "allow_any": False}, "what goes before may turn out otherwise"
 
 
+def test_what_is_to_be_of_a_certain_version_of_the_disk_does_not_wait_for_what_changes_it(api: Api) -> None:
+    made(api, "db", started=True)
+    change(api, "db", initiators=[f"{ONE}-2"])
+    read = api.client.get("/v1/disks/db").headers["etag"]
+    answer = api.client.patch("/v1/disks/db", json={"name": "db2"}, headers={"If-Match": read})
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/busy")
+
+
 def test_a_change_to_what_the_disk_is_already_does_nothing(api: Api) -> None:
     made(api, "db", started=False, allow_any=True)
     before = api.tables()

@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 from conductor import failpoints
-from sanderling.errors import Conflict, ImageFailed, TransitionRefused
+from conductor.publisher import Publisher
+from sanderling.coordination.base import Coordination
+from sanderling.errors import Conflict, ImageFailed, TransitionRefused, Unavailable
+from sanderling.images.base import Images
 from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskState
 from sanderling.model.exports import Export, ExportId
-from sanderling.model.operations import OperationKind, OperationState
+from sanderling.model.operations import Cause, OperationKind, OperationState
 from sanderling.records import disks, operations
+from sanderling.settings import Settings
 from tests.house import Crash, Gateways, House
 from tests.unit.test_runner import Troubled, raising
 from tests.unit.test_runner_failpoints import HOPELESS_S, impatient
@@ -196,3 +201,23 @@ def test_a_disk_of_before_is_renamed_without_its_export_being_started_again(hous
     house.done(CHANGE, disk, wanted={"name": "other"})
     after = same(house, disk)
     assert after.export_revision == old.export_revision < after.revision
+
+
+@pytest.mark.parametrize("wanted", [{"size_bytes": 2 << 20}, {"initiators": ONE, "allow_any": False}])
+def test_a_change_that_failed_half_way_is_told_and_indexed_as_the_image_says(
+    house: House, gateways: Gateways, wanted: dict[str, Any]
+) -> None:
+    disk = house.disk()
+    house.done(CREATE, disk)
+    whole, away = house.stores, Troubled(cast(Images, house.coordination))
+    for call in ("put", "txn"):
+        away.before[call] = raising(Unavailable("Consul is away", dependency="coordination"), times=1000)
+    house.stores = replace(whole, coordination=cast(Coordination, away))
+    assert house.drive(house.ask(CHANGE, disk, wanted=wanted)).state is OperationState.FAILED
+    house.stores = whole
+    publisher = Publisher(Settings(), whole, tell=lambda: None)
+    publisher.turn()
+    entry, image = house.coordination.get(f"disks/{disk.id}"), house.described(disk)
+    assert entry is not None
+    published = Disk.model_validate_json(entry.value)
+    assert published.model_copy(update={"cause": Cause()}) == image == house.indexed(disk)

@@ -74,6 +74,7 @@ def test_an_export_that_nobody_has_is_taken_by_its_destination() -> None:
         (view(held("a"), started=False), "no longer started"),
         (view(held("a"), gateways=[Gateway(name="b", withdrawing=True)]), "b is not there"),
         (replace(view(held("a")), avoid={"d": {"b"}}), "is to avoid b now"),
+        (replace(view(held("a")), drained={"b"}), "b is drained now"),
     ],
 )
 def test_a_move_that_fits_no_more_is_not_begun(seen: View, why: str) -> None:
