@@ -95,6 +95,11 @@ def kinds(records: Records) -> list[str]:
         return [event.kind for event in events.page(session, after=0, limit=10_000)]
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the database's own libraries logged; a bus that an earlier test left may log what it likes."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith(("sqlalchemy", "psycopg", "sanderling"))]
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_a_server_that_restarts_is_away_and_then_there_again(
     server: PostgreSQL, own: Open, end: str, caplog: pytest.LogCaptureFixture
@@ -110,7 +115,7 @@ def test_a_server_that_restarts_is_away_and_then_there_again(
     server.start()
     write(records, "after")
     assert kinds(records) == ["before", "after"]
-    assert not caplog.records, "the pool had something to say"
+    assert not said(caplog), "the pool had something to say"
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -150,7 +155,7 @@ def test_a_transaction_whose_server_ends_is_unavailable_and_leaves_nothing(
         assert "\n" not in away.value.detail
         server.start()
     assert kinds(records) == []
-    assert not [record for record in caplog.records if record.name.startswith(("sqlalchemy", "psycopg", "sanderling"))]
+    assert not said(caplog)
 
 
 def test_a_server_that_hangs_is_unavailable_within_the_bound(server: PostgreSQL, own: Open) -> None:
