@@ -273,7 +273,7 @@ def test_a_stream_shows_what_another_process_does_and_goes_on_where_its_reader_l
 def test_a_head_without_end_is_refused_before_it_is_kept(make: Make, rabbitmq: Any, consul: Any, ceph: Any) -> None:
     site = make(bus=rabbitmq.url, consul=consul.url, ceph=ceph)
     client = site.api()
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as connection:
         connection.sendall(b"GET /v1/disks HTTP/1.1\r\nHost: x\r\nX-Long: ")
         answer = b""
         with contextlib.suppress(ConnectionError):
