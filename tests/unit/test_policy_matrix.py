@@ -37,6 +37,8 @@ BODIES: Final[dict[tuple[str, str], Any]] = {
     ("POST", "/v1/disks/{disk}/snapshots/{snapshot}/rollback"): None,
     ("POST", "/v1/gateways/{gateway}/drain"): None,
     ("POST", "/v1/gateways/{gateway}/undrain"): None,
+    ("POST", "/v1/notifications"): {"name": "made", "url": "jsons://192.0.2.1/hook", "kinds": ["disk.failed"]},
+    ("POST", "/v1/notifications/{rule}/test"): None,
     ("POST", "/v1/operations/{operation}/cancel"): None,
     ("POST", "/v1/recoveries"): None,
     ("POST", "/v1/subnets"): {"name": "made", "cidr": "10.9.0.0/28", "interface": "eth1"},
