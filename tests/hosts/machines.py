@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import pexpect
 
@@ -169,7 +169,7 @@ class Host:
             (self.root / "etc/systemd/system" / unit).symlink_to("/dev/null")  # its network is made from outside
         known = "".join(f"10.0.0.{11 + number} {name}\n" for number, name in enumerate(NAMES))
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{known}")
-        (self.root / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /srv/wheels\n")
+        (self.root / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /srv/wheels\n[install]\nno-compile = true\n")
         self._network.plug(self.name, 11 + NAMES.index(self.name))
 
     def _inside(self, env: Mapping[str, str] | None = None) -> list[str]:
@@ -182,24 +182,16 @@ class Host:
 
 
 class Hosts:
-    """The three, their network and the folder of what they write; use as a context manager."""
+    """The three, their network, and what they write in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.network = Network()
         self.by_name = {name: Host(name, folder, self.network) for name in NAMES}
 
-    def __enter__(self) -> Self:
-        try:
-            self.network.start()
-            for host in self.by_name.values():
-                host.boot()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def start(self) -> None:
+        self.network.start()
+        for host in self.by_name.values():
+            host.boot()
 
     def close(self) -> None:
         for host in self.by_name.values():
