@@ -37,7 +37,9 @@ def promote(file: Path) -> int:
     """Move the last key to the front, so that it seals and signs; how many keys there are. `InvalidInput` when it is alone."""
     lines = _lines(file)
     if len(lines) < 2:  # noqa: PLR2004  one key is first already
-        raise InvalidInput.of("FILE", f"{file} holds no second key", "add one with `sanderling key new`, and copy it to every node")
+        raise InvalidInput.of(
+            "FILE", f"{file} holds no second key", "add one with `sanderling key new`, and copy it to every node"
+        )
     _replace(file, [lines[-1], *lines[:-1]])
     return len(lines)
 

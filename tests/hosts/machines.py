@@ -169,7 +169,9 @@ class Host:
             (self.root / "etc/systemd/system" / unit).symlink_to("/dev/null")  # its network is made from outside
         known = "".join(f"10.0.0.{11 + number} {name}\n" for number, name in enumerate(NAMES))
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{known}")
-        (self.root / "etc/pip.conf").write_text("[global]\nno-index = true\nfind-links = /srv/wheels\n[install]\nno-compile = true\n")
+        (self.root / "etc/pip.conf").write_text(
+            "[global]\nno-index = true\nfind-links = /srv/wheels\n[install]\nno-compile = true\n"
+        )
         self._network.plug(self.name, 11 + NAMES.index(self.name))
 
     def _inside(self, env: Mapping[str, str] | None = None) -> list[str]:
