@@ -36,7 +36,7 @@ def add(file: Path) -> int:
 def promote(file: Path) -> int:
     """Move the last key to the front, so that it seals and signs; how many keys there are. `InvalidInput` when it is alone."""
     lines = _lines(file)
-    if len(lines) < 2:  # noqa: PLR2004  one key is first already
+    if len(lines) < 2:
         raise InvalidInput.of(
             "FILE", f"{file} holds no second key", "add one with `sanderling key new`, and copy it to every node"
         )

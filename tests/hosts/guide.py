@@ -35,7 +35,8 @@ class Step:
 def steps() -> list[Step]:
     """In the page's order. An AssertionError for a shell block that no comment places."""
     found: list[Step] = []
-    section, mark, block, language = "", "", None, ""
+    section, mark, language = "", "", ""
+    block: list[str] | None = None
     for line in PAGE.read_text().splitlines():
         if block is not None:
             if line == "```":

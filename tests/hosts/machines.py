@@ -6,9 +6,9 @@ Each is an overlay over the root that scripts/hosts-root makes. Nothing outside 
 import contextlib
 import os
 import subprocess
-import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,13 +102,13 @@ class Host:
         log = self._folder / f"{self.name}.log"
         env = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network", "SYSTEMD_NSPAWN_LOCK": "0"}
         self._nspawn = spawn(self.name, ["bash", "-c", f"{enter}; exec {' '.join(words)}"], log=log, env=env)
-        deadline = time.monotonic() + BOOT_S
 
         def booted() -> bool:
-            assert self._nspawn is not None and self._nspawn.alive, f"{self.name} ended: {log.read_text()[-3000:]}"
+            assert self._nspawn is not None, f"{self.name} is off"
+            assert self._nspawn.alive, f"{self.name} ended: {log.read_text()[-3000:]}"
             return self.state() in {"running", "degraded"}
 
-        waited(booted, within_s=deadline - time.monotonic(), what=f"{self.name} boots: {log}", every_s=0.5)
+        waited(booted, within_s=BOOT_S, what=f"{self.name} boots: {log}", every_s=0.5)
 
     def state(self) -> str:
         """What `systemctl is-system-running` says; empty while it cannot be asked."""
@@ -120,10 +120,10 @@ class Host:
         return ""
 
     def type(self, block: str, *, env: Mapping[str, str], password: str, directory: str = "/root") -> str:
-        """What the block prints at a terminal of root's; the password is typed where one is asked for. Fails when a command does."""
+        """What the block prints at a terminal of root's; the password is typed where one is asked for."""
         script = f"set -euo pipefail; cd {directory}\n{block}"
-        (self.root / "root/block.sh").write_text(script)
-        words = [*self._inside(env), "bash", "/root/block.sh"]
+        (self.root / "srv/block.sh").write_text(script)
+        words = [*self._inside(env), "bash", "/srv/block.sh"]
         shell: Any = pexpect.spawn(words[0], words[1:], timeout=BLOCK_S, encoding="utf-8", dimensions=(50, 200))
         printed = ""
         while shell.expect([r"[Pp]assword:? ", pexpect.EOF]) == 0:
@@ -132,7 +132,7 @@ class Host:
         printed += shell.before
         shell.close()
         assert shell.exitstatus == 0, f"{self.name}: {block}\n{printed}"
-        return printed
+        return str(printed)
 
     def kill(self) -> None:
         """As if the power had failed."""
@@ -142,11 +142,9 @@ class Host:
             self._nspawn = None
         for hierarchy in _HIERARCHIES:
             group = hierarchy / self._group
-            for below in sorted(group.rglob("*"), reverse=True) if group.exists() else ():
-                if below.is_dir():
-                    waited(lambda below=below: _removed(below), within_s=10, what=f"{below} empties")
-            if group.exists():
-                waited(lambda: _removed(group), within_s=10, what=f"{group} empties")
+            below = [path for path in group.rglob("*") if path.is_dir()] if group.exists() else []
+            for folder in [*sorted(below, reverse=True), group]:
+                waited(partial(_removed, folder), within_s=10, what=f"{folder} empties")
 
     def scrap(self) -> None:
         """Nothing of the host is left: what it wrote is gone too."""

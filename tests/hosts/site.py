@@ -14,7 +14,7 @@ from tests.hosts.guide import Step
 from tests.hosts.machines import TREE, Hosts
 
 INITIATOR: Final = "iqn.1993-08.org.debian:01:abcdef"  # the one whom section 10 lets in
-_PASSWORD: Final = "correct-horse"  # noqa: S105  RabbitMQ's, in hosts that are thrown away
+_PASSWORD: Final = "correct-horse"  # RabbitMQ's, in hosts that are thrown away
 
 
 class Site:
@@ -58,7 +58,7 @@ class Site:
                 elif step.kind == "file":
                     self._put(name, step.path, step.text.encode())
                 elif step.kind == "copy" and (name != step.source or step.path != step.text):
-                    source = self.hosts.by_name[step.source].root / step.text.replace("HOST", name).lstrip("/")
+                    source = self.hosts.by_name[step.source].root / step.text.replace("HOST", name).replace("~", "root").lstrip("/")
                     self._put(name, step.path, source.read_bytes())
                 elif step.kind == "reboot":
                     host.kill()
@@ -97,7 +97,8 @@ class Site:
         self._writer = spawn("writer", argv, log=self._log, netns=self.hosts.network.parts, cwd=TREE)
 
     def writing(self) -> None:
-        assert self._writer is not None and self._writer.alive, f"the writer ended: {self._log.read_text()}"
+        assert self._writer is not None, "nobody writes"
+        assert self._writer.alive, f"the writer ended: {self._log.read_text()}"
 
     def written(self) -> dict[str, Any]:
         """Stop writing; how many writes there were and the longest waits. Fails when one was lost or refused."""
