@@ -58,7 +58,8 @@ class Site:
                 elif step.kind == "file":
                     self._put(name, step.path, step.text.encode())
                 elif step.kind == "copy" and (name != step.source or step.path != step.text):
-                    source = self.hosts.by_name[step.source].root / step.text.replace("HOST", name).replace("~", "root").lstrip("/")
+                    there = step.text.replace("HOST", name).replace("~", "root").lstrip("/")
+                    source = self.hosts.by_name[step.source].root / there
                     self._put(name, step.path, source.read_bytes())
                 elif step.kind == "reboot":
                     host.kill()
