@@ -8,12 +8,13 @@ SAMPLES := etc/sanderling.conf.sample etc/policy.yaml.sample
 DIAGRAMS := docs/how-it-works.md
 REFERENCE := docs/reference/settings.md docs/reference/http.md docs/reference/commands.md
 
-.PHONY: help up test lab fuzz simulation mutants check longest real real-down rows sample guard python python-dev system system-real bench deb image
+.PHONY: help up test hosts lab fuzz simulation mutants check longest real real-down rows sample guard python python-dev system system-real bench deb image
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make up      everything in one process on loopback portals: the first five minutes"
 	@echo "make test    every test, on real RabbitMQ, Consul, Ceph and tgt, which it starts and stops itself; FULL=1 samples none"
+	@echo "make hosts   docs/operations.md, typed as it stands on three hosts with systemd; 20 minutes, as root"
 	@echo "make lab     break an installation on purpose and check that it held, 15 minutes; FULL=1 90 minutes; SCENARIO=\"F2 F5\" some"
 	@echo "make fuzz    CASES=1000 made-up requests of each operation of the API, each answer held against its description"
 	@echo "make simulation  10,000 simulated schedules of faults, all night; SCHEDULES=300 fewer, SEED=17 one again (docs/simulation.md)"
@@ -54,6 +55,12 @@ HUNG_S := $(if $(filter-out 0,$(FULL)),3600,900)
 test: python-dev
 	$(ROOT) env SANDERLING_FULL_SUITE=1 SANDERLING_FULL=$(if $(filter-out 0,$(FULL)),1) PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider --durations=10 --maxfail=20 \
 		-o faulthandler_timeout=$(HUNG_S) -o faulthandler_exit_on_timeout=true
+
+# Three containers that boot; their root is made once, from this machine's package sources.
+hosts: python-dev
+	@$(ROOT) scripts/install-system hosts
+	$(ROOT) env PYTHON=$(PYTHON) scripts/hosts-root
+	$(ROOT) env SANDERLING_HOSTS=1 PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -s tests/hosts
 
 # The full run is taken up again where it was interrupted; `rm -r .lab/full` begins anew.
 LAB := .lab/$(if $(filter-out 0,$(FULL)),full,quick)

@@ -23,23 +23,48 @@ _TOO_OPEN = 0o077
 
 
 def add(file: Path) -> int:
-    """Put a new key first in the file, its owner's alone, which is made if it is not there; how many it held before.
+    """Put a new key last in the file, its owner's alone, which is made if it is not there; how many it held before.
 
-    In one step: who reads the file finds the old keys or all. `InvalidInput` when it cannot be written.
+    The last key of several opens and does not seal or sign yet, so the file can be copied to one node after another.
+    `InvalidInput` when it cannot be written.
     """
+    lines = _lines(file) if file.exists() else []
+    _replace(file, [*lines, Fernet.generate_key().decode()])
+    return len(lines)
+
+
+def promote(file: Path) -> int:
+    """Move the last key to the front, so that it seals and signs; how many keys there are. `InvalidInput` when it is alone."""
+    lines = _lines(file)
+    if len(lines) < 2:
+        raise InvalidInput.of(
+            "FILE", f"{file} holds no second key", "add one with `sanderling key new`, and copy it to every node"
+        )
+    _replace(file, [lines[-1], *lines[:-1]])
+    return len(lines)
+
+
+def _lines(file: Path) -> list[str]:
+    """The keys as they are written; comments are left out."""
+    try:
+        return [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    except OSError as error:
+        raise InvalidInput.of("FILE", f"{file} cannot be read: {error.strerror}", "name one that can") from error
+
+
+def _replace(file: Path, lines: Sequence[str]) -> None:
+    """In one step: who reads the file finds all that it held or all that it will."""
     fresh = file.with_name(f"{file.name}.new")
     try:
-        before = file.read_text() if file.exists() else ""
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as written:
-            written.write(f"{Fernet.generate_key().decode()}\n{before}")
+            written.write("".join(f"{line}\n" for line in lines))
             written.flush()
             os.fsync(written.fileno())
-        if before:
+        if file.exists():
             os.chown(fresh, file.stat().st_uid, file.stat().st_gid)
         fresh.replace(file)
     except OSError as error:
         raise InvalidInput.of("FILE", f"{file} cannot be written: {error.strerror}", "name one that can") from error
-    return len(before.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +132,7 @@ class Keyring:
 def _read(file: Path, mode: int) -> _Keys:
     if mode & _TOO_OPEN:
         raise SettingsRefused(f"[secrets] key_file: others than its owner may use {file}; chmod 600 it")
-    lines = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    lines = _lines(file)
     try:
         keys = [Fernet(line) for line in lines]
     except ValueError:

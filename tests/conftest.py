@@ -22,6 +22,7 @@ from tests.parts import running, usage
 _STATUS = pytest.StashKey[int]()
 
 pytest_plugins = ["tests.summary", "tests.rows"]
+collect_ignore = [] if os.environ.get("SANDERLING_HOSTS") else ["hosts"]  # `make hosts`
 
 
 def pytest_configure() -> None:

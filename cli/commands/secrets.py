@@ -19,12 +19,20 @@ SecretFile = Annotated[
 
 @app.command(epilog="Example: sanderling key new /etc/sanderling/secrets.key")
 def new(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Becomes its owner's alone; a key that is there stays second.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Becomes its owner's alone; keys that are there stay before it.")],
 ) -> None:
-    """Put a new key first in a key file ([secrets] key_file); make the file if it is not there."""
+    """Put a new key last in a key file ([secrets] key_file); make the file if it is not there."""
     kept = keys.add(file)
-    said = f"the first of {kept + 1}: it seals, and the others still open" if kept else "the only one"
-    out.print(f"{file} holds a new key, {said}. Copy the file to every node.", highlight=False)
+    said = f"the last of {kept + 1}: it opens, and the first still seals and signs" if kept else "the only one"
+    then = f", then `sanderling key promote {file}` there" if kept else ""
+    out.print(f"{file} holds a new key, {said}. Copy the file to every node{then}.", highlight=False)
+
+
+@app.command(epilog="Example: sanderling key promote /etc/sanderling/secrets.key")
+def promote(file: Annotated[Path, typer.Argument(metavar="FILE", help="A key file that every node has had a copy of.")]) -> None:
+    """Move the last key of a key file to the front: from now on it seals and signs; the others still open."""
+    held = keys.promote(file)
+    out.print(f"{file} seals and signs with what was the last of its {held} keys. Do the same on every node.", highlight=False)
 
 
 def secret(what: str, file: Path | None) -> str:

@@ -38,18 +38,44 @@ def test_a_key_file_is_its_owners_alone(file: Path) -> None:
         ring(file)
 
 
-def test_a_new_key_seals_and_the_old_one_still_opens_in_a_process_that_runs(file: Path) -> None:
+def test_a_new_key_opens_at_once_and_seals_when_it_is_promoted_in_a_process_that_runs(file: Path) -> None:
     running = ring(file)
     old = running.seal(SECRET)
+    first = file.read_text()
     assert secrets.add(file) == 1
+    assert file.read_text().startswith(first), "a node without the new key must understand who has it"
+    between = running.seal(SECRET)
+    assert secrets.promote(file) == 2
     fresh = running.seal(SECRET)
-    assert running.unseal(old) == running.unseal(fresh) == SECRET
+    assert running.unseal(old) == running.unseal(between) == running.unseal(fresh) == SECRET
     file.write_text(file.read_text().splitlines()[0])
     assert running.unseal(fresh) == SECRET
-    with pytest.raises(SecretUnreadable, match="add that key"):
-        running.unseal(old)
+    for sealed in (old, between):
+        with pytest.raises(SecretUnreadable, match="add that key"):
+            running.unseal(sealed)
     with pytest.raises(SecretUnreadable):
         running.unseal(fresh[:-4] + "AAA=")
+
+
+def test_every_step_of_a_rotation_leaves_nodes_that_understand_each_other(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for step in (None, secrets.add, secrets.promote):
+        before = file.read_text()
+        other.write_text(before)
+        other.chmod(0o600)
+        if step is not None:
+            step(file)
+        one, two = ring(file), ring(other)
+        assert two.unseal(one.seal(SECRET)) == one.unseal(two.seal(SECRET)) == SECRET
+        assert {*one.derived("test")} >= {two.derived("test")[0]}
+        assert one.derived("test")[0] in two.derived("test"), "what it signs with is known to who has not taken the step"
+
+
+def test_a_key_that_is_alone_cannot_be_promoted_and_nothing_is_lost(file: Path) -> None:
+    before = file.read_text()
+    with pytest.raises(InvalidInput, match="no second key"):
+        secrets.promote(file)
+    assert file.read_text() == before
 
 
 def test_without_a_key_nothing_is_sealed_and_the_reason_says_what_to_do(tmp_path: Path) -> None:
