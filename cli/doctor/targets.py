@@ -1,5 +1,6 @@
 """What serves iSCSI on this host: tgtd, the guard, its port, and the rights that a worker needs."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any, Final
 import iscsi_worker.addresses
 from cli.doctor.base import Check, Finding, Role, fail, ok, warn
 from iscsi_worker.targets.guard import GuardLibrary
+from iscsi_worker.targets.probe import LIBRARY
 from sanderling import coordination
 from sanderling.clock import Clock
 from sanderling.coordination.values import value_of
@@ -32,6 +34,7 @@ def checks(settings: Settings, file: str | None, *, clock: Clock) -> Sequence[Ch
     found = [
         Check("tgtd", lambda: look_at_tgtd(own.tgtd, BACKING_STORE if rbd else None), "apt-get install tgt tgt-rbd", WORKING),
         Check("guard", lambda: look_at_guard(own.guard), "make guard", WORKING),
+        Check("libiscsi", lambda: look_at_library(LIBRARY), "apt-get install libiscsi7", WORKING),
         Check("port 3260", lambda: look_at_port(Path("/proc")), "run this as root", WORKING),
         Check("kernel", lambda: look_at_kernel(os.uname().release), "use Debian 12's kernel or a newer one", WORKING),
         Check("runtime folder", lambda: look_at_runtime(Path(settings.sanderling.runtime_dir)), "run this as root", WORKING),
@@ -52,6 +55,16 @@ def look_at_tgtd(program: str, backing_store: Path | None) -> Iterable[Finding]:
     yield ok("tgtd", f"{program}, version {(done.stdout or done.stderr).strip()[:40]}")
     if backing_store is not None and not backing_store.is_file():
         yield fail("tgtd", f"{backing_store} is not there: it cannot serve RBD images", "apt-get install tgt-rbd")
+
+
+def look_at_library(name: str) -> Iterable[Finding]:
+    """With it a worker looks whether a target answers; without it no export is opened."""
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        yield fail("libiscsi", f"{error}", "apt-get install libiscsi7")
+    else:
+        yield ok("libiscsi", f"{name} can be loaded")
 
 
 def look_at_guard(path: str) -> Iterable[Finding]:

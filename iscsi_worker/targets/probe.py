@@ -20,6 +20,7 @@ _READ_10: Final = 0x28
 _ATTENTIONS_MAX: Final = 8
 
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+LIBRARY: Final = "libiscsi.so.7"
 
 
 class _Buffer(ctypes.Structure):
@@ -44,7 +45,7 @@ class _Task(ctypes.Structure):
 
 
 def _load() -> Any:
-    library = ctypes.CDLL("libiscsi.so.7")
+    library = ctypes.CDLL(LIBRARY)
     pointer, number, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
     for name, result, arguments in (
         ("iscsi_create_context", pointer, (text,)),

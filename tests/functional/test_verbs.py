@@ -267,4 +267,7 @@ def test_a_key_that_was_made_seals_what_follows(tmp_path: Path, sanderling: Comm
     for count in (1, 2):
         assert sanderling.run("key", "new", str(file)).returncode == 0
         assert len(file.read_text().split()) == count
+    first, last = file.read_text().split()
+    assert sanderling.run("key", "promote", str(file)).returncode == 0
+    assert file.read_text().split() == [last, first]
     assert file.stat().st_mode & 0o777 == 0o600

@@ -482,4 +482,10 @@ def test_a_role_is_asked_only_for_what_it_needs(tmp_path: Path, monkeypatch: pyt
     done = CliRunner().invoke(app, ["doctor", "--json", "--role", "leader"])
     asked = {one["check"] for one in json.loads(done.stdout)}
     assert {"consul", "records"} <= asked
-    assert not {"rabbitmq", "ceph", "tgtd", "guard"} & asked
+    assert not {"rabbitmq", "ceph", "tgtd", "guard", "libiscsi"} & asked
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_package() -> None:
+    (found,) = targets.look_at_library("libiscsi.so.none")
+    assert (found.state, found.fix) == (State.FAIL, "apt-get install libiscsi7")
+    assert "libiscsi.so.none" in found.seen
