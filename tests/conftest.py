@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from cli.lab.network import Network
 from cli.lab.network import version as network_version
@@ -88,6 +89,13 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from cli.lab.parts.postgresql import PostgreSQL  # noqa: PLC0415
 
     yield from _real("postgresql", "PostgreSQL", PostgreSQL(tmp_path_factory.mktemp("postgresql")))
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """What a test has made of the process's logging, as commands do that it runs, is not the next one's."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
