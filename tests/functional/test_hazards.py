@@ -28,9 +28,11 @@ from iscsi_worker.targets.guard import GuardLibrary
 from iscsi_worker.targets.record import GUARD_STATE
 from rpc import topics
 from rpc.messages import ExportCommand
+from rpc.signing import Signing
 from sanderling.clock import SystemClock
 from sanderling.errors import TargetFailed
 from sanderling.model.exports import Export, ExportId
+from sanderling.secrets import Keyring
 from sanderling.settings import Settings, Worker
 from tests.functional.test_serving import gateway_of, image, intervals, moved, target_pids
 
@@ -359,8 +361,10 @@ def _command_a_move(cluster: Cluster, disk: Mapping[str, Any], source: str, dest
         command = ExportCommand(
             operation_id="hazard", disk_id=export.disk_id, index=0, generation=now.generation, counter=now.counter
         )
-        bus.cast(topics.ISCSI_WORKER, "export.path_host", command, server=destination)
-        bus.cast(topics.ISCSI_WORKER, "export.clean", command.model_copy(update={"destination": destination}), server=source)
+        signing = Signing(settings.secrets, Keyring(settings.secrets), clock=CLOCK)
+        handing = command.model_copy(update={"destination": destination})
+        for server, method, each in ((destination, "export.path_host", command), (source, "export.clean", handing)):
+            bus.cast(topics.ISCSI_WORKER, method, signing.signed(method, each, server=server), server=server)
 
 
 def _is_kept(cluster: Cluster, disk: Mapping[str, Any], source: str) -> bool:
