@@ -38,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def commands() -> list[str]:
     """Every line of the section's shell blocks."""
-    section = PAGE.read_text().partition("### Maintenance of a gateway\n")[2].partition("\n## ")[0]
+    section = PAGE.read_text().partition("### Maintenance of a gateway\n")[2].partition("\n##")[0]
     blocks = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
