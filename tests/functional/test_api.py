@@ -279,10 +279,9 @@ def test_a_head_without_end_is_refused_before_it_is_kept(make: Make, rabbitmq: A
         with contextlib.suppress(ConnectionError):
             for _ in range(64):
                 connection.sendall(b"x" * (16 << 10))
-            answer = connection.recv(4096)
+            while part := connection.recv(4096):  # to the end: it is not listened to any more
+                answer += part
         assert not answer or answer.startswith(b"HTTP/1.1 400 ")
-        with contextlib.suppress(ConnectionError):
-            assert connection.recv(4096) == b"", "it is not listened to any more"
     assert client.get("/healthz").status_code == 200
 
 
