@@ -211,7 +211,7 @@ class RbdImages:
     def get_metadata(self, name: str) -> dict[str, str]:
         def work(_: Any, pool: Any) -> dict[str, str]:
             with rbd.Image(pool, name, read_only=True) as image:
-                return dict(image.metadata_list())
+                return {key: value for key, value in image.metadata_list() if key != _ROLLER}
 
         return self._ask(f"read metadata of image {name}", work)
 
