@@ -68,9 +68,7 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
     before = _line(session, resource_id) if queue_max else []
     if not before:
         refuse_second(session, resource_id, gateway=gateway)
-    elif gateway is not None:
-        refuse_second(session, gateway=gateway)
-    if len(before) > queue_max:
+    elif len(before) > queue_max:
         raise TooManyRequests(
             f"{queue_max} operations on {resource_name} wait for {before[0].id} ({before[0].kind}) already; ask again later",
             retry_after_s=_ENDING_S,
