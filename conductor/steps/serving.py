@@ -45,7 +45,7 @@ def must_publish(listing: Listing, disk: Disk) -> bool:
 
 
 def publish_again(context: Context) -> None:
-    """Coordination was lost while it was waited for: a new generation, whose first owner fences whoever has the image open."""
+    """Coordination was lost since it was published: a new generation, whose first owner fences whoever has the image open."""
     images, image = context.stores.images, image_of(context.disk_id)
     found = read(images, image)
     if found is None:
