@@ -313,9 +313,11 @@ def test_who_writes_is_told_again_of_a_snapshot_whose_maker_may_have_died(
     try:
         with ceph.open_ioctx(own_ceph.pool) as pool, librbd.Image(pool, unique, read_only=True) as image:
             watch = pool.watch(f"rbd_header.{image.id()}", lambda *_: told.set())
-            images.snapshot(unique, "kept")
-            assert told.wait(10)
-            watch.close()
+            try:
+                images.snapshot(unique, "kept")
+                assert told.wait(10)
+            finally:
+                watch.close()
     finally:
         ceph.shutdown()
     images.remove(unique)
