@@ -53,8 +53,7 @@ def _stand() -> None:
     records = Records(configured.records, clock=clock)
     own = duties(configured, records=records, coordination=coordination, images=images, clock=clock)
     candidate = Candidate(SERVICE, own, configured, coordination=coordination, clock=clock)
-    told = Told(signal.SIGTERM, signal.SIGINT)
-    signal.signal(signal.SIGUSR1, lambda *_: candidate.step_down())
+    told = Told(signal.SIGTERM, signal.SIGINT, calls={signal.SIGUSR1: candidate.step_down})
     with served(configured.sanderling.metrics_host, configured.leader.metrics_port, group="leader"):
         candidate.start()
         log.info("standing", service=SERVICE)

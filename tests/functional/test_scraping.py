@@ -16,9 +16,12 @@ import rpc.oslo
 from api.metrics import Metrics
 from cli.lab.parts.daemons import waited
 from cli.lab.processes import Process
+from sanderling.clock import SystemClock
 from sanderling.errors import SettingsRefused
 from sanderling.measuring import served
+from sanderling.records.database import Records
 from sanderling.settings import Coordination, General, Images, Leader, Settings
+from sanderling.settings import Records as RecordsSettings
 
 MEASURED = (conductor.metrics, iscsi_worker.metrics, leader.metrics, rpc.oslo)  # imported: registered
 
@@ -44,8 +47,12 @@ def test_a_leader_tells_over_its_port_that_it_leads(tmp_path: Path) -> None:
         sanderling=General(node="san1", runtime_dir=str(tmp_path)),
         coordination=Coordination(backend="embedded"),
         images=Images(backend="files"),
+        records=RecordsSettings(url=f"sqlite:///{tmp_path / 'records.sqlite'}"),
         leader=Leader(metrics_port=port),
     )
+    records = Records(settings.records, clock=SystemClock())
+    records.migrate()
+    records.close()
     candidate = Process("leader", "sanderling-leader", settings, tmp_path, "")
     candidate.start()
 
@@ -57,7 +64,7 @@ def test_a_leader_tells_over_its_port_that_it_leads(tmp_path: Path) -> None:
         return 'sanderling_leader_leads{service="cluster"} 1.0' in text and "sanderling_leader_term" in text
 
     try:
-        waited(leads, within_s=60, what="it says that it leads")
+        waited(leads, within_s=60, what=f"it says that it leads; {candidate.log_file}")
     finally:
         candidate.terminate()
 
