@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from sanderling.clock import Clock
 from sanderling.errors import Unavailable
@@ -20,6 +20,15 @@ class Asked(Generic[T]):
     def __init__(self, name: str, part: T, *, timeout_s: float, clock: Clock) -> None:
         self._name, self._part, self._timeout_s, self._clock = name, part, timeout_s, clock
         self._free = threading.BoundedSemaphore(AT_ONCE)
+        self._answered: dict[Callable[[T], Any], tuple[float, Any]] = {}
+
+    def lately(self, question: Callable[[T], A], *, within_s: float) -> A:
+        """What `question`, a function of a module, was answered no longer ago than that; asked again otherwise, as by `ask`."""
+        now = self._clock.monotonic()
+        known = self._answered.get(question)
+        if known is None or now - known[0] >= within_s:
+            known = self._answered[question] = (now, self.ask(question))
+        return known[1]
 
     def ask(self, question: Callable[[T], A]) -> A:
         """The answer, or what the question raised; `Unavailable` when there is none within the bound."""

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from api import situations
 from api.auth import Caller, bearer
-from api.context import ContextOf
+from api.context import Context, ContextOf
 from api.disks import show
 from api.limits import BODY_DIGEST
 from api.metrics import TRACEPARENT
@@ -66,12 +66,7 @@ class Change:
     """The headers and parameters that every changing request understands; a dependency of its route."""
 
     def __init__(
-        self,
-        request: Request,
-        context: ContextOf,
-        dry_run: Annotated[bool, Query(description="Return the plan and change nothing")] = False,
-        idempotency_key: Key = None,
-        if_match: Annotated[str | None, Header(alias="If-Match", max_length=1024)] = None,
+        self, request: Request, context: Context, *, dry_run: bool, idempotency_key: str | None, if_match: str | None
     ) -> None:
         self._context, self.dry_run, self._key, self._if_match = context, dry_run, idempotency_key, if_match
         self._trace: str = request.scope[TRACEPARENT]
@@ -134,7 +129,8 @@ class Change:
             known = self._known(session, caller)
             if known is not None:
                 return _accepted(operations.get(session, known), ())
-            accepted = write(session, now)
+            with session.no_autoflush:  # what is not of the operations goes to the records with what is
+                accepted = write(session, now)
             if self._key is not None:
                 idempotency.remember(
                     session, actor=caller.name, key=self._key, digest=self._digest, operation_id=accepted.operation.id, now=now
@@ -193,9 +189,6 @@ class Change:
     def _intended(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Accepted:
         self._refuse_too_many(session, intent.plan.kind)
         queue_max = self._queue_max if intent.may_wait else 0
-        line = operations.line(session, intent.row.id) if queue_max else []
-        if line:
-            turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line)
         operation = operations.submit(
             session,
             kind=intent.plan.kind,
@@ -209,6 +202,8 @@ class Change:
             queue_max=queue_max,
         )
         if operation.is_queued:
+            line = operations.line(session, intent.row.id)[:-1]
+            turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line)
             return Accepted(operation, intent.notes, line)
         if intent.begins is not None:
             disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
@@ -217,7 +212,17 @@ class Change:
         return Accepted(operation, intent.notes)
 
 
-ChangeOf = Annotated[Change, Depends(Change)]
+async def _change(  # a dependency that is no coroutine costs a thread
+    request: Request,
+    context: ContextOf,
+    dry_run: Annotated[bool, Query(description="Return the plan and change nothing")] = False,
+    idempotency_key: Key = None,
+    if_match: Annotated[str | None, Header(alias="If-Match", max_length=1024)] = None,
+) -> Change:
+    return Change(request, context, dry_run=dry_run, idempotency_key=idempotency_key, if_match=if_match)
+
+
+ChangeOf = Annotated[Change, Depends(_change)]
 
 
 def etag(session: Session, row: DiskRow) -> str:

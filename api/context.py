@@ -50,4 +50,8 @@ def context_of(request: Request) -> Context:
     return context
 
 
-ContextOf = Annotated[Context, Depends(context_of)]
+async def _context(request: Request) -> Context:  # a dependency that is no coroutine costs a thread
+    return context_of(request)
+
+
+ContextOf = Annotated[Context, Depends(_context)]

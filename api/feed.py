@@ -89,6 +89,7 @@ class Feed:
 
         with self._lock:
             self._wakes.add(wake)
+        self.look()  # while nobody follows nobody looks
         try:
             yield
         finally:
@@ -105,11 +106,12 @@ class Feed:
         seen = 0
         while not self._stopping.is_set():
             try:
-                with self._records.read() as session:
-                    newest = events.newest(session)
-                if newest != seen:
-                    seen = newest
-                    self._wake_all()
+                if self.subscribers:
+                    with self._records.read() as session:
+                        newest = events.newest(session)
+                    if newest != seen:
+                        seen = newest
+                        self._wake_all()
             except Problem as problem:
                 seen = -1
                 log.warning("cannot look for events", reason=problem.detail)

@@ -1,5 +1,6 @@
 """The outbox of a process: one thread that casts what requests have committed, so that no request waits for the broker."""
 
+import contextlib
 import threading
 
 import structlog
@@ -17,12 +18,17 @@ log = structlog.get_logger(__name__)
 
 
 class Outbox:
-    """Wakes conductors. A cast that fails is tried again later; one that is lost costs the conductors' next sweep."""
+    """Wakes conductors. A cast that fails is tried again later; one that is lost costs the conductors' next sweep.
+
+    What was cast is noted in the records for many operations at once, since that is a write like any other. Who ends before has
+    them cast once more, which wakes nobody: what they were about has been claimed, or can be.
+    """
 
     def __init__(self, options: Api, *, records: Records, bus: Bus, clock: Clock) -> None:
         self._options, self._records, self._bus, self._clock = options, records, bus, clock
         self._woken, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._sent, self._note_at = set[str](), 0.0
         self.reason = ""
         """Why nothing can be cast now; empty when the latest turn went well."""
 
@@ -41,19 +47,25 @@ class Outbox:
 
     def drain(self) -> int:
         """Cast what waits, one batch; how many. `Unavailable` when the broker or the records are away."""
+        batch = self._options.outbox_batch
         with self._records.read() as session:
-            waiting = operations.outbox(session, limit=self._options.outbox_batch)
-        sent: list[str] = []
-        try:
-            for outgoing in waiting:
-                wake = Wake(operation_id=outgoing.id, traceparent=outgoing.traceparent)
-                self._bus.cast(topics.CONDUCTOR, "operation.wake", wake)
-                sent.append(outgoing.id)
-        finally:
-            if sent:
-                with self._records.begin() as session:
-                    operations.mark_cast(session, sent, now=self._clock.wall())
-        return len(sent)
+            waiting = operations.outbox(session, limit=batch + len(self._sent))
+        fresh = [outgoing for outgoing in waiting if outgoing.id not in self._sent][:batch]
+        for outgoing in fresh:
+            wake = Wake(operation_id=outgoing.id, traceparent=outgoing.traceparent)
+            self._bus.cast(topics.CONDUCTOR, "operation.wake", wake)
+            if not self._sent:
+                self._note_at = self._clock.monotonic() + self._options.outbox_interval_s
+            self._sent.add(outgoing.id)
+        if len(self._sent) >= batch or self._clock.monotonic() >= self._note_at:
+            self._note()
+        return len(fresh)
+
+    def _note(self) -> None:
+        if self._sent:
+            with self._records.begin() as session:
+                operations.mark_cast(session, sorted(self._sent), now=self._clock.wall())
+            self._sent.clear()
 
     def _run(self) -> None:
         wait_s = self._options.outbox_interval_s
@@ -61,6 +73,8 @@ class Outbox:
             self._clock.wait(self._woken, wait_s)
             self._woken.clear()
             wait_s = self._turn(wait_s)
+        with contextlib.suppress(Problem):
+            self._note()
 
     def _turn(self, waited_s: float) -> float:
         """One turn; how long to wait for the next at most. While the broker is away, requests do not hurry it."""

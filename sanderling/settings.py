@@ -143,6 +143,7 @@ class Api:
     outbox_batch: int = _of(100, "Operations cast per turn of the outbox", least=1)
     outbox_interval_s: float = _of(1.0, "Longest time between turns of the outbox", least=0.05)
     outbox_retry_most_s: float = _of(5.0, "Longest time between turns of the outbox while the broker is away", least=0.05)
+    capacity_age_s: float = _of(5.0, "How old the pool's size may be when that of a new disk is checked against it", least=0.0)
     events_interval_s: float = _of(1.0, "Longest time between looks for events that nobody told of", least=0.05)
     body_timeout_s: float = _of(10.0, "How long a request body may take to arrive", least=0.1)
     subscriber_timeout_s: float = _of(30.0, "An event stream whose reader takes nothing for this long is closed", least=1)

@@ -19,6 +19,7 @@ from api.disks import show as show_disk
 from api.pages import PageOf
 from api.rules import Address, Body, InitiatorName, Iqn, Name, SizeBytes
 from sanderling.errors import Conflict, InUse, InvalidInput
+from sanderling.images.base import Capacity, Images
 from sanderling.model import plans
 from sanderling.model.disks import PATHS_MAX, Access, Chap, Disk, DiskEvent, DiskState, Path, restarts_exports
 from sanderling.model.operations import OperationKind
@@ -81,9 +82,7 @@ def create(
 
     def prepare(session: Session, now: datetime) -> Intent:
         disk = _described(body, _paths(session, body), size_bytes=size_bytes, chap=chap, settings=context.settings)
-        if body.iqn is None and disks.has_iqn(session, disk.iqn):  # of a disk that had this name once
-            disk = disk.model_copy(update={"iqn": f"{disk.iqn}-{disk.id[:8]}"})
-        disks.insert(session, disk, now=now, state=DiskState.CREATING)
+        disks.insert(session, disk, now=now, state=DiskState.CREATING, other_iqn=body.iqn is None)
         events.append(session, "disk.creating", at=now, actor=caller.name, resource_id=disk.id, data={"name": disk.name})
         notes = () if disk.initiators or disk.allow_any else (NOBODY,)
         params = {"source": source} if source else {}
@@ -295,8 +294,12 @@ def _differing(given: Mapping[str, Any], row: DiskRow) -> dict[str, Any]:
     return {field: value for field, value in given.items() if value != there[field]}
 
 
+def _capacity(images: Images) -> Capacity | None:
+    return images.capacity()
+
+
 def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:
-    capacity = context.images.ask(lambda images: images.capacity())
+    capacity = context.images.lately(_capacity, within_s=context.settings.api.capacity_age_s)
     if capacity is not None and size_bytes > capacity.total_bytes:
         raise InvalidInput.of(
             "size_bytes", f"is larger than the pool, which holds {capacity.total_bytes} bytes", "give a smaller size"

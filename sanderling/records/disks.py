@@ -25,9 +25,13 @@ RESTARTS: Final = "restarts"
 _CHANGEABLE: Final = ("name", "size_bytes", "initiators", "allow_any", "chap", "schedule")
 
 
-def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState) -> None:
-    """Index a disk and its paths; `Conflict` when the name, the IQN or an address belongs to another disk."""
-    _refuse_taken(session, disk)
+def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState, other_iqn: bool = False) -> None:
+    """Index a disk and its paths; `Conflict` when the name, the IQN or an address belongs to another disk.
+
+    With `other_iqn` it gets another IQN where its own is that of a disk, one that had this name once.
+    """
+    if _refuse_taken(session, disk, other_iqn=other_iqn):
+        disk = disk.model_copy(update={"iqn": f"{disk.iqn}-{disk.id[:8]}"})
     session.add(
         DiskRow(
             id=disk.id,
@@ -78,11 +82,6 @@ def find(session: Session, disk: str) -> DiskRow:
         return by_name(session, disk)
     except NotFound:
         return get(session, disk)
-
-
-def has_iqn(session: Session, iqn: str) -> bool:
-    """Whether a disk has this IQN."""
-    return session.scalars(select(DiskRow.id).where(DiskRow.iqn == iqn)).first() is not None
 
 
 def page(
@@ -310,7 +309,15 @@ def forget(session: Session, disk_id: str, *, now: datetime, actor: str, operati
 def _refuse_name(session: Session, name: str) -> None:
     """`Conflict` when a disk has the name, or would have it again if its renaming were undone."""
     if session.scalars(select(DiskRow.id).where(DiskRow.name == name)).first() is not None:
-        raise Conflict(f"there is a disk {name} already; choose another name", field="name", name=name)
+        raise _named_so(name)
+    _refuse_being_renamed(session, name)
+
+
+def _named_so(name: str) -> Conflict:
+    return Conflict(f"there is a disk {name} already; choose another name", field="name", name=name)
+
+
+def _refuse_being_renamed(session: Session, name: str) -> None:
     renaming = OperationRow.kind == OperationKind.CHANGE_DISK, OperationRow.ended_at.is_(None)
     for params in session.scalars(select(OperationRow.params).where(*renaming)):
         if params.get(BEFORE, {}).get("name") == name:
@@ -319,17 +326,26 @@ def _refuse_name(session: Session, name: str) -> None:
             )
 
 
-def _refuse_taken(session: Session, disk: Disk) -> None:
-    _refuse_name(session, disk.name)
-    holder = session.scalars(select(DiskRow.name).where(DiskRow.iqn == disk.iqn)).first()
-    if holder is not None:
+def _refuse_taken(session: Session, disk: Disk, *, other_iqn: bool) -> bool:
+    """Whether the IQN is taken, which is no more than told with `other_iqn`."""
+    alike = select(DiskRow.name, DiskRow.iqn).where(or_(DiskRow.name == disk.name, DiskRow.iqn == disk.iqn))
+    holder = None
+    for name, iqn in session.execute(alike):
+        if name == disk.name:
+            raise _named_so(name)
+        holder = name if iqn == disk.iqn else holder
+    if holder is not None and not other_iqn:
         raise Conflict(f"{disk.iqn} is the IQN of disk {holder}; choose another", field="iqn", disk=holder)
+    _refuse_being_renamed(session, disk.name)
     wanted = [path.address for path in disk.paths]
-    taken = session.scalars(select(PathRow).where(PathRow.address.in_(wanted)).order_by(PathRow.index).limit(1)).first()
+    found = select(PathRow.address, DiskRow.name).join(PathRow.disk).where(PathRow.address.in_(wanted))
+    taken = session.execute(found.order_by(PathRow.index).limit(1)).first()
     if taken is not None:
+        address, name = taken
         raise Conflict(
-            f"{taken.address} is a path of disk {taken.disk.name}; give another address",
-            field=f"addresses[{wanted.index(taken.address)}]",
-            disk=taken.disk.name,
-            address=taken.address,
+            f"{address} is a path of disk {name}; give another address",
+            field=f"addresses[{wanted.index(address)}]",
+            disk=name,
+            address=address,
         )
+    return holder is not None

@@ -66,7 +66,7 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
     """
     gateway = params.get("gateway")
     before = _line(session, resource_id) if queue_max else []
-    if not before:
+    if not before and (gateway is not None or not queue_max):  # else the line has just been found empty
         refuse_second(session, resource_id, gateway=gateway)
     elif len(before) > queue_max:
         raise TooManyRequests(
@@ -92,11 +92,11 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
         steps=_step_rows(steps),
     )
     session.add(row)
+    _tell(session, row, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
     try:
         session.flush()
     except IntegrityError as error:  # the partial unique indexes have the last word
         raise Busy(f"another operation on {resource_name} has not ended; wait for it or cancel it") from error
-    _tell(session, row, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
     return _model(row)
 
 

@@ -168,7 +168,9 @@ def running(
         secrets=settings.Secrets(key_file=str(key_file)),
         records=settings.Records(url=f"sqlite:///{folder}/records.sqlite"),
         conductor=conductor or settings.Conductor(),
-        api=replace(settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05), **options),
+        api=replace(
+            settings.Api(outbox_interval_s=0.05, outbox_retry_most_s=0.1, events_interval_s=0.05, capacity_age_s=0.0), **options
+        ),
     )
     records = Records(chosen.records, clock=clock)
     records.migrate()
