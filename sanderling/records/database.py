@@ -13,11 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import make_url, text
+from sqlalchemy import inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -83,6 +79,12 @@ class Records:
 
     def migrate(self) -> None:
         """Bring the schema to what this release expects, in one transaction; processes that do so at once wait in line."""
+        present, expected = self.schema()
+        if present == expected:
+            return
+        from alembic import command  # noqa: PLC0415  most starts find nothing to do
+        from alembic.config import Config  # noqa: PLC0415
+
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         with _reached(), self._turn, self._writing.begin() as connection:
@@ -91,11 +93,11 @@ class Records:
 
     def schema(self) -> tuple[str | None, str]:
         """The revision that the schema has, None if there is none, and the one that this release works with."""
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        expected = max(script.name.partition("_")[0] for script in (MIGRATIONS / "versions").glob("[0-9]*.py"))
         with _reached(), self._reading.connect() as connection:
-            present = MigrationContext.configure(connection).get_current_revision()
-        return present, str(ScriptDirectory.from_config(config).get_current_head())
+            known = inspect(connection).has_table("alembic_version")
+            present = connection.scalar(text("SELECT version_num FROM alembic_version")) if known else None
+        return present, expected
 
     def ping(self) -> None:
         """Return when the records answer; `Unavailable` when they do not."""

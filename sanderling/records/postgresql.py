@@ -52,6 +52,12 @@ def engine(options: settings.Records, url: URL) -> Engine:
         connection.answer_within_s = options.statement_timeout_s
         return connection
 
+    @event.listens_for(made, "checkin")
+    def as_the_database_says(connection: psycopg.Connection[Any] | None, _record: object) -> None:
+        """What has been read with would override a database that its administrator lets be read only."""
+        if connection is not None and not connection.closed:
+            connection.read_only = None
+
     @event.listens_for(made, "begin")
     def begin(connection: Connection) -> None:
         if connection.get_execution_options().get("writes", False):
