@@ -334,9 +334,9 @@ def _refuse_taken(session: Session, disk: Disk, *, other_iqn: bool) -> bool:
         if name == disk.name:
             raise _named_so(name)
         holder = name if iqn == disk.iqn else holder
+    _refuse_being_renamed(session, disk.name)
     if holder is not None and not other_iqn:
         raise Conflict(f"{disk.iqn} is the IQN of disk {holder}; choose another", field="iqn", disk=holder)
-    _refuse_being_renamed(session, disk.name)
     wanted = [path.address for path in disk.paths]
     found = select(PathRow.address, DiskRow.name).join(PathRow.disk).where(PathRow.address.in_(wanted))
     taken = session.execute(found.order_by(PathRow.index).limit(1)).first()

@@ -94,7 +94,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
             coordination=Coordination(url=consul, prefix=f"{secrets.token_hex(4)}/"),
             images=Images(ceph_conf=ceph.conf, ceph_user="admin", pool=ceph.pool),
             bus=Bus(url=bus),
-            api=Api(dependency_timeout_s=1.0, outbox_retry_most_s=1.0),
+            api=Api(dependency_timeout_s=1.0, outbox_retry_most_s=1.0, capacity_age_s=0.0),
         )
         records = Records(settings.records, clock=CLOCK)
         records.migrate()

@@ -33,7 +33,8 @@ class Store:
             self._missing.discard(who)
             raise Unavailable("the records cannot be used", dependency="records")
         yield self
-        self.looked.set()
+        if who == "feed":
+            self.looked.set()
 
     def scalar(self, _: object) -> int:
         return EVENT.id
@@ -48,13 +49,28 @@ def test_a_stream_that_could_not_be_read_for_a_while_misses_nothing_of_what_was_
     options = Api(events_interval_s=0.05)
     feed = Feed(options, records=cast(Records, store), news=cast(News, KeptNews()), clock=SystemClock())
 
-    async def first() -> Event:
-        return await asyncio.wait_for(anext(feed.follow(0, store.after)), 10)
+    async def missed() -> Event:
+        standing = feed.follow(0, store.after)
+        assert await anext(standing) == EVENT
+        assert await asyncio.to_thread(store.looked.wait, 10)
+        store.lost = True
+        seen = await asyncio.wait_for(anext(feed.follow(0, store.after)), 10)
+        await standing.aclose()  # type: ignore[attr-defined]  # it is a generator
+        return seen
 
     feed.start()
     try:
-        assert store.looked.wait(10)
-        store.lost = True
-        assert asyncio.run(first()) == EVENT
+        assert asyncio.run(missed()) == EVENT
+    finally:
+        feed.stop()
+
+
+def test_while_nobody_follows_nobody_looks() -> None:
+    store = Store()
+    feed = Feed(Api(events_interval_s=0.05), records=cast(Records, store), news=cast(News, KeptNews()), clock=SystemClock())
+    feed.start()
+    try:
+        feed.look()
+        assert not store.looked.wait(0.2)
     finally:
         feed.stop()
