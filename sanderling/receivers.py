@@ -190,14 +190,19 @@ class _Heard(logging.Handler):
 
 @contextlib.contextmanager
 def _heard() -> Iterator[list[str]]:
-    """What apprise logs: the only place where it says why."""
+    """What apprise logs, whatever this process does: the only place where it says why."""
     said: list[str] = []
     handler, logger = _Heard(said), logging.getLogger("apprise")
+    level, propagates = logger.level, logger.propagate
+    logger.propagate = propagates and logger.isEnabledFor(logging.WARNING)
+    logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield said
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The leader's duties on SQLite and coordination in memory, with couriers as the processes they are."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -398,6 +399,17 @@ def test_an_order_whose_lease_is_over_sends_nothing(stage: Stage, receiver: Rece
     assert carrier(stage).carry_out(order(rule, event_id, until_s=0.0)).outcome == "over"
     assert not receiver.keys
     assert carrier(stage).carry_out(order(rule, event_id, term=2)).outcome == "delivered", "and nobody has to wait for it"
+
+
+def test_why_a_receiver_did_not_take_it_is_told_also_where_nothing_but_errors_is_logged(stage: Stage, receiver: Receiver) -> None:
+    receiver.status = 503
+    before = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        assert carrier(stage).carry_out(order(stage.rule(receiver.url), stage.happens())).outcome == "failed"
+    finally:
+        logging.getLogger().setLevel(before)
+    assert stage.shown().last_error == "the receiver answered 503"
 
 
 def test_a_redirect_is_not_followed(stage: Stage, receiver: Receiver) -> None:

@@ -24,7 +24,7 @@ from cli.lab.parts.rabbitmq import RabbitMQ
 from cli.lab.processes import Process, write_ini
 from rpc import topics
 from rpc.bus import Endpoint
-from rpc.messages import Wake
+from rpc.messages import Ping, Wake
 from sanderling.clock import SystemClock
 from sanderling.model.subnets import Subnet
 from sanderling.records import operations, subnets, tokens
@@ -141,20 +141,22 @@ def test_wake_ups_of_what_was_accepted_while_the_broker_was_dead_arrive_once_it_
         usage.used("RabbitMQ", broker.version)
         site = make(bus=broker.url, consul=consul.url, ceph=ceph)
         client = site.api()
-        assert create(client, "before").status_code == 202
-        waited(lambda: not site.waiting(), within_s=90, what="the first wake-up is cast")
-        broker.kill()
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda n: create(client, f"d{n}"), range(40)))
-        assert [answer.status_code for answer in answers] == [202] * 40
-        accepted = {answer.json()["id"] for answer in answers}
-        assert set(site.waiting()) == accepted
-        broker.start()
         woken: set[str] = set()
         bus = rpc.oslo.connect(site.settings)
         wake = (Wake, lambda message: woken.add(message.operation_id))
         serving = bus.serve(topics.CONDUCTOR, "test", [Endpoint("operation", {"wake": wake})])
         try:
+            bus.call(topics.CONDUCTOR, "bus.ping", Ping(), server="test", timeout_s=60)  # there is a queue from now on
+            first = create(client, "before").json()["id"]
+            waited(lambda: first in woken and not site.waiting(), within_s=90, what="the first wake-up arrives, and is noted")
+            broker.settle()
+            broker.kill()
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda n: create(client, f"d{n}"), range(40)))
+            assert [answer.status_code for answer in answers] == [202] * 40
+            accepted = {answer.json()["id"] for answer in answers}
+            assert set(site.waiting()) == accepted
+            broker.start()
             waited(lambda: woken >= accepted, within_s=200, what="every wake-up arrives")
             waited(lambda: not site.waiting(), within_s=90, what="the outbox is empty")
         finally:
