@@ -271,7 +271,7 @@ class World:
             settings,
             records,
             cast(Any, SimpleNamespace(ask=lambda question: question(coordination))),
-            cast(Any, SimpleNamespace(ask=lambda question: question(images))),
+            cast(Any, SimpleNamespace(ask=lambda question: question(images), lately=lambda question, within_s: question(images))),
             POLICY,
             cast(Any, SimpleNamespace(count=lambda _kind, _caller: None)),
             outbox,
