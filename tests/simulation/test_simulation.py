@@ -38,3 +38,5 @@ def test_a_seed_gives_the_same_schedule_again() -> None:
 @pytest.mark.parametrize("mutant", mutants.table(), ids=lambda mutant: mutant.guard)
 def test_every_guard_is_where_the_table_of_mutants_says(mutant: mutants.Mutant) -> None:
     assert mutant.applied(ROOT) != (ROOT / mutant.file).read_text()
+    file, _, name = mutant.test.partition("::")
+    assert not name or f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), mutant.test
