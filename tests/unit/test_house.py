@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import pages
+from tests.hosts import guide
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -176,6 +177,10 @@ def test_the_rule_holds_everywhere(rule: Rule) -> None:
 @pytest.mark.parametrize(("rule", "path", "text"), RULES, ids=[f"{rule.__name__}-{n}" for n, (rule, _, _) in enumerate(RULES)])
 def test_the_rule_bites(rule: Rule, path: Path, text: str) -> None:
     assert list(rule(path, text))
+
+
+def test_each_command_of_the_operations_guide_says_on_which_host_it_is_typed() -> None:
+    assert all(step.hosts for step in guide.steps() if step.kind == "type")
 
 
 def test_imports_go_down_only() -> None:
