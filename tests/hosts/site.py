@@ -128,7 +128,7 @@ class Site:
         at.unlink(missing_ok=True)
         at.touch(mode=0o600)
         at.write_bytes(content)
-        if not path.startswith("/etc/ceph/ceph.client") and not path.endswith((".key", ".cookie")):
+        if not path.startswith("/etc/ceph/ceph.client") and not path.endswith((".key", ".cookie", "pgpass")):
             at.chmod(0o644)
 
     def _offer(self, message: str) -> None:
