@@ -28,7 +28,7 @@ class Client:
             base_url=access.url,
             headers={"Authorization": f"Bearer {access.token}"},
             timeout=TIMEOUT_S,
-            verify=_verified(access),
+            verify=verified(access),
             transport=transport,
         )
 
@@ -115,7 +115,7 @@ class Client:
         return Unavailable(f"the service at {self._access.url} cannot be reached ({error}); is it running?", dependency="api")
 
 
-def _verified(access: Access) -> ssl.SSLContext:
+def verified(access: Access) -> ssl.SSLContext:
     """How the service proves itself, and we ourselves to it; `Malformed` where what the client file names cannot do that."""
     if (access.ca_file or access.cert_file) and not access.url.startswith("https://"):
         raise Malformed("the client file names a CA or a certificate, and a URL that is not https: nothing would be verified")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -90,7 +91,8 @@ def _quorum(leader: object, peers: Sequence[str], ask: Ask) -> Finding:
         return fail("consul quorum", f"no leader among {len(peers)} servers: nothing can be taken over", fix)
     _, members = ask("/v1/agent/members", None)
     servers = [m for m in members if m.get("Tags", {}).get("role") == "consul"] if isinstance(members, list) else []
-    alive = sum(member.get("Status") == 1 for member in servers)
+    there = {f"{member.get('Addr')}:{member['Tags'].get('port')}" for member in servers if member.get("Status") == 1}
+    alive = sum(re.sub(r"[][]", "", peer) in there for peer in peers)  # a server that has just come has no vote yet
     seen = f"leader {leader}, {alive if servers else '?'} of {len(peers)} servers alive"
     fix = "run three or five servers, each on a host of its own, and bring back those that are down"
     spare = (alive if servers else len(peers)) - (len(peers) // 2 + 1)

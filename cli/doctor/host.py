@@ -1,5 +1,6 @@
 """The clock of this host: whether anything keeps it right, and whether those it works with have the same time."""
 
+import contextlib
 import ctypes
 import struct
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,8 @@ from typing import Final, NamedTuple
 
 import httpx
 
-from cli.access import find
+from cli.access import Access, find
+from cli.client import verified
 from cli.doctor.base import Check, Finding, ok, warn
 from sanderling.clock import Clock
 from sanderling.errors import Problem
@@ -57,11 +59,11 @@ def look_at_kernel(kept: Kept | None) -> Finding:
 
 def look_at_others(settings: Settings, *, clock: Clock) -> Iterable[Finding]:
     """The dates of their HTTP answers. Who does not answer is another check's to tell."""
-    for name, url, verify in _others(settings):
+    for name, path, access in _others(settings):
         before = clock.wall()
         try:
-            answer = httpx.get(url, timeout=ASK_S, verify=verify, trust_env=False)
-        except (httpx.HTTPError, OSError, ValueError):
+            answer = httpx.get(f"{access.url}{path}", timeout=ASK_S, verify=verified(access), trust_env=False)
+        except (Problem, httpx.HTTPError, OSError, ValueError):
             continue
         said = answer.headers.get("date")
         if said:
@@ -78,11 +80,10 @@ def compared(name: str, said: str, *, before: datetime, after: datetime) -> Find
     return ok(f"clock of {name}", "the same as here, by the date of its answer")
 
 
-def _others(settings: Settings) -> Iterable[tuple[str, str, str | bool]]:
-    if settings.coordination.backend == "consul":
-        yield "the Consul agent", f"{settings.coordination.url}/v1/status/leader", settings.coordination.ca_file or True
-    try:
-        access = find()
-    except Problem:
-        return
-    yield "the API", f"{access.url}/healthz", access.ca_file or True
+def _others(settings: Settings) -> Iterable[tuple[str, str, Access]]:
+    consul = settings.coordination
+    if consul.backend == "consul":
+        agent = Access(consul.url, "", ca_file=consul.ca_file, cert_file=consul.cert_file, key_file=consul.key_file)
+        yield "the Consul agent", "/v1/status/leader", agent
+    with contextlib.suppress(Problem):
+        yield "the API", "/healthz", find()

@@ -30,6 +30,7 @@ from tests.parts.small_disk import full, small_disk
 
 CLOCK = SystemClock()
 GUIDE = Path(__file__).parents[2] / "docs/operations.md"
+AS_ITS_USER = "runuser -u sanderling -- env SANDERLING_CONFIG=/etc/sanderling/sanderling.conf "
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +297,7 @@ class Guide:
             block for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL) if block.startswith(beginning)
         ]
         here = {
+            AS_ITS_USER: "",
             "/etc/sanderling/": f"{self._folder}/",
             "db.example": self._at,
             "--username=sanderling sanderling": f"--username=postgres {self._database}",
@@ -339,7 +341,7 @@ def test_records_move_from_a_file_as_the_guide_says(server: PostgreSQL, own: Ope
         asked = assignments.submit(session, conductor=settings.Conductor(), requested_by="t", now=CLOCK.wall())
     made = Databases(server.url)
     url = made.empty()
-    Guide(server, tmp_path, url.rpartition("/")[2]).type("/opt/sanderling/.venv/bin/python")
+    Guide(server, tmp_path, url.rpartition("/")[2]).type(f"{AS_ITS_USER}/opt/sanderling/.venv/bin/python")
     after = own(url)
     assert kinds(after) == kinds(before)
     with before.read() as old_session, after.read() as session:

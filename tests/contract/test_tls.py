@@ -21,6 +21,8 @@ import rpc.oslo
 from api.server import HttpServer
 from cli.access import Access, read, write
 from cli.client import Client
+from cli.doctor.base import State
+from cli.doctor.host import look_at_others
 from cli.lab.parts.consul import ConsulAgent
 from cli.lab.parts.rabbitmq import RabbitMQ
 from rpc.connections import connection
@@ -301,3 +303,15 @@ def test_a_consul_agent_that_verifies_who_comes_in_is_used_by_who_trusts_it_and_
         entry = store.get(unique)
         assert entry is not None
         assert entry.value == b"v"
+
+
+def test_the_doctor_compares_clocks_also_with_those_who_want_to_see_a_certificate(
+    agent: ConsulAgent, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = files(site, "works")
+    settings = Settings(coordination=Coordination(url=agent.https_url, **given))  # type: ignore[arg-type]
+    with https(site, site.server) as url:
+        write(tmp_path / "client.json", Access(url, "token", **given))  # type: ignore[arg-type]
+        monkeypatch.setenv("SANDERLING_CLIENT", str(tmp_path / "client.json"))
+        found = {finding.what: finding.state for finding in look_at_others(settings, clock=SystemClock())}
+    assert found == {"clock of the Consul agent": State.OK, "clock of the API": State.OK}

@@ -1,6 +1,6 @@
 """docs/operations.md as steps: what it tells an operator to type, write and copy, and on which host.
 
-Invisible comments before a block say where: `on: san1 san2`, `on: all`, `on: none; why`, `file: PATH on all`,
+Invisible comments before a block say where: `on: san1 san2`, `on: all`, `file: PATH on all`,
 `copy: PATH from san1 to all as PATH` (HOST in a path is the receiver's name), `reboot: san2`. `; when: …` after `on:` names what
 has happened to a host by then.
 """
@@ -18,7 +18,7 @@ _MARK: Final = re.compile(r"<!-- (on|file|copy|reboot): (.*?)(?:; (.*?))? -->")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do on some hosts; on none when `note` says why it is not done here."""
+    """One thing to do on some hosts; on none when it is a sample, which is only to be read."""
 
     kind: str
     section: str
@@ -81,6 +81,7 @@ def _alone(section: str, line: str) -> Step:
 
 
 def _names(words: str) -> tuple[str, ...]:
-    chosen = NAMES if words == "all" else () if words == "none" else tuple(words.split())
+    chosen = NAMES if words == "all" else tuple(words.split())
+    assert chosen, "a step for no host"
     assert set(chosen) <= set(NAMES), words
     return chosen

@@ -126,7 +126,7 @@ class Host:
         words = [*self._inside(env), "bash", "/srv/block.sh"]
         shell: Any = pexpect.spawn(words[0], words[1:], timeout=BLOCK_S, encoding="utf-8", dimensions=(50, 200))
         printed = ""
-        while shell.expect([r"[Pp]assword:? ", pexpect.EOF]) == 0:
+        while shell.expect([r"(?:[Pp]assword[\w ]*|Enter it again): ", pexpect.EOF]) == 0:
             printed += shell.before + shell.after
             shell.sendline(password)
         printed += shell.before
@@ -166,7 +166,7 @@ class Host:
         for unit in ("systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service"):
             (self.root / "etc/systemd/system" / unit).symlink_to("/dev/null")  # its network is made from outside
         known = "".join(f"10.0.0.{11 + number} {name}\n" for number, name in enumerate(NAMES))
-        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{known}")
+        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{known}10.0.0.13 db.example\n10.0.0.1 hooks.example\n")
         (self.root / "etc/pip.conf").write_text(
             "[global]\nno-index = true\nfind-links = /srv/wheels\n[install]\nno-compile = true\n"
         )

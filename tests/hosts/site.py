@@ -1,4 +1,4 @@
-"""What the guide presumes to be there (a Ceph, a place to clone from), and the operator who does what it says."""
+"""What the guide presumes to be there (a Ceph, a place to clone from, a webhook), and the operator who does what it says."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cli.lab.parts.ceph import CephCluster
-from cli.lab.parts.daemons import Daemon, run, spawn
+from cli.lab.parts.daemons import Daemon, run, spawn, waited
 from tests.hosts.guide import Step
 from tests.hosts.machines import TREE, Hosts
 
@@ -26,10 +26,13 @@ class Site:
         self.ceph = CephCluster(folder / "ceph", address="10.0.0.1", netns=self.hosts.network.parts, cephx=True)
         self._source = folder / "source"
         self._writer: Daemon | None = None
+        self._hook: Daemon | None = None
 
     def start(self) -> None:
         self._offer("as it is")
         self.hosts.start()
+        argv = [sys.executable, "-m", "tests.hosts.hook"]
+        self._hook = spawn("hook", argv, log=self.folder / "hook.log", netns=self.hosts.network.parts, cwd=TREE)
         self.ceph.start()
         self.ceph.ceph("auth", "del", "client.sanderling")  # the guide makes it
         conf = Path(self.ceph.conf).read_text()
@@ -41,8 +44,8 @@ class Site:
             self._mirror(name)
 
     def stop(self) -> None:
-        if self._writer is not None:
-            self._writer.kill()
+        for process in filter(None, (self._writer, self._hook)):
+            process.kill()
         self.ceph.stop()
         self.hosts.close()
 
@@ -54,6 +57,8 @@ class Site:
                 host = self.hosts.by_name[name]
                 if step.kind == "type":
                     env = {"SANDERLING": "file:///srv/sanderling.git"}
+                    if "$OPERATION" in step.text:
+                        env["OPERATION"] = self.ask("operation list --limit 1")[0]["id"]
                     printed.append(host.type(step.text, env=env, password=_PASSWORD))
                 elif step.kind == "file":
                     self._put(name, step.path, step.text.encode())
@@ -65,6 +70,15 @@ class Site:
                     host.kill()
                     host.boot()
         return "".join(printed)
+
+    def ask(self, command: str) -> Any:
+        """What `sanderling` answers on the host of the records."""
+        return json.loads(self.do(Step("type", "", ("san1",), f"sanderling {command} --json\n")))
+
+    def notified(self) -> None:
+        """Returns once the webhook has been told of an event."""
+        log = self.folder / "hook.log"
+        waited(lambda: '"kind": "notification.test"' in log.read_text(), within_s=60, what=f"the webhook is told: {log}")
 
     def lose(self, name: str) -> None:
         """The host is gone for good."""
@@ -90,7 +104,7 @@ class Site:
 
     def write(self) -> None:
         """Log in to the first disk and write until `written`."""
-        disk = json.loads(self.do(Step("type", "", ("san1",), "sanderling disk show first --json\n")))
+        disk = self.ask("disk show first")
         portals = [word for path in disk["paths"] for word in ("--portal", f"{path['address']}:3260")]
         argv = [sys.executable, "-m", "cli.lab.initiator", "--target", disk["iqn"], *portals, "--initiator", INITIATOR]
         argv += ["--history", str(self.folder / "history.json"), "--timeout", "90"]
@@ -114,7 +128,7 @@ class Site:
         at.unlink(missing_ok=True)
         at.touch(mode=0o600)
         at.write_bytes(content)
-        if not path.startswith("/etc/ceph/ceph.client") and not path.endswith((".key", ".cookie")):
+        if not path.startswith("/etc/ceph/ceph.client") and not path.endswith((".key", ".cookie", "pgpass")):
             at.chmod(0o644)
 
     def _offer(self, message: str) -> None:

@@ -162,13 +162,16 @@ SELF = {
 }
 
 
+def server(address: str, *, status: int = 1) -> dict[str, Any]:
+    return {"Status": status, "Addr": address, "Tags": {"role": "consul", "port": "8300"}}
+
+
 def answering(**changes: tuple[int, Any]) -> coordination.Ask:
     """A Consul agent by the last part of each path."""
-    server = {"Status": 1, "Tags": {"role": "consul"}}
     answers: dict[str, tuple[int, Any]] = {
         "leader": (200, "10.0.0.1:8300"),
-        "peers": (200, ["a", "b", "c"]),
-        "members": (200, [server] * 3),
+        "peers": (200, ["10.0.0.1:8300", "10.0.0.2:8300", "[fd00::3]:8300"]),
+        "members": (200, [server("10.0.0.1"), server("10.0.0.2"), server("fd00::3")]),
         "self": (200, SELF),
         "authorize": (401, "ACL support disabled"),
     } | changes
@@ -189,9 +192,11 @@ def test_a_consul_without_a_leader_has_failed() -> None:
 
 @pytest.mark.parametrize(("peers", "alive"), [(3, 2), (1, 1), (2, 2)])
 def test_a_consul_that_cannot_lose_another_server_is_to_be_looked_at(peers: int, alive: int) -> None:
-    members = [{"Status": 1 if n < alive else 4, "Tags": {"role": "consul"}} for n in range(peers)]
+    members = [server(f"10.0.0.{n}", status=1 if n < alive else 4) for n in range(peers)]
     members += [{"Status": 1, "Tags": {"role": "node"}}] * 5
-    found = states(coordination.look(answering(peers=(200, ["p"] * peers), members=(200, members))))
+    members += [server("10.0.0.9")]  # has joined, and has no vote yet
+    voting = [f"10.0.0.{n}:8300" for n in range(peers)]
+    found = states(coordination.look(answering(peers=(200, voting), members=(200, members))))
     assert found["consul quorum"] is State.WARN
 
 
