@@ -200,11 +200,10 @@ class Change:
             now=now,
             traceparent=self._trace,
             queue_max=queue_max,
+            check=lambda line: turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line) if line else None,
         )
         if operation.is_queued:
-            line = operations.line(session, intent.row.id)[:-1]
-            turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line)
-            return Accepted(operation, intent.notes, line)
+            return Accepted(operation, intent.notes, operations.line(session, intent.row.id)[:-1])
         if intent.begins is not None:
             disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
         if intent.change is not None:

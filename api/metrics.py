@@ -22,14 +22,14 @@ class Metrics:
         self.seconds = Histogram(
             "sanderling_http_request_seconds", "Time to the first byte of the answer", ["method", "route"], registry=self.registry
         )
-        self.waiting = Gauge("sanderling_outbox_waiting", "Operations whose wake-up has not been cast", registry=self.registry)
+        self.waiting = Gauge("sanderling_outbox_waiting", "Operations whose wake-up is not noted as cast", registry=self.registry)
         self.open = Gauge("sanderling_operations_open", "Operations that have not ended", ["state"], registry=self.registry)
         self.oldest = Gauge(
             "sanderling_operations_oldest_seconds", "Age of the oldest operation in this state", ["state"], registry=self.registry
         )
         self.longest_waiting = Gauge(
             "sanderling_outbox_oldest_seconds",
-            "Age of the oldest operation whose wake-up has not been cast",
+            "Age of the oldest operation whose wake-up is not noted as cast",
             registry=self.registry,
         )
         self.disks = Gauge("sanderling_disks", "Disks in the index", ["state"], registry=self.registry)

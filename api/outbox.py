@@ -20,8 +20,8 @@ log = structlog.get_logger(__name__)
 class Outbox:
     """Wakes conductors. A cast that fails is tried again later; one that is lost costs the conductors' next sweep.
 
-    What was cast is noted in the records for many operations at once, since that is a write like any other. Who ends before has
-    them cast once more, which wakes nobody: what they were about has been claimed, or can be.
+    What was cast is noted in the records for many operations at once, since that is a write like any other. Until then another
+    process may cast it once more, and so does the next one where this one dies: what they wake for has been claimed, or can be.
     """
 
     def __init__(self, options: Api, *, records: Records, bus: Bus, clock: Clock) -> None:
@@ -51,14 +51,16 @@ class Outbox:
         with self._records.read() as session:
             waiting = operations.outbox(session, limit=batch + len(self._sent))
         fresh = [outgoing for outgoing in waiting if outgoing.id not in self._sent][:batch]
-        for outgoing in fresh:
-            wake = Wake(operation_id=outgoing.id, traceparent=outgoing.traceparent)
-            self._bus.cast(topics.CONDUCTOR, "operation.wake", wake)
-            if not self._sent:
-                self._note_at = self._clock.monotonic() + self._options.outbox_interval_s
-            self._sent.add(outgoing.id)
-        if len(self._sent) >= batch or self._clock.monotonic() >= self._note_at:
-            self._note()
+        try:
+            for outgoing in fresh:
+                wake = Wake(operation_id=outgoing.id, traceparent=outgoing.traceparent)
+                self._bus.cast(topics.CONDUCTOR, "operation.wake", wake)
+                if not self._sent:
+                    self._note_at = self._clock.monotonic() + self._options.outbox_interval_s
+                self._sent.add(outgoing.id)
+        finally:
+            if len(self._sent) >= batch or self._clock.monotonic() >= self._note_at:
+                self._note()
         return len(fresh)
 
     def _note(self) -> None:

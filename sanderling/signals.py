@@ -5,11 +5,16 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 
 class Told(threading.Event):
     """Set once one of these signals has come; `number` is the one that came first. Made in the main thread.
 
-    `calls` are signals that end no wait, and what is to be done at each; it is done in a thread of this event's own.
+    `calls` are signals that end no wait, and what is to be done at each: something brief, in a thread of this event's own. A
+    process has one such event: a second one would take over what the interpreter tells of.
 
     Python runs handlers in the main thread alone, and only when that next runs Python code: a signal that comes between its last
     such moment and its sleep in a wait is not heard before another one comes. So nothing is left to a handler. The interpreter
@@ -34,7 +39,10 @@ class Told(threading.Event):
                     self.number = number
                     self.set()
                 if number in self._calls:
-                    self._calls[signal.Signals(number)]()
+                    try:
+                        self._calls[signal.Signals(number)]()
+                    except Exception:  # the next signal may be the one to end
+                        log.exception("a signal was not carried out", number=number)
 
 
 def _no_more(*_: object) -> None:

@@ -301,6 +301,8 @@ def _capacity(images: Images) -> Capacity | None:
 def _refuse_larger_than_pool(context: Context, size_bytes: int) -> None:
     capacity = context.images.lately(_capacity, within_s=context.settings.api.capacity_age_s)
     if capacity is not None and size_bytes > capacity.total_bytes:
+        capacity = context.images.lately(_capacity, within_s=0.0)  # it may have grown
+    if capacity is not None and size_bytes > capacity.total_bytes:
         raise InvalidInput.of(
             "size_bytes", f"is larger than the pool, which holds {capacity.total_bytes} bytes", "give a smaller size"
         )

@@ -5,7 +5,7 @@ the event of its change with the change. A write of a claimed operation repeats 
 that another conductor has it, and that nothing was written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -37,7 +37,7 @@ _ENDING_S: Final = 5  # in which one of some operations may have ended; nobody c
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """An operation whose wake-up has not been cast yet."""
+    """An operation whose wake-up is not noted as cast."""
 
     id: str
     traceparent: str | None
@@ -55,10 +55,12 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
     now: datetime,
     traceparent: str | None = None,
     queue_max: int = 0,
+    check: Callable[[Sequence[Operation]], None] = lambda _line: None,
 ) -> Operation:
     """Write a new operation and its first event; `Busy`, naming the open one, when the resource has one that has not ended.
 
     With `queue_max` it is queued behind that one instead, as long as no more than so many wait there; else `TooManyRequests`.
+    Before that `check` may refuse it for the line that it would wait in.
     One that is queued is nothing but a wish until `begin`: whoever asks for it changes nothing else.
 
     `params["was"]`, the state of the disk before this request, is what a cancel restores when nothing has begun. Whatever the
@@ -68,7 +70,8 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
     before = _line(session, resource_id) if queue_max else []
     if not before and (gateway is not None or not queue_max):  # else the line has just been found empty
         refuse_second(session, resource_id, gateway=gateway)
-    elif len(before) > queue_max:
+    check([_model(row) for row in before])
+    if len(before) > queue_max:
         raise TooManyRequests(
             f"{queue_max} operations on {resource_name} wait for {before[0].id} ({before[0].kind}) already; ask again later",
             retry_after_s=_ENDING_S,

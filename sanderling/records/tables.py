@@ -88,7 +88,7 @@ _AT_WORK = "ended_at IS NULL AND state <> 'queued'"
 
 
 class OperationRow(Base):
-    """An operation. `cast_at` empty means that its wake-up is still in the outbox.
+    """An operation. `cast_at` empty means that its wake-up is not noted as cast.
 
     The partial unique indexes are what keeps two operations off one resource, and a drain and an undrain off one gateway: the
     second insert fails. `gateway` is empty for all other operations, and of those there may be any number. Those that are queued

@@ -286,18 +286,17 @@ class Guide:
 
     def __init__(self, server: PostgreSQL, folder: Path, database: str) -> None:
         self._at, _, self._port = Databases(server.url).at.rpartition(":")
-        self._user, self._database, self._folder = "postgres", database, folder
+        self._user, self._database, self._folder, self._tls = "postgres", database, folder, server.folder
         (folder / "pgpass").write_text(f"*:*:*:*:{Databases(server.url).password}\n")
         (folder / "pgpass").chmod(0o600)
         (folder / "sanderling.conf").write_text(f"[records]\nurl = {server.database_url(database)}\n")
 
-    def type(self, beginning: str) -> str:
-        """The one shell block that begins so."""
-        (block,) = [
-            block for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL) if block.startswith(beginning)
-        ]
+    def type(self, has: str) -> str:
+        """The one shell block that has this in it."""
+        (block,) = [block for block in re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL) if has in block]
         here = {
             AS_ITS_USER: "",
+            "/etc/sanderling/tls/ca.crt": f"{self._tls}/ca.pem",
             "/etc/sanderling/": f"{self._folder}/",
             "db.example": self._at,
             "--username=sanderling sanderling": f"--username=postgres {self._database}",
@@ -320,10 +319,10 @@ def test_records_are_backed_up_and_restored_as_the_guide_says(server: PostgreSQL
     url = Databases(server.url).migrated()
     guide, records = Guide(server, tmp_path, url.rpartition("/")[2]), own(url)
     write(records, "before")
-    guide.type("PGPASSFILE=/etc/sanderling/pgpass pg_dump")
+    guide.type("pg_dump")
     write(records, "after")
     records.close()
-    guide.type("PGPASSFILE=/etc/sanderling/pgpass pg_restore")
+    guide.type("pg_restore")
     assert kinds(records) == ["before"]
     write(records, "again")
     assert kinds(records) == ["before", "again"]

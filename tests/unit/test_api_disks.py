@@ -127,6 +127,14 @@ def test_a_disk_larger_than_the_pool_is_refused(api: Api) -> None:
     assert "larger than the pool" in answer.json()["detail"]
 
 
+def test_a_pool_that_has_grown_is_asked_again_before_a_disk_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path, capacity_age_s=3600.0) as api:
+        api.disk("one")
+        api.images.capacity_bytes *= 2
+        answer = api.client.post("/v1/disks", json={"name": "two", "size_bytes": api.images.capacity_bytes})
+        assert answer.status_code == 202, answer.text
+
+
 @pytest.mark.rows("W-PA-24")
 def test_a_dry_run_returns_the_plan_with_its_addresses_and_changes_nothing(api: Api) -> None:
     made(api, "old", started=True)

@@ -97,3 +97,15 @@ def test_what_was_cast_before_the_broker_died_is_not_cast_again(place: Place) ->
     place.bus.fault = None
     assert outbox.drain() == 1
     assert place.bus.cast_ids == first + second
+
+
+def test_what_was_cast_is_noted_also_while_nothing_more_can_be(place: Place) -> None:
+    outbox, first = place.outbox(), place.submit(1)
+    outbox.drain()
+    place.bus.fault = Unavailable("away", dependency="bus")
+    second = place.submit(1)
+    assert place.waiting() == {*first, *second}
+    place.clock.advance(1.0)
+    with pytest.raises(Unavailable):
+        outbox.drain()
+    assert place.waiting() == set(second)

@@ -65,3 +65,13 @@ def test_a_signal_that_is_a_call_ends_no_wait() -> None:
     assert not told.is_set()
     signal.raise_signal(signal.SIGUSR1)
     assert told.wait(10.0)
+
+
+def test_a_call_that_fails_makes_nobody_deaf() -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    told = Told(signal.SIGUSR1, calls={signal.SIGUSR2: broken})
+    signal.raise_signal(signal.SIGUSR2)
+    signal.raise_signal(signal.SIGUSR1)
+    assert told.wait(10.0)

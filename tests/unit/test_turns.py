@@ -171,6 +171,15 @@ def test_what_would_not_be_possible_after_those_before_it_is_refused_at_once(api
     assert refused["detail"] == "after 3 operations that come before it the disk is deleted, and cannot start then"
 
 
+def test_what_would_not_be_possible_in_a_line_that_is_full_is_not_to_be_tried_again(tmp_path: Path) -> None:
+    with running(tmp_path, queue_max=1) as api:
+        Site(api, "node-a").disk("db", "node-a")
+        asked(api, "POST", "/stop")
+        asked(api, "DELETE", "?force=true&confirm=db")
+        assert asked(api, "POST", "/start", status=409)["type"] == "/problems/transition-refused"
+        asked(api, "DELETE", "?force=true&confirm=db", status=409)
+
+
 def test_what_must_be_looked_at_before_it_begins_does_not_wait(api: Api, disk_id: str) -> None:
     first = snapped(api, "a")
     for refused in (snapped(api, "a", status=409), asked(api, "DELETE", "", status=409)):
