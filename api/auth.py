@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from api import rules
-from api.context import Context, context_of
+from api.context import Context, ContextOf
 from api.policy import RULES
 from sanderling.errors import InvalidInput, SettingsRefused, Unauthenticated, Unavailable
 from sanderling.records import tokens
@@ -33,8 +33,7 @@ class Allowed:
     def __init__(self, rule: str) -> None:
         self.rule = rule
 
-    def __call__(self, request: Request) -> Caller:
-        context = context_of(request)
+    def __call__(self, request: Request, context: ContextOf) -> Caller:
         caller = _caller(context, request)
         context.policy.check(self.rule, caller.role)
         _check_parameters(request)

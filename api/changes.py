@@ -5,6 +5,7 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Final
 
 import structlog
@@ -200,7 +201,7 @@ class Change:
             now=now,
             traceparent=self._trace,
             queue_max=queue_max,
-            check=lambda line: turns.refuse_impossible(intent.plan.kind, DiskState(intent.row.state), line) if line else None,
+            check=partial(turns.refuse_impossible, intent.plan.kind, DiskState(intent.row.state)),
         )
         if operation.is_queued:
             return Accepted(operation, intent.notes, operations.line(session, intent.row.id)[:-1])

@@ -44,14 +44,10 @@ class Context:
         self.outbox.wake()
 
 
-def context_of(request: Request) -> Context:
+async def context_of(request: Request) -> Context:  # a dependency that is no coroutine costs a thread
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
 
 
-async def _context(request: Request) -> Context:  # a dependency that is no coroutine costs a thread
-    return context_of(request)
-
-
-ContextOf = Annotated[Context, Depends(_context)]
+ContextOf = Annotated[Context, Depends(context_of)]

@@ -60,7 +60,7 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
     """Write a new operation and its first event; `Busy`, naming the open one, when the resource has one that has not ended.
 
     With `queue_max` it is queued behind that one instead, as long as no more than so many wait there; else `TooManyRequests`.
-    Before that `check` may refuse it for the line that it would wait in.
+    Before that `check` may refuse it for the line that it would wait in, if there is one.
     One that is queued is nothing but a wish until `begin`: whoever asks for it changes nothing else.
 
     `params["was"]`, the state of the disk before this request, is what a cancel restores when nothing has begun. Whatever the
@@ -70,7 +70,8 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
     before = _line(session, resource_id) if queue_max else []
     if not before and (gateway is not None or not queue_max):  # else the line has just been found empty
         refuse_second(session, resource_id, gateway=gateway)
-    check([_model(row) for row in before])
+    if before:
+        check([_model(row) for row in before])
     if len(before) > queue_max:
         raise TooManyRequests(
             f"{queue_max} operations on {resource_name} wait for {before[0].id} ({before[0].kind}) already; ask again later",

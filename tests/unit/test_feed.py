@@ -66,11 +66,17 @@ def test_a_stream_that_could_not_be_read_for_a_while_misses_nothing_of_what_was_
 
 
 def test_while_nobody_follows_nobody_looks() -> None:
-    store = Store()
-    feed = Feed(Api(events_interval_s=0.05), records=cast(Records, store), news=cast(News, KeptNews()), clock=SystemClock())
+    store, turned = Store(), threading.Event()
+
+    class Turns(SystemClock):
+        def wait(self, event: threading.Event, timeout_s: float) -> bool:
+            turned.set()
+            return super().wait(event, timeout_s)
+
+    feed = Feed(Api(), records=cast(Records, store), news=cast(News, KeptNews()), clock=Turns())
     feed.start()
     try:
-        feed.look()
-        assert not store.looked.wait(0.2)
+        assert turned.wait(10)
+        assert not store.looked.is_set()
     finally:
         feed.stop()
