@@ -31,6 +31,7 @@ class Feed:
         self._lock, self._wakes = threading.Lock(), set[Wake]()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._listening: Serving | None = None
+        self._seen = 0
 
     @property
     def subscribers(self) -> int:
@@ -75,10 +76,11 @@ class Feed:
                     await changed.wait()
 
     async def _found(self, read: Read, after: int) -> list[Event]:
-        """None while the records are away: the thread that looks wakes everybody once they are back."""
+        """None while the records cannot be read: the thread that looks wakes everybody once they can be, at its next look."""
         try:
             return await run_in_threadpool(read, after)
         except Unavailable:
+            self._seen = -1
             return []
 
     @contextlib.contextmanager
@@ -89,7 +91,6 @@ class Feed:
 
         with self._lock:
             self._wakes.add(wake)
-        self.look()  # while nobody follows nobody looks
         try:
             yield
         finally:
@@ -103,17 +104,16 @@ class Feed:
             wake()
 
     def _run(self) -> None:
-        seen = 0
         while not self._stopping.is_set():
             try:
                 if self.subscribers:
                     with self._records.read() as session:
                         newest = events.newest(session)
-                    if newest != seen:
-                        seen = newest
+                    if newest != self._seen:
+                        self._seen = newest
                         self._wake_all()
             except Problem as problem:
-                seen = -1
+                self._seen = -1
                 log.warning("cannot look for events", reason=problem.detail)
             except Exception:
                 log.exception("looking for events failed")

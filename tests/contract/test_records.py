@@ -317,3 +317,8 @@ def test_the_migrations_are_part_of_what_is_installed() -> None:
         [sys.executable, "-c", "import sanderling.records.migrations as m; print(m.__path__[0])"], env={"PYTHONPATH": "."}
     )
     assert (Path(listed.strip()) / "versions" / "0001_first_schema.py").exists()
+
+
+def test_the_schema_that_migrating_made_is_the_one_that_this_release_expects(records: Records) -> None:
+    present, expected = records.schema()
+    assert present == expected

@@ -120,6 +120,15 @@ def test_a_name_or_an_iqn_that_is_taken_is_refused(api: Api, wanted: dict[str, A
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/conflict")
 
 
+def test_a_disk_whose_name_is_still_in_the_iqn_of_another_gets_an_iqn_of_its_own(api: Api) -> None:
+    held = "iqn.2026-11.io.sanderling:db"
+    assert api.client.post("/v1/disks", json={"name": "other", "size_bytes": GIB, "iqn": held}).status_code == 202
+    answer = api.client.post("/v1/disks", json={"name": "db", "size_bytes": GIB})
+    assert answer.status_code == 202, answer.text
+    made = api.client.get("/v1/disks/db").json()
+    assert made["iqn"] == f"{held}-{made['id'][:8]}"
+
+
 def test_a_disk_larger_than_the_pool_is_refused(api: Api) -> None:
     answer = api.client.post("/v1/disks", json={"name": "db", "size_bytes": api.images.capacity_bytes + 512})
     assert answer.status_code == 422
