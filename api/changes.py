@@ -22,7 +22,7 @@ from api.metrics import TRACEPARENT
 from api.problems import document
 from api.situations import Seen
 from sanderling.errors import PreconditionFailed, Problem, TooManyRequests
-from sanderling.model.disks import DiskEvent, DiskState
+from sanderling.model.disks import Disk, DiskEvent, DiskState
 from sanderling.model.moves import Move
 from sanderling.model.operations import Operation, OperationKind
 from sanderling.model.plans import Plan
@@ -38,14 +38,14 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a change comes to: the disk it is about, as it is written, what happens to it first, and the steps that follow.
+    """What a change comes to: the disk it is about and its state now, what happens to it first, and the steps that follow.
 
     `params` are what the steps go by, `change` is what of the disk is to be different. It may wait for what is at work on the
     disk, unless Consul or Ceph must be looked at before it begins.
     """
 
-    row: DiskRow
-    was: DiskState
+    disk: Disk
+    state: DiskState
     plan: Plan
     begins: DiskEvent | None = None
     notes: Sequence[str] = field(default=())
@@ -115,7 +115,7 @@ class Change:
             now = self._context.clock.wall()
             intent = prepare(session, now)
             accepted = self._intended(session, intent, caller, now)
-            plan = _planned(intent, accepted.line)
+            plan = _planned(intent, disks.describe(disks.get(session, intent.disk.id)), accepted.line)
             session.rollback()
             return plan
 
@@ -130,8 +130,7 @@ class Change:
             known = self._known(session, caller)
             if known is not None:
                 return _accepted(operations.get(session, known), ())
-            with session.no_autoflush:  # what is not of the operations goes to the records with what is
-                accepted = write(session, now)
+            accepted = write(session, now)
             if self._key is not None:
                 idempotency.remember(
                     session, actor=caller.name, key=self._key, digest=self._digest, operation_id=accepted.operation.id, now=now
@@ -193,22 +192,22 @@ class Change:
         operation = operations.submit(
             session,
             kind=intent.plan.kind,
-            resource_id=intent.row.id,
-            resource_name=intent.row.name,
-            params={**intent.params, "was": intent.was.value},
+            resource_id=intent.disk.id,
+            resource_name=intent.disk.name,
+            params={**intent.params, "was": intent.state.value},
             steps=intent.plan.steps,
             requested_by=caller.name,
             now=now,
             traceparent=self._trace,
             queue_max=queue_max,
-            check=partial(turns.refuse_impossible, intent.plan.kind, DiskState(intent.row.state)),
+            check=partial(turns.refuse_impossible, intent.plan.kind, intent.state),
         )
         if operation.is_queued:
-            return Accepted(operation, intent.notes, operations.line(session, intent.row.id)[:-1])
+            return Accepted(operation, intent.notes, operations.line(session, intent.disk.id)[:-1])
         if intent.begins is not None:
-            disks.apply(session, intent.row.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
+            disks.apply(session, intent.disk.id, intent.begins, now=now, actor=caller.name, operation_id=operation.id)
         if intent.change is not None:
-            disks.change(session, intent.row.id, intent.change, now=now, actor=caller.name, operation_id=operation.id)
+            disks.change(session, intent.disk.id, intent.change, now=now, actor=caller.name, operation_id=operation.id)
         return Accepted(operation, intent.notes)
 
 
@@ -270,11 +269,11 @@ def _waiting(line: Sequence[Operation]) -> list[str]:
     return [f"queued: it begins when operation {line[-1].id} ({line[-1].kind}) has ended, as number {len(line)} in line"]
 
 
-def _planned(intent: Intent, line: Sequence[Operation]) -> JSONResponse:
+def _planned(intent: Intent, disk: Disk, line: Sequence[Operation]) -> JSONResponse:
     body = {
         "dry_run": True,
         "plan": intent.plan.model_dump(mode="json"),
-        "disk": show(disks.describe(intent.row)),
+        "disk": show(disk),
         "notes": [*intent.notes, *_waiting(line)],
     }
     return JSONResponse(body, 200)

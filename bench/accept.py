@@ -86,21 +86,23 @@ def _lost_with_the_broker(site: Host, requests: int) -> int:
 
 
 def _beginning(site: Host, report: Report, intents: int) -> None:
+    """At rest, each once the one before has ended, as the call that is its baseline; and one after another, beside their work."""
     site.forget()
     with site.running("sanderling-api", "sanderling-conductor"), httpx.Client(base_url=site.url, headers=site.headers) as http:
         begun, called = Samples("ours, from the request to its work", intents), Samples("oslo call", intents)
         with _echo(site) as bus:
             for number in range(intents + 1):
-                seconds = _until_begun(site, http)
+                seconds = _until_begun(site, http, then_ends=True)
                 call = Samples("", 1)
                 call.measure(lambda: bus.call("bench-echo", "echo.say", Wake(operation_id="x"), timeout_s=30))
                 if number:
                     begun.wall_s.append(seconds)
                     called.wall_s += call.wall_s
+        busy = Samples("the same, beside the work of those before", intents, [_until_begun(site, http) for _ in range(intents)])
         site.rabbitmq.kill()
         without = Samples("ours, with the broker down", 5, [_until_begun(site, http) for _ in range(5)])
         site.rabbitmq.start()
-    report.samples += [called, begun, without]
+    report.samples += [called, begun, busy, without]
     report.goals += [
         Goal("P6: seconds until work begins, p50", begun.median_s, at_most=0.01),
         Goal("P6: seconds until work begins, p99", begun.p99_s, at_most=0.05),
@@ -109,8 +111,8 @@ def _beginning(site: Host, report: Report, intents: int) -> None:
     ]
 
 
-def _until_begun(site: Host, http: httpx.Client) -> float:
-    """From sending a request to the moment that a conductor has claimed what it asks for."""
+def _until_begun(site: Host, http: httpx.Client, *, then_ends: bool = False) -> float:
+    """From sending a request to the moment that a conductor has claimed what it asks for; with `then_ends` it ends, too."""
     sent = CLOCK.wall()
     answer = http.post("/v1/disks", json=_bodies(1)[0], timeout=WITHIN_S)
     operation_id = answer.headers["Location"].rpartition("/")[2]
@@ -118,8 +120,8 @@ def _until_begun(site: Host, http: httpx.Client) -> float:
 
     def begun() -> bool:
         with site.records.read() as session:
-            started_at = operations.get(session, operation_id).started_at
-        seen.extend([started_at] if started_at else [])
+            operation = operations.get(session, operation_id)
+        seen.extend([operation.started_at] if operation.started_at and (operation.ended or not then_ends) else [])
         return bool(seen)
 
     waited(begun, within_s=WITHIN_S, what="the operation is claimed", every_s=0.05)

@@ -32,7 +32,7 @@ def connect(configured: settings.Settings) -> "News":
 
 
 class News:
-    """Thread-safe. One thread tells; what is told while it is at work becomes one message."""
+    """Thread-safe. One thread tells; what is told while it is at work, or rests for news_gap_s, becomes one message."""
 
     def __init__(self, bus: settings.Bus) -> None:
         self._bus = bus
@@ -74,6 +74,7 @@ class News:
             if self._untold.wait(self._bus.heartbeat_s / 4):
                 self._untold.clear()
                 producer.publish({}, routing_key=_KEY, declare=[_EXCHANGE], delivery_mode=1)
+                self._clock.wait(self._closing, self._bus.news_gap_s)
             else:
                 with contextlib.suppress(TimeoutError):
                     broker.drain_events(timeout=_NOTHING_S)  # the broker's heartbeats count only once they are read

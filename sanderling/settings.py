@@ -122,6 +122,7 @@ class Bus:
     probe_failures_max: int = _of(3, "Probes not heard in a row before a server is built again", least=1)
     send_timeout_s: float = _of(5.0, "Bound of one send, its retries included", least=0.1)
     requeue_delay_s: float = _of(0.5, "How long a report waits before it is delivered again", least=0.05)
+    news_gap_s: float = _of(0.05, "Least time between two messages of one process that there are new events", least=0.0)
     payload_max_bytes: int = _of(65536, "Largest message", least=1024)
     parked_max: int = _of(1000, "Poison messages kept to be looked at; the oldest goes first", least=1)
 

@@ -82,11 +82,11 @@ def create(
 
     def prepare(session: Session, now: datetime) -> Intent:
         disk = _described(body, _paths(session, body), size_bytes=size_bytes, chap=chap, settings=context.settings)
-        disks.insert(session, disk, now=now, state=DiskState.CREATING, other_iqn=body.iqn is None)
+        disk = disks.insert(session, disk, now=now, state=DiskState.CREATING, other_iqn=body.iqn is None)
         events.append(session, "disk.creating", at=now, actor=caller.name, resource_id=disk.id, data={"name": disk.name})
         notes = () if disk.initiators or disk.allow_any else (NOBODY,)
         params = {"source": source} if source else {}
-        return Intent(disks.get(session, disk.id), DiskState.CREATING, plan, notes=notes, params=params)
+        return Intent(disk, DiskState.CREATING, plan, notes=notes, params=params)
 
     return change.carry_out(caller, prepare)
 
@@ -166,7 +166,7 @@ def change(
         after = disks.changeable(found) | wanted
         notes = () if after["initiators"] or after["allow_any"] else (NOBODY,)
         params = {disks.CHANGE: wanted, disks.BEFORE: before, disks.RESTARTS: restarts}
-        return Intent(found, DiskState(found.state), plan, notes=notes, params=params, change=wanted)
+        return Intent(disks.describe(found), DiskState(found.state), plan, notes=notes, params=params, change=wanted)
 
     return change.carry_out(caller, prepare)
 
@@ -217,7 +217,7 @@ def delete(
         plan = plans.plan(
             OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
         )
-        return Intent(row, was, plan, begins=DiskEvent.DELETE, may_wait=force)
+        return Intent(disks.describe(row), was, plan, begins=DiskEvent.DELETE, may_wait=force)
 
     return change.carry_out(caller, prepare)
 
@@ -231,7 +231,7 @@ def _turn(disk: str, kind: OperationKind, event: DiskEvent, context: Context, ca
         row = disks.find(session, disk)
         change.check_match(session, row)
         plan = plans.plan(kind, context.settings.conductor, disk_name=row.name)
-        return Intent(row, DiskState(row.state), plan, begins=event)
+        return Intent(disks.describe(row), DiskState(row.state), plan, begins=event)
 
     return change.carry_out(caller, prepare)
 

@@ -150,6 +150,6 @@ def _submit(
         plan = plans.plan(kind, context.settings.conductor, disk_name=found.name)
         may_wait = begins is None and all(other.params.get("snapshot") != snapshot for other in line)
         params = {"snapshot": snapshot}
-        return Intent(found, DiskState(found.state), plan, begins=begins, params=params, may_wait=may_wait)
+        return Intent(disks.describe(found), DiskState(found.state), plan, begins=begins, params=params, may_wait=may_wait)
 
     return change.carry_out(caller, prepare)

@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import or_, select, tuple_
+from sqlalchemy import bindparam, or_, select, tuple_
+from sqlalchemy import insert as sql_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager
 
 from sanderling.errors import Conflict, InUse, InvalidInput, NotFound
 from sanderling.model.disks import DISKS, Access, Chap, Disk, DiskEvent, DiskState, Path, Schedule
 from sanderling.model.operations import OperationKind
-from sanderling.records import events
+from sanderling.records import events, subnets
+from sanderling.records.statements import run
 from sanderling.records.tables import DiskRow, OperationRow, PathRow
 
 BEFORE: Final = "before"
@@ -24,42 +26,39 @@ RESTARTS: Final = "restarts"
 """Likewise: whether the exports are to be started again for it."""
 _CHANGEABLE: Final = ("name", "size_bytes", "initiators", "allow_any", "chap", "schedule")
 
+_INSERT: Final = sql_insert(DiskRow)
+_INSERT_PATHS: Final = sql_insert(PathRow)
+_ALIKE: Final = select(DiskRow.name, DiskRow.iqn).where(or_(DiskRow.name == bindparam("name"), DiskRow.iqn == bindparam("iqn")))
+_CHANGES: Final = select(OperationRow.params).where(
+    OperationRow.kind == OperationKind.CHANGE_DISK, OperationRow.ended_at.is_(None)
+)
+_HELD: Final = (
+    select(PathRow.address, DiskRow.name)
+    .join(DiskRow, DiskRow.id == PathRow.disk_id)
+    .where(PathRow.address.in_(bindparam("addresses", expanding=True)))
+    .order_by(PathRow.index)
+    .limit(1)
+)
 
-def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState, other_iqn: bool = False) -> None:
-    """Index a disk and its paths; `Conflict` when the name, the IQN or an address belongs to another disk.
+
+def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState, other_iqn: bool = False) -> Disk:
+    """Index a disk and its paths, and tell how: `Conflict` when the name, the IQN or an address belongs to another disk.
 
     With `other_iqn` it gets another IQN where its own is that of a disk, one that had this name once.
     """
     if _refuse_taken(session, disk, other_iqn=other_iqn):
         disk = disk.model_copy(update={"iqn": f"{disk.iqn}-{disk.id[:8]}"})
-    session.add(
-        DiskRow(
-            id=disk.id,
-            name=disk.name,
-            iqn=disk.iqn,
-            size_bytes=disk.size_bytes,
-            access=disk.access.value,
-            initiators=list(disk.initiators),
-            allow_any=disk.allow_any,
-            chap=disk.chap.model_dump() if disk.chap else None,
-            schedule=disk.schedule.model_dump() if disk.schedule else None,
-            snapshot_due_at=_first_due(disk.schedule, now),
-            state=state.value,
-            started=disk.started,
-            revision=disk.revision,
-            presented_at=disk.presented_at,
-            generation=disk.generation,
-            created_at=now,
-            changed_at=now,
-            paths=[PathRow(**path.model_dump()) for path in disk.paths],
-        )
-    )
+    kept = disk.model_dump(exclude={"paths", "rolling_back_to", "cause"}) | {"initiators": list(disk.initiators), "state": state}
+    times = {"snapshot_due_at": _first_due(disk.schedule, now), "created_at": now, "changed_at": now}
     try:
-        session.flush()
+        run(session, _INSERT, kept | times)
+        if disk.paths:
+            run(session, _INSERT_PATHS, [{"disk_id": disk.id, **path.model_dump()} for path in disk.paths])
     except IntegrityError as error:
         raise Conflict(
             f"another request just took the name, the IQN or an address of disk {disk.name}; try again", field="name"
         ) from error
+    return disk
 
 
 def get(session: Session, disk_id: str) -> DiskRow:
@@ -302,6 +301,7 @@ def _first_due(schedule: Schedule | None, now: datetime) -> datetime | None:
 def forget(session: Session, disk_id: str, *, now: datetime, actor: str, operation_id: str | None) -> None:
     """The disk is gone: recorded as "disk.deleted"; its name, IQN and addresses are free again."""
     row = apply(session, disk_id, DiskEvent.DELETED, now=now, actor=actor, operation_id=operation_id)
+    subnets.give_back(session, describe(row).paths)
     session.delete(row)
     session.flush()
 
@@ -318,8 +318,7 @@ def _named_so(name: str) -> Conflict:
 
 
 def _refuse_being_renamed(session: Session, name: str) -> None:
-    renaming = OperationRow.kind == OperationKind.CHANGE_DISK, OperationRow.ended_at.is_(None)
-    for params in session.scalars(select(OperationRow.params).where(*renaming)):
+    for params in run(session, _CHANGES, {}).scalars():
         if params.get(BEFORE, {}).get("name") == name:
             raise Conflict(
                 f"a disk {name} is being renamed, and keeps the name until that has ended; wait for it", field="name", name=name
@@ -328,9 +327,8 @@ def _refuse_being_renamed(session: Session, name: str) -> None:
 
 def _refuse_taken(session: Session, disk: Disk, *, other_iqn: bool) -> bool:
     """Whether the IQN is taken, which is no more than told with `other_iqn`."""
-    alike = select(DiskRow.name, DiskRow.iqn).where(or_(DiskRow.name == disk.name, DiskRow.iqn == disk.iqn))
     holder = None
-    for name, iqn in session.execute(alike):
+    for name, iqn in run(session, _ALIKE, {"name": disk.name, "iqn": disk.iqn}):
         if name == disk.name:
             raise _named_so(name)
         holder = name if iqn == disk.iqn else holder
@@ -338,8 +336,7 @@ def _refuse_taken(session: Session, disk: Disk, *, other_iqn: bool) -> bool:
     if holder is not None and not other_iqn:
         raise Conflict(f"{disk.iqn} is the IQN of disk {holder}; choose another", field="iqn", disk=holder)
     wanted = [path.address for path in disk.paths]
-    found = select(PathRow.address, DiskRow.name).join(PathRow.disk).where(PathRow.address.in_(wanted))
-    taken = session.execute(found.order_by(PathRow.index).limit(1)).first()
+    taken = run(session, _HELD, {"addresses": wanted}).first()
     if taken is not None:
         address, name = taken
         raise Conflict(

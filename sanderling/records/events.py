@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from sanderling.records.tables import EventRow
@@ -25,6 +25,9 @@ class Event(BaseModel):
     data: dict[str, Any]
 
 
+_APPEND: Final = insert(EventRow)
+
+
 def append(
     session: Session,
     kind: str,
@@ -37,17 +40,16 @@ def append(
     source_id: str | None = None,
 ) -> None:
     """Record that something happened; `kind` is "noun.what", such as "disk.state" or "operation.succeeded"."""
-    session.add(
-        EventRow(
-            at=at,
-            kind=kind,
-            actor=actor,
-            resource_id=resource_id,
-            operation_id=operation_id,
-            data=dict(data or {}),
-            source_id=source_id,
-        )
-    )
+    values = {
+        "at": at,
+        "kind": kind,
+        "actor": actor,
+        "resource_id": resource_id,
+        "operation_id": operation_id,
+        "data": dict(data or {}),
+        "source_id": source_id,
+    }
+    session.connection().execute(_APPEND, values)  # what the session has yet to write may be half done, and waits
 
 
 def page(

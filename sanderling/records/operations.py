@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, CursorResult, and_, exists, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, bindparam, exists, func, insert, literal, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -30,9 +30,25 @@ from sanderling.model.operations import (
     StepState,
 )
 from sanderling.records import disks, events, moves
+from sanderling.records.statements import run
 from sanderling.records.tables import OperationRow, StepRow
 
 _ENDING_S: Final = 5  # in which one of some operations may have ended; nobody can tell
+
+
+_INSERT: Final = insert(OperationRow)
+_INSERT_STEPS: Final = insert(StepRow)
+_OPEN_ON: Final = select(OperationRow.id).where(
+    OperationRow.resource_id == bindparam("resource_id"), OperationRow.ended_at.is_(None)
+)
+_OPEN_OF_KIND: Final = select(literal(1)).where(OperationRow.ended_at.is_(None), OperationRow.kind == bindparam("kind"))
+_UNCAST: Final = (
+    select(OperationRow.id, OperationRow.traceparent)
+    .where(OperationRow.cast_at.is_(None))
+    .order_by(OperationRow.created_at)
+    .limit(bindparam("limit"))
+)
+_COUNT_OPEN: Final = select(func.count()).select_from(_OPEN_OF_KIND.limit(bindparam("most")).subquery())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,34 +94,35 @@ def submit(  # noqa: PLR0913  each is a column, given by its name
             retry_after_s=_ENDING_S,
             operation_id=before[0].id,
         )
-    row = OperationRow(
+    operation = Operation(
         id=str(uuid4()),
         kind=kind,
         resource_id=resource_id,
         resource_name=resource_name,
-        gateway=gateway,
         state=OperationState.QUEUED if before else OperationState.PENDING,
         turn=before[-1].turn + 1 if before else 0,
         params=dict(params),
+        steps=tuple(steps),
         requested_by=requested_by,
         traceparent=traceparent,
-        cancel_requested=False,
-        claim_epoch=0,
         created_at=now,
         cast_at=now if before else None,  # who ends the one before looks for the next by itself
-        steps=_step_rows(steps),
     )
-    session.add(row)
-    _tell(session, row, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
     try:
-        session.flush()
+        run(session, _INSERT, operation.model_dump(exclude={"steps", "problem"}) | {"gateway": gateway})
     except IntegrityError as error:  # the partial unique indexes have the last word
         raise Busy(f"another operation on {resource_name} has not ended; wait for it or cancel it") from error
-    return _model(row)
+    if operation.steps:
+        rows = enumerate(step.model_dump(exclude={"problem"}) for step in operation.steps)
+        run(session, _INSERT_STEPS, [{"operation_id": operation.id, "position": position, **row} for position, row in rows])
+    _tell(session, operation, now=now, actor=requested_by, data={"kind": kind, "resource_name": resource_name})
+    return operation
 
 
 def _line(session: Session, resource_id: str) -> list[OperationRow]:
     """The operations on the resource that have not ended, in their order; none can end or join until the transaction does."""
+    if open_on(session, resource_id) is None:
+        return []
     here = OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None)
     return list(session.scalars(select(OperationRow).where(*here).order_by(OperationRow.turn)))
 
@@ -134,7 +151,7 @@ def refuse_second(session: Session, resource_id: str | None = None, *, gateway: 
 
 def open_on(session: Session, resource_id: str) -> str | None:
     """The id of the resource's operation that has not ended, if there is one."""
-    return session.scalar(select(OperationRow.id).where(OperationRow.resource_id == resource_id, OperationRow.ended_at.is_(None)))
+    return run(session, _OPEN_ON, {"resource_id": resource_id}).scalar()
 
 
 def is_deleted(session: Session, disk_id: str) -> bool:
@@ -154,8 +171,7 @@ def open_resources(session: Session) -> frozenset[str]:
 
 def count_open(session: Session, kind: OperationKind, *, most: int) -> int:
     """How many operations of the kind have not ended, counted up to `most`."""
-    found = select(OperationRow.id).where(OperationRow.ended_at.is_(None), OperationRow.kind == kind).limit(most)
-    return session.scalar(select(func.count()).select_from(found.subquery())) or 0
+    return int(run(session, _COUNT_OPEN, {"kind": kind, "most": most}).scalar_one())
 
 
 def get(session: Session, operation_id: str) -> Operation:
@@ -241,8 +257,7 @@ def undo_disk(session: Session, operation: Operation, *, now: datetime, actor: s
 
 def outbox(session: Session, *, limit: int) -> list[Outgoing]:
     """Operations whose wake-up is still to be cast, oldest first."""
-    query = select(OperationRow.id, OperationRow.traceparent).where(OperationRow.cast_at.is_(None))
-    return [Outgoing(row.id, row.traceparent) for row in session.execute(query.order_by(OperationRow.created_at).limit(limit))]
+    return [Outgoing(*row) for row in run(session, _UNCAST, {"limit": limit}).all()]
 
 
 def mark_cast(session: Session, ids: Sequence[str], *, now: datetime) -> None:
@@ -504,7 +519,7 @@ def _move(
     _tell(session, row, now=now, actor=actor, data={"kind": row.kind, "resource_name": row.resource_name, **(data or {})})
 
 
-def _tell(session: Session, row: OperationRow, *, now: datetime, actor: str, data: Mapping[str, Any]) -> None:
+def _tell(session: Session, row: OperationRow | Operation, *, now: datetime, actor: str, data: Mapping[str, Any]) -> None:
     kind = f"operation.{row.state}"
     events.append(session, kind, at=now, actor=actor, resource_id=row.resource_id, operation_id=row.id, data=data)
 

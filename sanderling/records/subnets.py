@@ -1,11 +1,13 @@
 """The subnets, and which of their addresses a new disk gets."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from ipaddress import ip_address, ip_network
+from itertools import islice
+from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -13,7 +15,16 @@ from sanderling.errors import Conflict, Exhausted, InUse, InvalidInput, NotFound
 from sanderling.model.disks import Path
 from sanderling.model.subnets import Subnet
 from sanderling.records import events
+from sanderling.records.statements import run
 from sanderling.records.tables import PathRow, SubnetRow
+
+_ALL: Final = select(*SubnetRow.__table__.columns).order_by(SubnetRow.name).with_for_update()
+_NAMED: Final = _ALL.where(SubnetRow.name.in_(bindparam("names", expanding=True)))
+_COUNTS: Final = select(PathRow.subnet, func.count().label("number")).group_by(PathRow.subnet)
+_TAKEN: Final = select(PathRow.address).where(PathRow.address.in_(bindparam("addresses", expanding=True)))
+_KEEP: Final = update(SubnetRow).where(SubnetRow.name == bindparam("subnet")).values(free_from=bindparam("address"))
+_LOOK_AT_FIRST: Final = 8
+_LOOK_AT_MOST: Final = 512
 
 
 def insert(session: Session, subnet: Subnet, *, now: datetime, actor: str) -> None:
@@ -71,16 +82,18 @@ def allocate(session: Session, count: int, *, names: Sequence[str] | None = None
     `names` limits the choice. `Exhausted` when the pools hold too few. Call it in the transaction that inserts the disk:
     the subnets stay locked until it ends.
     """
-    subnets = _chosen(session, names)
+    rows = _chosen(session, names)
+    subnets = [_describe(row) for row in rows]
     if not subnets:
         raise Exhausted("there is no subnet to take an address from; add one (POST /v1/subnets) or give addresses")
-    taken = {subnet.name: _taken(session, subnet.name) for subnet in subnets}
+    taken = _count_taken(session, subnets)
+    free = {row.name: _free(session, row) for row in rows}
     siblings: Counter[str] = Counter()
     paths: list[Path] = []
     for index in range(1, count + 1):
-        for subnet in sorted(subnets, key=lambda subnet: (siblings[subnet.name], len(taken[subnet.name]), subnet.name)):
-            free = subnet.lowest_free(taken[subnet.name])
-            if free is not None:
+        for subnet in sorted(subnets, key=lambda subnet: (siblings[subnet.name], taken[subnet.name], subnet.name)):
+            address = next(free[subnet.name], None)
+            if address is not None:
                 break
         else:
             asked = ", ".join(subnet.name for subnet in subnets)
@@ -88,15 +101,24 @@ def allocate(session: Session, count: int, *, names: Sequence[str] | None = None
                 f"no address is free for path {index} of {count} in {asked}; widen a pool or add a subnet",
                 subnets=[subnet.name for subnet in subnets],
             )
-        taken[subnet.name].add(free)
+        taken[subnet.name] += 1
         siblings[subnet.name] += 1
-        paths.append(_path(index, free, subnet))
+        paths.append(_path(index, address, subnet))
     return tuple(paths)
+
+
+def give_back(session: Session, paths: Sequence[Path]) -> None:
+    """The addresses of these paths, which are being removed, can be taken again."""
+    for path in paths:
+        row = session.get_one(SubnetRow, path.subnet)
+        first, free_from, address = row.pool_first, row.free_from or row.pool_first, path.address
+        if int(ip_address(first)) <= int(ip_address(address)) < int(ip_address(free_from)):
+            row.free_from = address
 
 
 def place(session: Session, addresses: Sequence[str], *, names: Sequence[str] | None = None) -> tuple[Path, ...]:
     """Paths on the addresses that were asked for, each of which must be a host's address of one of the subnets."""
-    subnets = _chosen(session, names)
+    subnets = [_describe(row) for row in _chosen(session, names)]
     where = f"the subnets {', '.join(names)}" if names else "any subnet"
     paths: list[Path] = []
     for index, given in enumerate(addresses, start=1):
@@ -124,19 +146,38 @@ def is_host(subnet: Subnet, address: str) -> bool:
     return asked in network and not first and not last
 
 
-def _chosen(session: Session, names: Sequence[str] | None) -> list[Subnet]:
-    query = select(SubnetRow).order_by(SubnetRow.name).with_for_update()
+def _chosen(session: Session, names: Sequence[str] | None) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Their rows, which stay locked until the transaction ends."""
     if names is None:
-        return [_describe(row) for row in session.scalars(query)]
-    found = {row.name: _describe(row) for row in session.scalars(query.where(SubnetRow.name.in_(names)))}
+        return run(session, _ALL, {}).all()
+    rows = run(session, _NAMED, {"names": names}).all()
     for position, name in enumerate(names):
-        if name not in found:
+        if all(row.name != name for row in rows):
             raise InvalidInput.of(f"subnets[{position}]", f"there is no subnet {name}", "name one that GET /v1/subnets lists")
-    return list(found.values())
+    return rows
 
 
-def _taken(session: Session, name: str) -> set[str]:
-    return set(session.scalars(select(PathRow.address).where(PathRow.subnet == name)))
+def _count_taken(session: Session, subnets: Sequence[Subnet]) -> Counter[str]:
+    """How many addresses of each are taken, where that makes a difference."""
+    if len(subnets) == 1:
+        return Counter()
+    return Counter({row.subnet: row.number for row in run(session, _COUNTS, {})})
+
+
+def _free(session: Session, row: Row[*tuple[Any, ...]]) -> Iterator[str]:
+    """The pool's free addresses, lowest first. Where the first was found is kept for the next search, if that was far."""
+    addresses, size, far = _describe(row).addresses(row.free_from), _LOOK_AT_FIRST, False
+    found = False
+    while some := list(islice(addresses, size)):
+        taken = set(run(session, _TAKEN, {"addresses": some}).scalars().all())
+        for address in some:
+            if address in taken:
+                continue
+            if far and not found:
+                run(session, _KEEP, {"subnet": row.name, "address": address})
+            found = True
+            yield address
+        far, size = True, min(2 * size, _LOOK_AT_MOST)
 
 
 def _path(index: int, address: str, subnet: Subnet) -> Path:
@@ -156,5 +197,5 @@ def _overlap(one: str, other: str) -> bool:
     return b.version == 6 and a.overlaps(b)
 
 
-def _describe(row: SubnetRow) -> Subnet:
+def _describe(row: SubnetRow | Row[*tuple[Any, ...]]) -> Subnet:
     return Subnet(name=row.name, cidr=row.cidr, interface=row.interface, pool_first=row.pool_first, pool_last=row.pool_last)

@@ -62,7 +62,7 @@ class PathRow(Base):
     """An address that a disk answers on. The unique address is what makes two allocations at once safe."""
 
     __tablename__ = "paths"
-    __table_args__ = (UniqueConstraint("address", name="uq_paths_address"),)
+    __table_args__ = (UniqueConstraint("address", name="uq_paths_address"), Index("ix_paths_subnet", "subnet"))
 
     disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id", ondelete="CASCADE"), primary_key=True)
     index: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -74,6 +74,8 @@ class PathRow(Base):
 
 
 class SubnetRow(Base):
+    """`free_from` is an address of the pool before which none is free; empty when nobody has looked."""
+
     __tablename__ = "subnets"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -81,6 +83,7 @@ class SubnetRow(Base):
     interface: Mapped[str] = mapped_column(String(15))
     pool_first: Mapped[str] = mapped_column(String(45))
     pool_last: Mapped[str] = mapped_column(String(45))
+    free_from: Mapped[str | None] = mapped_column(String(45))
     created_at: Mapped[datetime]
 
 
@@ -113,6 +116,12 @@ class OperationRow(Base):
         ),
         Index(
             "ix_operations_outbox", "created_at", sqlite_where=text("cast_at IS NULL"), postgresql_where=text("cast_at IS NULL")
+        ),
+        Index(
+            "ix_operations_open_kind",
+            "kind",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
         ),
         Index(
             "ix_operations_open",

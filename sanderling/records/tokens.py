@@ -5,18 +5,22 @@ import secrets
 import uuid
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sanderling.errors import Conflict, NotFound
 from sanderling.records import events
+from sanderling.records.statements import run
 from sanderling.records.tables import TokenRow
 
 USE_NOTED_EVERY: Final = timedelta(minutes=1)  # a write for each request would cost more than knowing to the second is worth
+
+
+_OF_DIGEST: Final = select(*TokenRow.__table__.columns).where(TokenRow.digest == bindparam("digest"))
 
 
 class Role(StrEnum):
@@ -66,7 +70,7 @@ def create(
 
 def authenticate(session: Session, secret: str, *, now: datetime) -> Token | None:
     """The token that the secret belongs to, if it has not expired."""
-    row = session.scalars(select(TokenRow).where(TokenRow.digest == _digest(secret))).one_or_none()
+    row = run(session, _OF_DIGEST, {"digest": _digest(secret)}).one_or_none()
     if row is None or (row.expires_at is not None and row.expires_at <= now):
         return None
     return _describe(row)
@@ -106,7 +110,7 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _describe(row: TokenRow) -> Token:
+def _describe(row: TokenRow | Row[*tuple[Any, ...]]) -> Token:
     return Token(
         id=row.id,
         name=row.name,

@@ -28,8 +28,8 @@ class Stand:
     made: list[News] = field(default_factory=list)
     listening: list[Serving] = field(default_factory=list)
 
-    def connect(self) -> News:
-        news = rpc.news.connect(configured(self.url, send_timeout_s=2.0))
+    def connect(self, gap_s: float = 0.0) -> News:
+        news = rpc.news.connect(configured(self.url, send_timeout_s=2.0, news_gap_s=gap_s))
         self.made.append(news)
         return news
 
@@ -102,6 +102,16 @@ def test_a_storm_of_news_is_heard_but_not_each_time(stand: Stand) -> None:
     heard.after(news.tell)
     assert heard.times - before < 2500
     heard.after(news.tell)
+
+
+def test_who_told_rests_before_telling_again(stand: Stand) -> None:
+    heard = Heard()
+    stand.listen(heard)
+    before, rests, other = heard.settled(), stand.connect(gap_s=3600), stand.connect()
+    heard.after(rests.tell)
+    rests.tell()
+    heard.after(other.tell)
+    assert heard.times == before + 2
 
 
 def test_a_listener_that_fails_hears_the_next_news(stand: Stand) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
 from sanderling import settings
@@ -15,7 +16,7 @@ from sanderling.model.operations import OperationKind
 from sanderling.model.subnets import Subnet
 from sanderling.records import disks, events, idempotency, operations, subnets
 from sanderling.records.database import Records
-from sanderling.records.tables import PathRow
+from sanderling.records.tables import DiskRow, PathRow, SubnetRow
 
 CLOCK = SystemClock()
 NOW = CLOCK.wall()
@@ -132,6 +133,39 @@ def test_the_lowest_address_that_is_free_is_taken(records: Records) -> None:
     with records.begin() as session:
         disks.insert(session, disk("db", path(1, "10.1.0.1"), path(2, "10.1.0.3")), now=NOW, state=DiskState.CREATING)
         assert [p.address for p in subnets.allocate(session, 2, names=["a"])] == ["10.1.0.2", "10.1.0.4"]
+
+
+@pytest.mark.parametrize(("cidr", "pool"), [("10.3.0.0/24", "10.3.0.{}"), ("fd00:3::/64", "fd00:3::{:x}")])
+def test_the_search_goes_on_where_it_ended_and_back_for_what_was_given_back(records: Records, cidr: str, pool: str) -> None:
+    def insert(name: str, *numbers: int) -> None:
+        paths = [path(index, pool.format(number), "c") for index, number in enumerate(numbers, start=1)]
+        with records.begin() as session:
+            disks.insert(session, disk(name, *paths), now=NOW, state=DiskState.DELETING)
+
+    def free(count: int = 1) -> list[str]:
+        with records.begin() as session:
+            return [p.address for p in subnets.allocate(session, count, names=["c"])]
+
+    def begins_at() -> str | None:
+        with records.read() as session:
+            return session.get_one(SubnetRow, "c").free_from
+
+    ends = {"pool_first": pool.format(10), "pool_last": pool.format(49)}
+    with records.begin() as session:
+        subnets.insert(session, Subnet(name="c", cidr=cidr, interface="e", **ends), now=NOW, actor="test")
+    insert("below", 2)
+    insert("early", 10)
+    insert("most", *range(11, 40))
+    assert (free(2), begins_at()) == ([pool.format(40), pool.format(41)], pool.format(40))
+    for name, found in (("below", 40), ("early", 10), ("most", 10)):
+        with records.begin() as session:
+            disks.forget(session, f"id-{name}", now=NOW, actor="c", operation_id=None)
+        assert free() == [pool.format(found)]
+    insert("all", *range(10, 49))
+    assert free() == [pool.format(49)]
+    with records.begin() as session:  # as one that knew nothing of it would leave it
+        session.execute(delete(DiskRow).where(DiskRow.id == "id-all"))
+    assert free(2) == [pool.format(49), pool.format(10)]
 
 
 def test_an_address_is_placed_only_where_a_subnet_holds_it(records: Records) -> None:
