@@ -5,11 +5,13 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu.entity import Queue
 
 import rpc.oslo
 from cli.lab.parts.daemons import run, spawn, waited
@@ -101,6 +103,49 @@ def test_every_queue_that_outlives_a_process_is_a_durable_quorum_queue(broker: R
     ours = [name for name in seen if name.startswith(("reply_", f"{unique}_fanout_"))]
     assert len(ours) >= 2
     assert all(seen[name] == ["classic", "false"] for name in ours)
+
+
+@pytest.mark.rows("OM-2", "OM-5", "OM-6", "OM-7")
+def test_a_message_bears_an_id_of_its_own_in_an_envelope_and_the_topic_and_ends_with_its_time_limit(
+    broker: RabbitMQ, buses: Buses, unique: str
+) -> None:
+    bus = buses.connect()
+    bus.serve(unique, "one", operations(Got())).stop()
+    for number in range(2):
+        bus.cast(unique, "operation.wake", Wake(operation_id=str(number)))
+    with pytest.raises(Unavailable):
+        bus.call(unique, "operation.wake", Wake(operation_id="2"), timeout_s=0.5)
+    for number in range(3, 5):
+        bus.cast(unique, "operation.wake", Wake(operation_id=str(number)))
+    with connection(configured(broker.url).bus, name="test") as raw:
+        found = list(iter(lambda: Queue(unique, no_declare=True).bind(raw.channel()).get(no_ack=True), None))
+    envelopes = [json.loads(message.body) for message in found]
+    assert {envelope["oslo.version"] for envelope in envelopes} == {"2.0"}
+    bodies = [json.loads(envelope["oslo.message"]) for envelope in envelopes]
+    assert [body["args"]["message"]["operation_id"] for body in bodies] == ["0", "1", "3", "4"], (
+        "a call ends with the time of its caller"
+    )
+    assert len({body["_unique_id"] for body in bodies}) == len(bodies)
+    assert {message.delivery_info["routing_key"] for message in found} == {unique}
+    kinds = dict(line.split("\t") for line in broker.ctl("list_exchanges", "name", "type").splitlines()[1:])
+    assert {kinds[message.delivery_info["exchange"]] for message in found} == {"topic"}
+
+
+@pytest.mark.rows("OM-5", "OM-11", "OM-18", "W-OM-3")
+def test_a_server_listens_in_three_ways_on_one_connection_and_senders_have_others_of_their_own(
+    broker: RabbitMQ, buses: Buses, unique: str
+) -> None:
+    bus, all_there = buses.connect(), threading.Barrier(4, timeout=20)
+    bus.serve(unique, "one", operations(lambda _: Pong(server=str(all_there.wait()))))
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(bus.call, unique, "operation.wake", Wake(operation_id=str(n)), timeout_s=20) for n in range(4)]
+    assert [call.result() for call in calls]
+    channels = dict(line.split("\t") for line in broker.ctl("list_channels", "pid", "connection").splitlines()[1:])
+    consumers = [line.split("\t") for line in broker.ctl("list_consumers", "queue_name", "channel_pid").splitlines()[1:]]
+    ours = {queue: channels[pid] for queue, pid in consumers if queue.startswith(unique)}
+    assert len(ours) == 3
+    assert len(set(ours.values())) == 1
+    assert len({connected for pid, connected in channels.items() if pid not in {pid for _, pid in consumers}}) >= 4
 
 
 @pytest.mark.rows("OM-17")
@@ -276,7 +321,7 @@ def test_a_server_stopped_while_the_broker_is_away_stays_stopped(broker: RabbitM
     waited(lambda: queues(broker, "consumers")[f"{unique}.one"] == ["0"], within_s=20, what="nobody listens as the first")
 
 
-@pytest.mark.rows("OM-16")
+@pytest.mark.rows("OM-8", "OM-16")
 def test_a_server_hears_again_after_a_restart_of_the_broker(broker: RabbitMQ, buses: Buses, unique: str) -> None:
     bus, got, reports = buses.connect(), Got(reply=Pong(server="x")), Got()
     bus.serve(unique, "one", operations(got))

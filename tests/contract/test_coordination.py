@@ -477,6 +477,7 @@ def test_sessions_of_one_name_are_apart(backend: Backend) -> None:
 # Watching
 
 
+@pytest.mark.rows("IS-8")
 def test_a_watch_without_a_change_returns_what_there_is(backend: Backend) -> None:
     store = backend.store
     store.put("a/1", b"1")
@@ -491,6 +492,16 @@ def test_a_watch_from_index_0_returns_what_there_is(backend: Backend) -> None:
     assert [entry.key for entry in backend.store.watch("a/", index=0, timeout_s=LONG_S).entries] == ["a/1"]
 
 
+@pytest.mark.rows("IS-6")
+def test_a_watch_of_nothing_waits_no_longer_than_it_may_and_sees_the_first_key(backend: Backend) -> None:
+    store = backend.store
+    nothing = store.watch("a/", index=store.list("a/").index, timeout_s=0.2)
+    assert nothing.entries == ()
+    store.put("a/1", b"1")
+    assert [entry.key for entry in store.watch("a/", index=nothing.index, timeout_s=LONG_S).entries] == ["a/1"]
+
+
+@pytest.mark.rows("LE-7")
 def test_a_watch_sees_every_change_since_its_index(backend: Backend) -> None:
     store, mine = backend.store, backend.session()
     changes: list[Callable[[], bool]] = [
@@ -521,6 +532,7 @@ def test_a_watch_sees_the_locks_of_the_dead_fall(backend: Backend) -> None:
         assert backend.clock.monotonic() < deadline
 
 
+@pytest.mark.rows("IS-8")
 def test_a_change_wakes_the_watch_that_waits_for_it(real_time: Backend) -> None:
     store = real_time.store
     store.put("a/1", b"1")

@@ -254,6 +254,7 @@ def test_a_session_waits_for_its_check_to_reach_the_catalog(canned: Canned) -> N
     assert [asked.path for asked in canned.asked].count("/v1/session/create") == 2
 
 
+@pytest.mark.rows("IS-5")
 def test_a_session_asks_for_the_lock_delay_and_hangs_on_the_node_and_its_check(canned: Canned) -> None:
     canned.answer("/v1/agent/check", b"{}")
     canned.answer("/v1/session/create", {"ID": ID})

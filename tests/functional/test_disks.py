@@ -72,6 +72,16 @@ def description(cluster: Cluster, disk: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.rows("PA-11")
+def test_what_is_said_of_a_disk_and_its_paths_stands_on_its_image(cluster: Cluster, disk: dict[str, Any]) -> None:
+    told = description(cluster, disk)
+    assert [told[field] for field in ("id", "name", "iqn")] == [disk[field] for field in ("id", "name", "iqn")]
+    fields = ("index", "address", "prefix_len", "interface", "subnet")
+    assert [[path[field] for field in fields] for path in told["paths"]] == [
+        [path[field] for field in fields] for path in disk["paths"]
+    ]
+
+
 def test_a_renamed_disk_keeps_its_sessions_its_iqn_and_its_data(
     cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
 ) -> None:

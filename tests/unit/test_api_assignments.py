@@ -544,7 +544,7 @@ def test_without_coordination_nothing_is_planned(site: Site) -> None:
     assert site.get("/v1/assignments") == {"assignments": [], "next": None}
 
 
-@pytest.mark.rows("PA-8", "PA-48", "PA-50", "PA-51", "PA-53")
+@pytest.mark.rows("PA-8", "PA-10", "PA-48", "PA-50", "PA-51", "PA-53")
 def test_paths_show_where_they_are_going_and_are_filtered_while_they_move(site: Site) -> None:
     path, address = "/v1/paths", site.address("db", 2)
     operation = site.post("/v1/assignments", {"planner": "manual", "paths": [address, site.address("log")], "gateway": "node-b"})

@@ -308,6 +308,19 @@ def test_a_silent_leader_is_replaced_and_its_duties_have_stopped_by_then(stage: 
     stage.waited("start a", "stop a", "start b")
 
 
+@pytest.mark.rows("W-LE-8")
+def test_the_time_to_a_new_leader_is_what_the_settings_of_the_leader_come_to(stage: Stage) -> None:
+    stage.leading("a")
+    second = stage.candidate("b")
+    stage.waited("start a")
+    acts_of(second, 1)
+    dies_at = stage.clock.monotonic()
+    stage.clock.advance(BOUNDS.check_ttl_s + BOUNDS.lock_delay_s)
+    stage.turned_until(second, Act.CAMPAIGN)
+    pauses = HANDOVER_S + BOUNDS.candidacy_pause_s + 2 * BOUNDS.watch_timeout_s
+    assert stage.clock.monotonic() - dies_at <= BOUNDS.check_ttl_s + BOUNDS.lock_delay_s + pauses
+
+
 @pytest.mark.rows("LE-14", "W-LE-1")
 def test_a_leader_whose_session_is_lost_stops_once_and_stands_again_with_a_new_one(stage: Stage) -> None:
     duty = Recorded("a", stage.acts)

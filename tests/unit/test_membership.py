@@ -71,7 +71,7 @@ def test_a_restarted_worker_goes_on_with_the_session_that_still_lives(start: Cal
     assert start().ensure() == before
 
 
-@pytest.mark.rows("W-IS-6")
+@pytest.mark.rows("IS-5", "W-IS-6")
 def test_a_restarted_worker_whose_session_is_gone_opens_a_new_one(
     start: Callable[[], Membership], store: EmbeddedCoordination
 ) -> None:

@@ -219,6 +219,43 @@ def test_whoever_is_told_of_a_change_is_told_which_keys_it_was_in(site: Site) ->
     assert site.news is None, "anything may have changed"
 
 
+@pytest.mark.rows("IS-9")
+def test_what_several_writers_changed_meanwhile_is_one_change(site: Site) -> None:
+    one, other = Journal("iscsi_worker", "x"), Journal("iscsi_worker", "y")
+    for journal in (one, other):
+        site.tell(journal)
+    site.watch.turn()
+    site.write(A, "2")
+    site.write(B, "2")
+    site.tell(one, A)
+    site.tell(other, B)
+    site.changes = 0
+    site.watch.turn()
+    assert (site.changes, set(site.news or ())) == (1, {A.key, B.key})
+
+
+@pytest.mark.rows("IS-10", "IS-11")
+def test_while_the_store_is_away_it_is_asked_again_after_the_same_pause_however_often_that_failed_and_after_none_once_it_is_back(
+    site: Site,
+) -> None:
+    paused, stopping = list[float](), threading.Event()
+
+    class Clock(SystemClock):
+        def wait(self, event: threading.Event, timeout_s: float) -> bool:
+            paused.append(timeout_s)
+            if len(paused) == 20:
+                site.store.is_away = False
+                site.write(A, "1")
+            if len(paused) == 21:
+                stopping.set()
+            return event.is_set()
+
+    site.watch._clock, site.store.is_away = Clock(), True
+    site.watch.follow(stopping)
+    assert set(paused[:20]) == {0.1}
+    assert (paused[20], site.node(A)) == (0.0, "1")
+
+
 def test_whoever_is_told_of_a_change_for_which_everything_had_to_be_read_is_told_of_everything(site: Site) -> None:
     site.write(A, "1")
     site.write(A, "2")
