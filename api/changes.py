@@ -85,9 +85,9 @@ class Change:
             return None
         if self._key is not None:
             with self._context.records.read() as session:
-                known = self._known(session, caller)
-                if known:
-                    return _accepted(operations.get(session, known), ())
+                repeated = self._repeated(session, caller)
+                if repeated is not None:
+                    return repeated
         self._context.rates.count(kind, caller.name)
         return None
 
@@ -127,9 +127,9 @@ class Change:
         assert not self.dry_run, "a dry run submits nothing"
         now = self._context.clock.wall()
         with self._context.records.begin() as session:
-            known = self._known(session, caller)
-            if known is not None:
-                return _accepted(operations.get(session, known), ())
+            repeated = self._repeated(session, caller)
+            if repeated is not None:
+                return repeated
             accepted = write(session, now)
             if self._key is not None:
                 idempotency.remember(
@@ -181,10 +181,16 @@ class Change:
                 kind=kind.value,
             )
 
-    def _known(self, session: Session, caller: Caller) -> str | None:
+    def _repeated(self, session: Session, caller: Caller) -> JSONResponse | None:
+        """The answer to a request that its key says was sent before: the operation, and its place in line, as they are now."""
         if self._key is None:
             return None
-        return idempotency.find(session, actor=caller.name, key=self._key, digest=self._digest)
+        known = idempotency.find(session, actor=caller.name, key=self._key, digest=self._digest)
+        if known is None:
+            return None
+        operation = operations.get(session, known)
+        line = operations.line(session, operation.resource_id) if operation.is_queued else []
+        return _accepted(operation, (), [other for other in line if other.turn < operation.turn])
 
     def _intended(self, session: Session, intent: Intent, caller: Caller, now: datetime) -> Accepted:
         self._refuse_too_many(session, intent.plan.kind)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import update
 
 from cli.lab.parts.ceph import CephCluster
 from cli.lab.parts.consul import ConsulAgent
@@ -19,7 +20,7 @@ from sanderling.clock import SystemClock
 from sanderling.model.subnets import Subnet
 from sanderling.records import subnets, tokens
 from sanderling.records.database import Records
-from sanderling.records.tables import Base
+from sanderling.records.tables import Base, SubnetRow
 from sanderling.records.tokens import Role
 from sanderling.settings import Api, Bus, Conductor, Coordination, General, Images, Settings, Worker
 from sanderling.settings import Records as RecordsOptions
@@ -60,6 +61,7 @@ class Host:
             for table in reversed(Base.metadata.sorted_tables):
                 if table.name not in {"tokens", "subnets"}:
                     session.execute(table.delete())
+            session.execute(update(SubnetRow).values(free_from=None))
 
     @property
     def url(self) -> str:

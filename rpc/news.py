@@ -74,7 +74,7 @@ class News:
             if self._untold.wait(self._bus.heartbeat_s / 4):
                 self._untold.clear()
                 producer.publish({}, routing_key=_KEY, declare=[_EXCHANGE], delivery_mode=1)
-                self._clock.wait(self._closing, self._bus.news_gap_s)
+                self._clock.wait(self._closing, min(self._bus.news_gap_s, self._bus.heartbeat_s / 4))
             else:
                 with contextlib.suppress(TimeoutError):
                     broker.drain_events(timeout=_NOTHING_S)  # the broker's heartbeats count only once they are read

@@ -54,7 +54,7 @@ def show(gateway: str, context: ContextOf, _caller: Annotated[Caller, Depends(Al
 def drain(gateway: str, context: ContextOf, caller: Draining, change: ChangeOf, body: Drain | None = None) -> JSONResponse:
     """Move everything off the gateway, and give it nothing until it is undrained. It may be offline.
 
-    409 while the gateway is being undrained, and while anything else moves paths.
+    409 while the gateway is being undrained. While anything else moves paths it waits in line with `confirm`; 409 without.
     """
     confirm = body.confirm if body else None
     if confirm is not None and confirm != gateway:

@@ -43,6 +43,7 @@ _HELD: Final = (
 
 def insert(session: Session, disk: Disk, *, now: datetime, state: DiskState, other_iqn: bool = False) -> Disk:
     """Index a disk and its paths, and tell how: `Conflict` when the name, the IQN or an address belongs to another disk.
+    The transaction is to be given up then.
 
     With `other_iqn` it gets another IQN where its own is that of a disk, one that had this name once.
     """

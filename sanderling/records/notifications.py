@@ -87,7 +87,6 @@ def create(
         raise Conflict(f"there is a rule {name} already; choose another name or delete it", field="name") from error
     data = {"name": name, "kinds": list(kinds), "receiver": receiver}
     events.append(session, "notification.created", at=now, actor=actor, resource_id=row.id, data=data)
-    session.flush()
     row.cursor = events.newest(session)
     return _describe(session, row)
 
@@ -116,7 +115,6 @@ def request_test(session: Session, name: str, *, now: datetime, actor: str) -> i
     """Put a message for this rule alone into the history; its event's id. It is delivered behind what waits already."""
     row = _row(session, name)
     events.append(session, TEST, at=now, actor=actor, resource_id=row.name, data={"name": row.name})
-    session.flush()
     return events.newest(session)
 
 

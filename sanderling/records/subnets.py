@@ -20,11 +20,15 @@ from sanderling.records.tables import PathRow, SubnetRow
 
 _ALL: Final = select(*SubnetRow.__table__.columns).order_by(SubnetRow.name).with_for_update()
 _NAMED: Final = _ALL.where(SubnetRow.name.in_(bindparam("names", expanding=True)))
-_COUNTS: Final = select(PathRow.subnet, func.count().label("number")).group_by(PathRow.subnet)
+_COUNTS: Final = (
+    select(PathRow.subnet, func.count().label("number"))
+    .where(PathRow.subnet.in_(bindparam("names", expanding=True)))
+    .group_by(PathRow.subnet)
+)
+_IN_SUBNET: Final = select(PathRow.address).where(PathRow.subnet == bindparam("subnet"))
 _TAKEN: Final = select(PathRow.address).where(PathRow.address.in_(bindparam("addresses", expanding=True)))
 _KEEP: Final = update(SubnetRow).where(SubnetRow.name == bindparam("subnet")).values(free_from=bindparam("address"))
 _LOOK_AT_FIRST: Final = 8
-_LOOK_AT_MOST: Final = 512
 
 
 def insert(session: Session, subnet: Subnet, *, now: datetime, actor: str) -> None:
@@ -77,7 +81,7 @@ def remove(session: Session, name: str, *, now: datetime, actor: str) -> None:
 
 
 def allocate(session: Session, count: int, *, names: Sequence[str] | None = None) -> tuple[Path, ...]:
-    """The lowest free addresses for `count` paths, siblings on as many of the subnets as there are.
+    """The lowest addresses that were never used or were given back, for `count` paths: siblings on as many subnets as there are.
 
     `names` limits the choice. `Exhausted` when the pools hold too few. Call it in the transaction that inserts the disk:
     the subnets stay locked until it ends.
@@ -161,23 +165,26 @@ def _count_taken(session: Session, subnets: Sequence[Subnet]) -> Counter[str]:
     """How many addresses of each are taken, where that makes a difference."""
     if len(subnets) == 1:
         return Counter()
-    return Counter({row.subnet: row.number for row in run(session, _COUNTS, {})})
+    counts = run(session, _COUNTS, {"names": [subnet.name for subnet in subnets]})
+    return Counter({row.subnet: row.number for row in counts})
 
 
 def _free(session: Session, row: Row[*tuple[Any, ...]]) -> Iterator[str]:
-    """The pool's free addresses, lowest first. Where the first was found is kept for the next search, if that was far."""
-    addresses, size, far = _describe(row).addresses(row.free_from), _LOOK_AT_FIRST, False
-    found = False
-    while some := list(islice(addresses, size)):
-        taken = set(run(session, _TAKEN, {"addresses": some}).scalars().all())
-        for address in some:
-            if address in taken:
-                continue
-            if far and not found:
-                run(session, _KEEP, {"subnet": row.name, "address": address})
-            found = True
-            yield address
-        far, size = True, min(2 * size, _LOOK_AT_MOST)
+    """The pool's free addresses, those first among which the last search ended, which is nearly always enough.
+
+    Where all addresses of the subnet had to be read to find the first, the next search begins there.
+    """
+    subnet = _describe(row)
+    some = list(islice(subnet.free(first=row.free_from), _LOOK_AT_FIRST))
+    taken = set(run(session, _TAKEN, {"addresses": some}).scalars().all())
+    found = [address for address in some if address not in taken]
+    yield from found
+    every = run(session, _IN_SUBNET, {"subnet": row.name}).scalars().all()
+    for address in subnet.free([*every, *found], first=row.free_from):
+        if not found:
+            run(session, _KEEP, {"subnet": row.name, "address": address})
+            found = [address]
+        yield address
 
 
 def _path(index: int, address: str, subnet: Subnet) -> Path:

@@ -120,6 +120,7 @@ class OperationRow(Base):
         Index(
             "ix_operations_open_kind",
             "kind",
+            "ended_at",
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
         ),

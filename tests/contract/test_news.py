@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,8 @@ class Stand:
     made: list[News] = field(default_factory=list)
     listening: list[Serving] = field(default_factory=list)
 
-    def connect(self, gap_s: float = 0.0) -> News:
-        news = rpc.news.connect(configured(self.url, send_timeout_s=2.0, news_gap_s=gap_s))
+    def connect(self, **changes: Any) -> News:
+        news = rpc.news.connect(configured(self.url, send_timeout_s=2.0, **({"news_gap_s": 0.0} | changes)))
         self.made.append(news)
         return news
 
@@ -107,7 +108,7 @@ def test_a_storm_of_news_is_heard_but_not_each_time(stand: Stand) -> None:
 def test_who_told_rests_before_telling_again(stand: Stand) -> None:
     heard = Heard()
     stand.listen(heard)
-    before, rests, other = heard.settled(), stand.connect(gap_s=3600), stand.connect()
+    before, rests, other = heard.settled(), stand.connect(news_gap_s=3600, heartbeat_s=4 * 3600), stand.connect()
     heard.after(rests.tell)
     rests.tell()
     heard.after(other.tell)
