@@ -62,7 +62,7 @@ class PathRow(Base):
     """An address that a disk answers on. The unique address is what makes two allocations at once safe."""
 
     __tablename__ = "paths"
-    __table_args__ = (UniqueConstraint("address", name="uq_paths_address"), Index("ix_paths_subnet", "subnet"))
+    __table_args__ = (UniqueConstraint("address", name="uq_paths_address"), Index("ix_paths_subnet", "subnet", "address"))
 
     disk_id: Mapped[str] = mapped_column(ForeignKey("disks.id", ondelete="CASCADE"), primary_key=True)
     index: Mapped[int] = mapped_column(Integer, primary_key=True)
