@@ -108,11 +108,12 @@ multipathd reconfigure
 
 
 def _typed(disk: Disk, what: str, name: str) -> str:
-    """Ask for a secret and write it where open-iscsi keeps it, by way of the environment, which only its owner can read."""
+    """Ask for a secret and write it where open-iscsi keeps it: only the one that writes has it in its environment."""
     setting = f"node.session.auth.{name}"
     return (
-        f"export SECRET; read -rsp '{what}: ' SECRET; perl -pi -e 's/^{setting} =.*\\n//; "
-        f'$_ .= "{setting} = $ENV{{SECRET}}\\n" if /^node.session.auth.authmethod/\' /etc/iscsi/nodes/{disk.iqn}/*/default'
+        f"read -rsp '{what}: ' SECRET; SECRET=\"$SECRET\" perl -pi -e 's/^{setting} =.*\\n//; "
+        f'$_ .= "{setting} = $ENV{{SECRET}}\\n" if /^node.session.auth.authmethod/\' /etc/iscsi/nodes/{disk.iqn}/*/default; '
+        "unset SECRET"
     )
 
 

@@ -40,6 +40,7 @@ def test_chap_names_are_quoted_and_sealed_secrets_are_left_out(system: System) -
     chap = Chap(user="it's $(me)", secret="SEALED-1", mutual_user="san", mutual_secret="SEALED-2")
     said = settings_for(system, DISK.model_copy(update={"chap": chap}), BOUNDS)
     assert "SEALED" not in said
+    assert "export SECRET" not in said, "what is typed is for the one command that needs it"
     assert ("'it''s $(me)'" if system is System.WINDOWS else "'it'\\''s $(me)'") in said
 
 
