@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from api.context import Context
 from sanderling.errors import InUse, InvalidInput, NotFound
 from sanderling.images.base import Snapshot
 from sanderling.model.disks import image_of
+from sanderling.records import disks
 from sanderling.records.tables import DiskRow
 
 
@@ -37,10 +40,10 @@ def show(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def refuse_kept(row: DiskRow, kept: Sequence[Snapshot], *, force: bool) -> None:
+def refuse_kept(session: Session, row: DiskRow, kept: Sequence[Snapshot], *, force: bool) -> None:
     """`InUse` when the disk's snapshots would go with it unasked, or cannot go since there are clones of them."""
     for snapshot in kept:
-        refuse_cloned(row, snapshot)
+        refuse_cloned(session, row, snapshot)
     if kept and not force:
         names = [snapshot.name for snapshot in kept]
         raise InUse(
@@ -49,10 +52,14 @@ def refuse_kept(row: DiskRow, kept: Sequence[Snapshot], *, force: bool) -> None:
         )
 
 
-def refuse_cloned(row: DiskRow, snapshot: Snapshot) -> None:
-    if snapshot.clones:
-        clones = [image.removeprefix(image_of("")) for image in snapshot.clones]
-        raise InUse(
-            f"snapshot {snapshot.name} of disk {row.name} has clones, the disks {', '.join(clones)}; delete them first",
-            disks=clones,
-        )
+def refuse_cloned(session: Session, row: DiskRow, snapshot: Snapshot) -> None:
+    """`InUse` when there are clones of the snapshot; an image that no disk has is left by a request that came to nothing."""
+    if not snapshot.clones:
+        return
+    clones = [image.removeprefix(image_of("")) for image in snapshot.clones]
+    names = disks.names(session, clones)
+    said = [f"disk {names[clone]}" if clone in names else f"image {image_of(clone)}" for clone in clones]
+    recover = "; of an image sanderling disk recover makes a disk, or rbd rm removes it" if len(names) < len(clones) else ""
+    raise InUse(
+        f"snapshot {snapshot.name} of disk {row.name} has clones: {', '.join(said)}; delete them first{recover}", disks=clones
+    )

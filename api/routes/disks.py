@@ -213,7 +213,7 @@ def delete(
         was = DiskState(row.state)
         if force or operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
             _refuse_careless(row, usage, force=force, confirm=confirm)
-            snapshots.refuse_kept(row, kept, force=force)
+            snapshots.refuse_kept(session, row, kept, force=force)
         plan = plans.plan(
             OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
         )

@@ -117,7 +117,8 @@ def delete(
         return repeated
     row = _row(context, disk)
     found = snapshots.find(context, row, snapshot)
-    snapshots.refuse_cloned(row, found)
+    with context.records.read() as session:
+        snapshots.refuse_cloned(session, row, found)
 
     def allowed(row: DiskRow) -> None:
         DISKS.next(DiskState(row.state), DiskEvent.SNAPSHOT)

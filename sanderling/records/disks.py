@@ -76,6 +76,11 @@ def by_name(session: Session, name: str) -> DiskRow:
     return row
 
 
+def names(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    """The names of the disks that have these ids; an id that no disk has is left out."""
+    return {row.id: row.name for row in session.execute(select(DiskRow.id, DiskRow.name).where(DiskRow.id.in_(ids)))}
+
+
 def find(session: Session, disk: str) -> DiskRow:
     """By name or id. A name may look like an id, and then the name counts."""
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,23 @@ def image(cluster: Cluster, disk_id: str, snapshot: str | None = None) -> Iterat
             rbd.Image(pool, image_of(disk_id), snapshot=snapshot, read_only=True) as opened,
         ):
             yield opened
+    finally:
+        ceph.shutdown()
+
+
+@contextlib.contextmanager
+def left_over(cluster: Cluster, disk_id: str, snapshot: str) -> Iterator[str]:
+    """The name of a clone of the snapshot that no disk has."""
+    name = image_of(str(uuid.uuid4()))
+    ceph = rados.Rados(conffile=cluster.ceph.conf, rados_id=cluster.ceph.user)
+    ceph.connect(timeout=10)
+    try:
+        with ceph.open_ioctx(cluster.ceph.pool) as pool:
+            rbd.RBD().clone(pool, image_of(disk_id), snapshot, pool, name)
+            try:
+                yield name
+            finally:
+                rbd.RBD().remove(pool, name)
     finally:
         ceph.shutdown()
 
@@ -229,8 +247,14 @@ def test_a_disk_goes_back_to_a_snapshot_and_a_clone_goes_on_from_it(
         assert copied.read(0) == b"o" * SECTOR
         copied.write(0, b"c" * SECTOR)
         copied.close()
-        assert "has clones" in sanderling.refused("snapshot", "delete", unique, "before")
-        assert "has clones" in sanderling.refused("disk", "delete", unique, "--force", "--confirm", unique)
+        with left_over(cluster, disk["id"], "before") as stray:
+            said = sanderling.refused("snapshot", "delete", unique, "before")
+            assert f"disk {clone}" in said
+            assert f"image {stray}" in said
+            assert "disk recover" in said
+        said = sanderling.refused("disk", "delete", unique, "--force", "--confirm", unique)
+        assert f"has clones: disk {clone}; delete them first" in said
+        assert "recover" not in said
     finally:
         cluster.delete_disk(clone)
     assert "cannot roll_back" in sanderling.refused("snapshot", "rollback", unique, "before", "--confirm", unique)
