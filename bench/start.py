@@ -6,26 +6,31 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import httpx
+from pydantic import BaseModel
 
 import sanderling.coordination
 from bench.clients import post
+from bench.consul import Key, fill
 from bench.report import Goal, Report, Samples
-from bench.simulated import quiet
+from bench.simulated import disk, quiet
 from bench.site import CLOCK, WITHIN_S, Host, host, named
 from cli.lab.parts.daemons import Daemon, spawn, waited
 from cli.lab.parts.daemons import run as command
 from cli.lab.processes import Process
-from sanderling.model.exports import Export, ExportPhase
+from sanderling.model.exports import Export, ExportId, ExportPhase, Gateway
 
 REPEATS: Final = 5
+GATEWAYS: Final = 100
+SEAMS: Final = "sanderling.coordination.consul, sanderling.images.rbd"  # each process loads these as it starts
 PROGRAMS: Final = {
-    "sanderling-api": "api.server",
-    "sanderling-conductor": "conductor.server",
-    "sanderling-iscsi-worker": "iscsi_worker.server",
+    "sanderling-api": f"api.server, sanderling.records.sqlite, {SEAMS}",
+    "sanderling-conductor": f"conductor.server, sanderling.records.sqlite, {SEAMS}",
+    "sanderling-iscsi-worker": f"iscsi_worker.server, iscsi_worker.targets.tgt, iscsi_worker.addresses.netlink, {SEAMS}",
 }
 STOCK: Final = "import fastapi, uvicorn, oslo_messaging; oslo_messaging.get_rpc_transport"
 IRONIC_MIB: Final = 270 + 290  # API and conductor, Ironic 39 on a machine of two processors
@@ -34,12 +39,12 @@ IRONIC_MIB: Final = 270 + 290  # API and conductor, Ironic 39 on a machine of tw
 def run(*, quick: bool) -> Report:
     """Memory is proportional set size. A process's baseline imports the same modules and does nothing."""
     quiet()
-    paths = 10 if quick else 100
+    paths, elsewhere = (10, 10_000) if quick else (100, 100_000)
     with host() as site:
         report = Report(
             "P9, P10: memory at idle, and starting",
             {
-                "baseline of memory": "a process that imports the same modules",
+                "baseline of memory": "a process that imports the same modules, those included that are loaded as it starts",
                 "baseline of starting": "a process that imports FastAPI, uvicorn and oslo.messaging, and ends",
                 "paths": f"{paths}, one a disk, real tgtd on RBD, on one node",
             },
@@ -47,6 +52,7 @@ def run(*, quick: bool) -> Report:
         _memory(site, report)
         _first_request(site, report)
         _all_served(site, report, paths)
+        _grown_by_paths(site, report, elsewhere)
     return report
 
 
@@ -69,6 +75,48 @@ def _memory(site: Host, report: Report) -> None:
             report.surroundings[f"MiB of {process.program}"] = f"{taken:.0f}, imports alone {bare:.0f}"
             report.goals.append(Goal(f"P9: {process.program}, of its bare imports", taken / bare, at_most=1.3))
     report.goals.append(Goal("P9: the three together, of Ironic's two", whole / IRONIC_MIB, at_most=0.5))
+
+
+def _grown_by_paths(site: Host, report: Report, paths: int) -> None:
+    """What a worker that serves nothing takes for knowing of disks of two paths each, which other gateways serve."""
+    store, prefix = sanderling.coordination.connect(site.settings, clock=CLOCK), site.settings.coordination.prefix
+    with site.running("sanderling-iscsi-worker") as processes:
+        _settle(processes)
+        alone = _pss_mib(processes[0].pid)
+    try:
+        sessions = [store.open_session(f"gateway-{number}", check_ttl_s=3600.0) for number in range(GATEWAYS)]
+        keys = [
+            Key(f"{prefix}nodes/gateway-{n}", _json(Gateway(name=f"gateway-{n}")), session) for n, session in enumerate(sessions)
+        ]
+        fill(site.settings.coordination.url, [*keys, *_served_elsewhere(prefix, sessions, paths // 2)])
+        with site.running("sanderling-iscsi-worker") as processes:
+            waited(lambda: _pss_mib(processes[0].pid) > 2 * alone, within_s=WITHIN_S, what="the worker has read them")
+            _settle(processes)
+            grown = _pss_mib(processes[0].pid) - alone
+    finally:
+        store.close()
+    report.surroundings["paths elsewhere"] = f"{paths}, of disks of two, on {GATEWAYS} gateways"
+    report.goals.append(Goal("P9: MB of a worker for knowing of them", grown * 1.048576, at_most=250))
+
+
+def _served_elsewhere(prefix: str, sessions: list[str], disks: int) -> Iterator[Key]:
+    for number in range(disks):
+        one = disk(number, paths=2)
+        export, gateway = ExportId(one.id, 0), number % len(sessions)
+        held = Export(
+            generation=1,
+            counter=1,
+            node=f"gateway-{gateway}",
+            client=f"192.0.2.1:0/{number}",
+            phase=ExportPhase.SERVING,
+            revision=1,
+        )
+        yield Key(f"{prefix}disks/{one.id}", _json(one))
+        yield Key(f"{prefix}{export.key}", _json(held), sessions[gateway])
+
+
+def _json(value: BaseModel) -> bytes:
+    return value.model_dump_json().encode()
 
 
 def _settle(processes: list[Process]) -> None:

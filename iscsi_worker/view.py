@@ -3,9 +3,10 @@
 A view never changes. One that differs by a key costs about that key to make, however many there are.
 """
 
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from immutables import Map
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from sanderling.model.exports import Export, ExportId, Gateway
 from sanderling.model.marks import MARKS_KEY, Marks
 
 Ids = Map[ExportId, None]
+_NO_FIELDS: Final[set[str]] = set()
 
 _KINDS: Final[Mapping[str, type[BaseModel]]] = {
     "disks": Disk,
@@ -26,6 +28,18 @@ _KINDS: Final[Mapping[str, type[BaseModel]]] = {
     "changes": Changes,
     MARKS_KEY: Marks,
 }
+
+
+class Read(NamedTuple):
+    """What tells whether a key is as it was when it was read: its value's hash stands for the value."""
+
+    modify_index: int
+    consul_session: str | None
+    value_hash: int
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Read":
+        return cls(entry.modify_index, _shared(entry.consul_session), hash(entry.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +55,8 @@ class Held:
 class View:
     """`gateways` holds live ones only: those whose key is locked by their consul session, which `sessions` names.
 
-    `journals` are the journals of changes by key, each with the session that locks it. `read` keeps what each entry was
-    understood as, so that the next view need only look at those that differ.
+    `journals` are the journals of changes by key, each with the session that locks it. `read` tells of each key as it was read,
+    so that the next view need only look at those that differ.
     """
 
     index: int = 0
@@ -52,7 +66,7 @@ class View:
     sessions: Mapping[str, str] = field(default_factory=Map)
     journals: Mapping[str, tuple[Changes, str | None]] = field(default_factory=Map)
     marks: Marks = field(default_factory=Marks)
-    read: Mapping[str, tuple[Entry, BaseModel | None]] = field(default_factory=Map, repr=False, compare=False)
+    read: Mapping[str, Read] = field(default_factory=Map, repr=False, compare=False)
     by_session: Mapping[str | None, Ids] = field(default_factory=Map, repr=False, compare=False)
 
     def held_by(self, consul_session: str | None) -> Collection[ExportId]:
@@ -101,7 +115,7 @@ def parse(listing: Listing, before: View | None = None) -> View:
     for entry in listing.entries:
         present.add(entry.key)
         seen = known.get(entry.key)
-        if seen is None or seen[0] != entry:
+        if seen != Read.of(entry):
             change.forget(entry.key)
             change.put(entry)
     for key in known:
@@ -148,16 +162,18 @@ class _Change:
         kind = _KINDS.get(noun)
         if kind is None:
             return
-        value = value_of(entry, kind)
-        self._read[entry.key] = (entry, value)
+        value, read = value_of(entry, kind), Read.of(entry)
+        self._read[entry.key] = read
         match value:
             case Disk():
+                _lighten(value, value.cause, *value.paths)
                 self._disks[rest], self._disks_differ = value, True
             case Export():
+                _lighten(value)
                 export = export_of(rest)
                 if export is not None:
-                    self._exports[export] = Held(value, entry.consul_session, entry.modify_index)
-                    self._ids(entry.consul_session)[export] = None
+                    self._exports[export] = Held(value, read.consul_session, entry.modify_index)
+                    self._ids(read.consul_session)[export] = None
             case Gateway() if entry.consul_session:
                 self._gateways[rest], self._sessions[rest] = value, entry.consul_session
             case Changes():
@@ -190,6 +206,16 @@ class _Change:
         if consul_session not in self._by_session:
             self._by_session[consul_session] = self.before.by_session.get(consul_session, Map()).mutate()
         return self._by_session[consul_session]
+
+
+def _lighten(*models: BaseModel) -> None:
+    """Keep no set of the fields that a model's text had: such sets were a third of what very many disks took."""
+    for model in models:
+        object.__setattr__(model, "__pydantic_fields_set__", _NO_FIELDS)
+
+
+def _shared(consul_session: str | None) -> str | None:
+    return None if consul_session is None else sys.intern(consul_session)
 
 
 def export_of(rest: str) -> ExportId | None:

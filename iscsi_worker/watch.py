@@ -4,17 +4,20 @@ Everything is read at the start, when a journal's session has ended or part of o
 number of keys: moves of other gateways, which concern nobody else, are found out then.
 """
 
+import contextlib
+import math
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final
 
 import structlog
 
-from iscsi_worker.view import View, parse
+from iscsi_worker.view import Read, View, parse
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination, Entry, Listing
 from sanderling.coordination.changes import PREFIX, Changes
 from sanderling.errors import Unavailable
+from sanderling.garbage import give_back
 from sanderling.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -22,6 +25,7 @@ log = structlog.get_logger(__name__)
 ATTENDED_MAX: Final = 32
 ATTENTION_TURN_S: Final = 1.0
 LOOKED_AT_MOST: Final = 16  # single keys; reading all of them at once is less work than more of these
+GIVEN_BACK_FROM: Final = 10_000  # keys; reading fewer leaves little behind
 
 
 class Watch:
@@ -39,7 +43,7 @@ class Watch:
         self._coordination = coordination
         self._on_change = on_change
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._view: View | None = None
         self._accepted_at = 0.0
         self._index = 0  # of the journals
@@ -56,15 +60,34 @@ class Watch:
 
     def fresh(self) -> View:
         """A view that holds everything that was written before this call; `Unavailable` when the store does not answer."""
-        began = self._clock.monotonic()
-        view = self._accept(parse(self._coordination.list(""), self._view), began)
-        self._all_read_at = began
+        return self._all_read(self._clock.monotonic())
+
+    def _all_read(self, since: float) -> View:
+        """A view for which everything began to be read after that moment. One reads at a time: two take the memory of both."""
+        with self._alone():
+            if self._view is not None and self._all_read_at > since:
+                return self._view
+            began = self._clock.monotonic()
+            view = self._accept(parse(self._coordination.list(""), self._view), began)
+            self._all_read_at = began
+        if len(view.read) >= GIVEN_BACK_FROM:
+            give_back()
         return view
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """`Unavailable` when another is still reading after renew_interval_s: who asks must not hang, and may ask again."""
+        if not self._reading.acquire(timeout=self._settings.iscsi_worker.renew_interval_s):
+            raise Unavailable("everything is being read already; ask again", dependency="consul")
+        try:
+            yield
+        finally:
+            self._reading.release()
 
     def look(self, *keys: str) -> View:
         """A view that holds what was written to these keys before this call; `Unavailable` when the store does not answer."""
-        view = self._view
-        if view is None or len(keys) > LOOKED_AT_MOST:
+        view = self._view or self._all_read(-math.inf)
+        if len(keys) > LOOKED_AT_MOST:
             return self.fresh()
         for key in keys:
             began = self._clock.monotonic()
@@ -115,7 +138,7 @@ class Watch:
 
     def _attend(self, key: str) -> None:
         known = self._view.read.get(key) if self._view else None
-        index = known[0].modify_index if known else 0  # so that the first answer has news, too
+        index = known.modify_index if known else 0  # so that the first answer has news, too
         while not self._stopped.is_set() and (left_s := self._attention_left(key)) > 0:
             try:
                 listing = self._coordination.watch(key, index=index, timeout_s=min(left_s, ATTENTION_TURN_S))
@@ -165,7 +188,9 @@ class Watch:
         """
         known = self._view
         if known is None:
-            return self._all_anew(known)
+            read = len(self._all_read(-math.inf).read)
+            self._on_change(None)
+            return read
         listing = self._coordination.watch(PREFIX, index=self._index, timeout_s=self._settings.coordination.watch_timeout_s)
         read = self._follow_up(self._view or known, listing)
         self._index = listing.index  # last: what could not be followed up is found again at once
@@ -184,7 +209,7 @@ class Watch:
         with self._lock:
             view = self._view or known
             for entry in listing.entries:
-                if entry.key not in view.read or view.read[entry.key][0] != entry:
+                if view.read.get(entry.key) != Read.of(entry):
                     view = view.changed(entry.key, entry)
             self._view = view
         self._tell(keys, all_read_at)
@@ -206,9 +231,9 @@ class Watch:
             except Unavailable as problem:
                 log.warning("cannot read everything again", problem=problem.detail)
 
-    def _all_anew(self, known: View | None) -> int:
+    def _all_anew(self, known: View) -> int:
         view = self.fresh()
-        if known is not None and view.index == known.index:
+        if view.index == known.index:
             return 0
         self._on_change(None)
         return len(view.read)
@@ -234,7 +259,7 @@ def _with(view: View, key: str, entry: Entry | None) -> View:
 
 def _is_older(view: View, entry: Entry) -> bool:
     known = view.read.get(entry.key)
-    return known is not None and known[0].modify_index > entry.modify_index
+    return known is not None and known.modify_index > entry.modify_index
 
 
 def _missed(known: View, journals: Mapping[str, tuple[Changes, str | None]]) -> list[str] | None:

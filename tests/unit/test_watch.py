@@ -219,6 +219,46 @@ def test_whoever_is_told_of_a_change_is_told_which_keys_it_was_in(site: Site) ->
     assert site.news is None, "anything may have changed"
 
 
+class Door:
+    """A lock that tells how many came to it."""
+
+    def __init__(self) -> None:
+        self.lock, self.came, self.timeout_s = threading.Lock(), threading.Semaphore(0), 0.0
+
+    def acquire(self, timeout: float) -> bool:
+        self.came.release()
+        self.timeout_s = timeout
+        return self.lock.acquire(timeout=10)
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def test_one_reads_everything_at_a_time_and_the_next_for_all_that_waited(site: Site) -> None:
+    door = Door()
+    site.watch._reading = door  # type: ignore[assignment]
+    slow = threading.Thread(target=site.watch.fresh, name="slow")
+    slow.start()
+    assert site.store.asked.wait(10)
+    site.write(A, "2")
+    found = list[View]()
+    others = [threading.Thread(target=lambda: found.append(site.watch.fresh())) for _ in range(3)]
+    for other in others:
+        other.start()
+    assert all(door.came.acquire(timeout=10) for _ in range(4))
+    assert site.store.listed == 1
+    site.store.let.set()
+    for thread in (slow, *others):
+        thread.join(10)
+    assert (len(found), site.store.listed, door.timeout_s) == (3, 2, 0.1)
+    assert {view.exports[A].export.node for view in found} == {"2"}
+
+
+def test_who_would_wait_long_for_another_that_reads_everything_is_told_to_ask_again(site: Site) -> None:
+    with site.watch._reading, pytest.raises(Unavailable, match="ask again"):
+        site.watch.fresh()
+
+
 @pytest.mark.rows("IS-9")
 def test_what_several_writers_changed_meanwhile_is_one_change(site: Site) -> None:
     one, other = Journal("iscsi_worker", "x"), Journal("iscsi_worker", "y")
