@@ -59,7 +59,9 @@ def refuse_cloned(session: Session, row: DiskRow, snapshot: Snapshot) -> None:
     clones = [image.removeprefix(image_of("")) for image in snapshot.clones]
     names = disks.names(session, clones)
     said = [f"disk {names[clone]}" if clone in names else f"image {image_of(clone)}" for clone in clones]
-    recover = "; of an image sanderling disk recover makes a disk, or rbd rm removes it" if len(names) < len(clones) else ""
+    recover = (
+        "; an image without a disk becomes one by sanderling disk recover, or goes by rbd rm" if len(names) < len(clones) else ""
+    )
     raise InUse(
         f"snapshot {snapshot.name} of disk {row.name} has clones: {', '.join(said)}; delete them first{recover}", disks=clones
     )

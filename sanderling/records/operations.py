@@ -35,7 +35,6 @@ from sanderling.records.tables import OperationRow, StepRow
 
 _ENDING_S: Final = 5  # in which one of some operations may have ended; nobody can tell
 
-
 _INSERT: Final = insert(OperationRow)
 _INSERT_STEPS: Final = insert(StepRow)
 _OPEN_ON: Final = select(OperationRow.id).where(

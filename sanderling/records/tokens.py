@@ -19,7 +19,6 @@ from sanderling.records.tables import TokenRow
 
 USE_NOTED_EVERY: Final = timedelta(minutes=1)  # a write for each request would cost more than knowing to the second is worth
 
-
 _OF_DIGEST: Final = select(*TokenRow.__table__.columns).where(TokenRow.digest == bindparam("digest"))
 
 
