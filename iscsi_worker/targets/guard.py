@@ -6,6 +6,7 @@ adopts a process finds it exactly as the one that started it did.
 
 import ctypes
 import mmap
+import os
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
@@ -76,8 +77,11 @@ class GuardLibrary:
     def open(self, path: Path) -> "Guard":
         """`TargetFailed` when it is not there or of another version."""
         try:
-            with path.open("r+b") as file:
-                shared = mmap.mmap(file.fileno(), STATE_BYTES)
+            file = os.open(path, os.O_RDWR)  # many times a second: a Python file would take twice as many system calls
+            try:
+                shared = mmap.mmap(file, STATE_BYTES)
+            finally:
+                os.close(file)
         except (OSError, ValueError) as error:
             raise TargetFailed(f"the guard's state cannot be opened: {error}") from error
         return Guard(shared, self._library)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +14,7 @@ from sanderling.model.exports import ExportId
 RECORD: str = "record.json"
 GUARD_STATE: str = "guard"
 LOG: str = "log"
+_STAT_MOST_BYTES: Final = 4096  # fifty numbers and a name
 
 
 class Record(BaseModel):
@@ -66,11 +68,15 @@ class Record(BaseModel):
 def is_running(pid: int, start_time: int) -> bool:
     """Whether that very process lives; a zombie does only while threads of it are left, which may still be inside a call."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+        try:
+            stat = os.read(file, _STAT_MOST_BYTES)
+        finally:
+            os.close(file)
     except OSError:
         return False
-    fields = stat.rpartition(")")[2].split()
-    is_dead = fields[0] in {"Z", "X"} and int(fields[17]) <= 1
+    fields = stat.rpartition(b")")[2].split()
+    is_dead = fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1
     return not is_dead and int(fields[19]) == start_time
 
 

@@ -53,7 +53,7 @@ class TgtTargets:
         """As promised; the lease begins with this call."""
         began = self._clock.monotonic()
         folder = self._folder(spec.export)
-        if self._is_alive(folder):
+        if self._is_alive(spec.export):
             raise TargetFailed(f"export {spec.export} has a process already", export=str(spec.export))
         for attempt in range(1, _START_ATTEMPTS + 1):
             self._clear(folder)
@@ -76,7 +76,7 @@ class TgtTargets:
                 if attempt == _START_ATTEMPTS:
                     raise
             finally:
-                if not self._is_alive(folder):
+                if not self._is_alive(spec.export):
                     self._clear(folder)
         raise AssertionError("the last attempt returns or raises")
 
@@ -241,21 +241,27 @@ class TgtTargets:
         return self._root / f"{export.disk_id}.{export.index}"
 
     def _living(self, export: ExportId) -> tuple[Path, Record]:
-        folder = self._folder(export)
-        if not self._is_alive(folder):
-            raise TargetFailed(f"export {export} has no living process", export=str(export))
-        return folder, Record.read(folder)
+        with self._guard(export):
+            folder = self._folder(export)
+            return folder, Record.read(folder)
 
     @contextlib.contextmanager
     def _guard(self, export: ExportId) -> Iterator[Guard]:
-        folder, _ = self._living(export)
-        with self._library.open(folder / GUARD_STATE) as guard:
+        """Of its living process; that it lives was seen after the state was opened, so it is that process's state."""
+        with contextlib.ExitStack() as opened:
+            try:
+                guard = opened.enter_context(self._library.open(self._folder(export) / GUARD_STATE))
+                lives = self._runs(guard)
+            except TargetFailed:
+                lives = False
+            if not lives:
+                raise TargetFailed(f"export {export} has no living process", export=str(export))
             yield guard
 
-    def _is_alive(self, folder: Path) -> bool:
+    def _is_alive(self, export: ExportId) -> bool:
         try:
-            with self._library.open(folder / GUARD_STATE) as guard:
-                return self._runs(guard)
+            with self._guard(export):
+                return True
         except TargetFailed:
             return False
 
