@@ -115,6 +115,15 @@ def test_who_told_rests_before_telling_again(stand: Stand) -> None:
     assert heard.times == before + 2
 
 
+def test_no_rest_is_so_long_that_the_broker_misses_a_heartbeat(stand: Stand) -> None:
+    heard = Heard()
+    stand.listen(heard)
+    heard.settled()
+    news = stand.connect(news_gap_s=3600, heartbeat_s=1)
+    heard.after(news.tell)
+    heard.after(news.tell)
+
+
 def test_a_listener_that_fails_hears_the_next_news(stand: Stand) -> None:
     heard = Heard()
 
