@@ -16,9 +16,9 @@ from iscsi_worker.view import Held, View, parse
 from rpc.bus import Bus
 from sanderling.clock import ManualClock
 from sanderling.coordination.embedded import EmbeddedCoordination
-from sanderling.errors import ClaimLost, Fenced, Problem, TargetFailed, Unavailable
+from sanderling.errors import ClaimLost, Fenced, Problem, SecretUnreadable, TargetFailed, Unavailable
 from sanderling.images.base import BackingStore
-from sanderling.model.disks import Disk, Path
+from sanderling.model.disks import Chap, Disk, Path
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Export, ExportId, ExportPhase
 from sanderling.secrets import Keyring
 from sanderling.settings import Secrets, Worker
@@ -270,6 +270,16 @@ def test_a_failure_to_take_leaves_nothing_running_and_names_whom_to_fence(lab: L
     assert lab.addresses["a"].lent() == frozenset()
     assert held.consul_session is None
     assert held.export.needs_fence
+
+
+def test_who_has_no_key_for_a_disks_secret_touches_neither_its_lock_nor_its_last_owner(lab: Lab) -> None:
+    lab.take("a")
+    lab.cut_off("a")
+    before, session = lab.held, lab.coordination.open_session("b", check_ttl_s=CHECK_TTL_S)
+    secret = DISK.model_copy(update={"chap": Chap(user="host", secret="sealed with a key of others")})
+    with pytest.raises(SecretUnreadable):
+        lab.exports("b").take(E, secret, before, unserved_since=None, consul_session=session, siblings=frozenset())
+    assert (lab.held, lab.store.asked) == (before, 0)
 
 
 def test_two_that_take_at_once_from_one_view_do_not_both_get_it(lab: Lab) -> None:
