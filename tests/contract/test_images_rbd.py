@@ -21,6 +21,7 @@ from sanderling.clock import Clock, SystemClock
 from sanderling.errors import Fenced, InUse, NotFound, Unavailable
 from sanderling.images import connect
 from sanderling.images.base import Images
+from sanderling.images.rbd import RbdImages
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as Bounds
 from tests.parts.image_client import ImageClient
@@ -339,6 +340,24 @@ def test_who_was_rolling_an_image_back_and_may_be_still_is_fenced_first(
         assert images.get_metadata(unique) == {}, "that is the store's own"
     finally:
         earlier.stop()
+
+
+def test_of_two_that_roll_an_image_back_at_once_one_leaves_it_to_the_other(bounds: Bounds, unique: str) -> None:
+    class Late(RbdImages):
+        """Another rolls back between its look at the image and its own announcement."""
+
+        def fence(self, client: str) -> None:
+            self.set_metadata(unique, "sanderling.roller", "another", expected=NOBODY)
+
+    late = Late(replace(bounds, operation_timeout_s=20), clock=SystemClock())
+    try:
+        late.create(unique, SIZE, metadata={})
+        late.snapshot(unique, "kept")
+        late.set_metadata(unique, "sanderling.roller", NOBODY, expected=None)
+        with pytest.raises(Unavailable, match="another rolls"):
+            late.roll_back(unique, "kept", timeout_s=20)
+    finally:
+        late.close()
 
 
 def test_who_holds_a_lock_counts_as_a_client(images: Images, own_ceph: CephCluster, unique: str) -> None:
