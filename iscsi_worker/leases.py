@@ -126,7 +126,7 @@ class Leases:
             now, proven = self._clock.monotonic(), self._proven_until(lease.consul_session)
             if proven > now:
                 self._extend(lease, until=proven)
-            due = now - self._probed_at.get(lease.export, -self._settings.probe_interval_s) >= self._pause_s(lease)
+            due = now - self._probed_at.setdefault(lease.export, now) >= self._pause_s(lease)
             ageing = proven - now < self._settings.lease_s - 2 * self._settings.renew_interval_s
             if lease.gate_open and (due or ageing):  # before the proof has run out: a probe takes its time
                 self._probe_soon(lease)

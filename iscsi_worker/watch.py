@@ -184,13 +184,13 @@ class Watch:
     def turn(self) -> int:
         """Wait for a change, for as long as is set, and look at it; how many keys were read for it.
 
-        0 when nothing is new: then `on_change` was not called either.
+        The first time everything is read, which is no change: 0, as when nothing is new, where `on_change` was not called either.
         """
         known = self._view
         if known is None:
-            read = len(self._all_read(-math.inf).read)
+            self._all_read(-math.inf)
             self._on_change(None)
-            return read
+            return 0
         listing = self._coordination.watch(PREFIX, index=self._index, timeout_s=self._settings.coordination.watch_timeout_s)
         read = self._follow_up(self._view or known, listing)
         self._index = listing.index  # last: what could not be followed up is found again at once
