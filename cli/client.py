@@ -4,7 +4,7 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import httpx_sse
@@ -14,6 +14,14 @@ from sanderling.errors import Forbidden, InvalidInput, Malformed, NotFound, Prob
 
 TIMEOUT_S = 30.0
 Json = dict[str, Any]
+
+
+def at(noun: str, name: str, *parts: str) -> str:
+    """The path of one thing: `at("disks", name, "start")`. What somebody typed as a name is one part of it, or is refused."""
+    for part in (name, *parts):
+        if part in {"", ".", ".."} or "/" in part or not part.isprintable():
+            raise InvalidInput.of("NAME", f"{part!r} cannot be the name of anything", "give a name or an id as it is listed")
+    return "/".join(["/v1", noun, *(quote(part, safe="") for part in (name, *parts))])
 
 
 class Client:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cli.client import Client, Json
+from cli.client import Client, Json, at
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem
 
@@ -102,7 +102,7 @@ def watched(
                 break
             if clock.wait(stop, POLL_S):
                 return operation
-            operation = client.get(f"/v1/operations/{operation['id']}")
+            operation = client.get(at("operations", operation["id"]))
     if not err.is_terminal and not quiet:
         err.print(shown(operation))
     if operation["state"] != "succeeded":

@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from cli.access import find
-from cli.client import Client, Json
+from cli.client import Client, Json, at
 from cli.commands.disks import AsJson, Wait
 from cli.output import as_json, err, facts, moves, out, table, watched
 from sanderling.errors import InvalidInput
@@ -53,8 +53,8 @@ def list_(
 def show(assignment_id: Id, json: AsJson = False) -> None:
     """Show one assignment with all of its moves."""
     client = Client(find())
-    assignment = client.get(f"/v1/assignments/{assignment_id}")
-    assignment["moves"] = list(client.pages(f"/v1/assignments/{assignment_id}", "moves"))
+    assignment = client.get(at("assignments", assignment_id))
+    assignment["moves"] = list(client.pages(at("assignments", assignment_id), "moves"))
     del assignment["next"]
     if json:
         as_json(assignment)
@@ -112,7 +112,7 @@ def apply(
 @app.command(epilog="Example: sanderling assignment cancel 0d0c…")
 def cancel(assignment_id: Id, json: AsJson = False) -> None:
     """Begin no further move of it; what has been moved stays."""
-    assignment = Client(find()).post(f"/v1/assignments/{assignment_id}/cancel")
+    assignment = Client(find()).post(at("assignments", assignment_id, "cancel"))
     if json:
         as_json(assignment)
     else:
@@ -123,7 +123,7 @@ def cancel(assignment_id: Id, json: AsJson = False) -> None:
 def undo(assignment_id: Id, dry_run: DryRun = False, wait: Wait = False, json: AsJson = False) -> None:
     """Move back what the last assignment has moved."""
     client = Client(find())
-    link = f"/v1/assignments/{assignment_id}/undo"
+    link = at("assignments", assignment_id, "undo")
     if dry_run:
         show_plan(client.post(link, dry_run=True), json=json)
         return
@@ -205,7 +205,7 @@ def _progress(client: Client) -> Callable[[Json], Text]:
 
     def shown(operation: Json) -> Text:
         state = None if operation["ended_at"] else "moving"
-        page = client.get(f"/v1/assignments/{operation['id']}", state=state, limit=SHOWN_MAX)
+        page = client.get(at("assignments", operation["id"]), state=state, limit=SHOWN_MAX)
         return moves(operation, page["counts"], page["moves"])
 
     return shown

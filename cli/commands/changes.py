@@ -1,15 +1,15 @@
 """sanderling disk rename, grow, allow and chap: what of a disk can be changed."""
 
 import uuid
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cli.access import find
-from cli.client import Client
+from cli.client import Client, at
+from cli.commands import secrets
 from cli.commands.disks import AsJson, DryRun, Name, Wait, app, shown, size_bytes
-from cli.commands.secrets import SecretFile, secret
+from cli.commands.secrets import MutualSecretFile, MutualUser, SecretFile
 from cli.output import as_json, err
 from sanderling.errors import InvalidInput
 
@@ -61,28 +61,24 @@ def allow(
 def chap(
     name: Name,
     user: Annotated[str | None, typer.Option(help="Name that initiators prove; the secret is asked for.")] = None,
-    mutual_user: Annotated[str | None, typer.Option(help="Name that the target proves in turn; its secret is asked for.")] = None,
+    mutual_user: MutualUser = None,
     off: Annotated[bool, typer.Option("--off", help="Let initiators in that prove nothing.")] = False,
     secret_file: SecretFile = None,
-    mutual_secret_file: Annotated[Path | None, typer.Option(help="The same for the secret that the target proves.")] = None,
+    mutual_secret_file: MutualSecretFile = None,
     wait: Wait = False,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Have initiators prove a secret of 12 to 16 bytes when they log in, or no longer. It is kept sealed and never shown."""
-    if off == (user is not None) or (off and mutual_user):
+    if off == (user is not None):
         raise InvalidInput.of("--user", "or --off must be given, and only one of the two", "say which")
-    body: dict[str, Any] = {"chap": None}
-    if user is not None:
-        body["chap"] = {"user": user, "secret": secret("CHAP secret", secret_file)}
-        if mutual_user:
-            body["chap"] |= {"mutual_user": mutual_user, "mutual_secret": secret("mutual CHAP secret", mutual_secret_file)}
-    _change(name, body, wait=wait, dry_run=dry_run, json=json)
+    wanted = secrets.chap("--user", user, secret_file, mutual_user, mutual_secret_file)
+    _change(name, {"chap": wanted}, wait=wait, dry_run=dry_run, json=json)
 
 
 def _change(name: str, body: dict[str, Any], *, wait: bool, dry_run: bool, json: bool) -> None:
     client = Client(find())
-    answer = client.patch(f"/v1/disks/{name}", body, key=str(uuid.uuid4()), dry_run=dry_run or None)
+    answer = client.patch(at("disks", name), body, key=str(uuid.uuid4()), dry_run=dry_run or None)
     if "id" in answer or "plan" in answer:
         shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="changed")
     elif json:

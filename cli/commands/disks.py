@@ -8,8 +8,8 @@ import pydantic
 import typer
 
 from cli.access import find
-from cli.client import Client, Json
-from cli.commands.secrets import SecretFile, secret
+from cli.client import Client, Json, at
+from cli.commands.secrets import MutualSecretFile, MutualUser, SecretFile, chap
 from cli.output import as_json, err, facts, out, size, table, watched
 from sanderling.errors import InvalidInput
 
@@ -52,6 +52,8 @@ def create(
     iqn: Annotated[str | None, typer.Option(help="The target's own name; made from NAME when not given.")] = None,
     chap_user: Annotated[str | None, typer.Option(help="Name that initiators prove; the secret is asked for.")] = None,
     secret_file: SecretFile = None,
+    mutual_user: MutualUser = None,
+    mutual_secret_file: MutualSecretFile = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Serve it once it is made.")] = True,
     wait: Wait = False,
     dry_run: DryRun = False,
@@ -68,7 +70,7 @@ def create(
         "initiators": initiator or None,
         "allow_any": allow_any or None,
         "iqn": iqn,
-        "chap": {"user": chap_user, "secret": secret("CHAP secret", secret_file)} if chap_user else None,
+        "chap": chap("--chap-user", chap_user, secret_file, mutual_user, mutual_secret_file),
         "started": start,
     }
     given = {field: value for field, value in body.items() if value is not None}
@@ -103,7 +105,7 @@ def list_(
 @app.command(epilog="Example: sanderling disk show backup")
 def show(name: Name, json: AsJson = False) -> None:
     """Show one disk and where each of its paths is served."""
-    disk = Client(find()).get(f"/v1/disks/{name}")
+    disk = Client(find()).get(at("disks", name))
     if json:
         as_json(disk)
         return
@@ -113,13 +115,13 @@ def show(name: Name, json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling disk start backup --wait")
 def start(name: Name, wait: Wait = False, dry_run: DryRun = False, json: AsJson = False) -> None:
     """Serve a stopped disk."""
-    ask(f"/v1/disks/{name}/start", None, wait=wait, dry_run=dry_run, json=json, said="started")
+    ask(at("disks", name, "start"), None, wait=wait, dry_run=dry_run, json=json, said="started")
 
 
 @app.command(epilog="Example: sanderling disk stop backup --wait")
 def stop(name: Name, wait: Wait = False, dry_run: DryRun = False, json: AsJson = False) -> None:
     """Stop serving a disk; its data stays."""
-    ask(f"/v1/disks/{name}/stop", None, wait=wait, dry_run=dry_run, json=json, said="stopped")
+    ask(at("disks", name, "stop"), None, wait=wait, dry_run=dry_run, json=json, said="stopped")
 
 
 @app.command(epilog="Example: sanderling disk delete backup --force --confirm backup --wait")
@@ -134,7 +136,7 @@ def delete(
     """Delete a disk and all of its data."""
     client = Client(find())
     answer = client.delete(
-        f"/v1/disks/{name}", force=force or None, confirm=confirm, dry_run=dry_run or None, key=str(uuid.uuid4())
+        at("disks", name), force=force or None, confirm=confirm, dry_run=dry_run or None, key=str(uuid.uuid4())
     )
     shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="deleted")
 
@@ -154,7 +156,7 @@ def mark(
         raise InvalidInput.of("--clear", "goes alone, and without it there must be a mark", "give --pin or --avoid, or --clear")
     client = Client(find())
     body = {"pin": pin, "avoid": avoid or []}
-    answer = client.put(f"/v1/disks/{name}/marks", body, key=str(uuid.uuid4()), dry_run=dry_run or None)
+    answer = client.put(at("disks", name, "marks"), body, key=str(uuid.uuid4()), dry_run=dry_run or None)
     if "id" in answer:
         shown(client, answer, wait=wait, dry_run=dry_run, json=json, said="marked")
     elif json:
@@ -198,7 +200,7 @@ def shown(client: Client, answer: Json, *, wait: bool, dry_run: bool, json: bool
     elif said == "deleted":
         out.print(f"Disk {answer['resource_name']} is {said}.", highlight=False)
     else:
-        _show(client.get(f"/v1/disks/{answer['resource_id']}"))
+        _show(client.get(at("disks", answer["resource_id"])))
 
 
 def _marks(marks: Json) -> list[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.access import find
-from cli.client import Client
+from cli.client import Client, at
 from cli.commands.assignments import accepted, show_plan
 from cli.commands.disks import AsJson, DryRun, Wait
 from cli.output import as_json, err, facts, table
@@ -40,7 +40,7 @@ def list_(json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling gateway show node-1")
 def show(name: Name, json: AsJson = False) -> None:
     """Show one gateway."""
-    gateway = Client(find()).get(f"/v1/gateways/{name}")
+    gateway = Client(find()).get(at("gateways", name))
     if json:
         as_json(gateway)
         return
@@ -80,7 +80,7 @@ def drain(
     json: AsJson = False,
 ) -> None:
     """Move everything off a gateway, and give it nothing until it is undrained."""
-    client, link = Client(find()), f"/v1/gateways/{name}/drain"
+    client, link = Client(find()), at("gateways", name, "drain")
     body = {"confirm": confirm} if confirm else {}
     if not dry_run:
         accepted(client, client.post(link, body, key=str(uuid.uuid4())), wait=wait, json=json)
@@ -95,7 +95,7 @@ def drain(
 @app.command(epilog="Example: sanderling gateway undrain node-1 --wait")
 def undrain(name: Name, dry_run: DryRun = False, wait: Wait = False, json: AsJson = False) -> None:
     """Let a gateway be given exports again."""
-    client, link = Client(find()), f"/v1/gateways/{name}/undrain"
+    client, link = Client(find()), at("gateways", name, "undrain")
     answer = client.post(link, dry_run=True) if dry_run else client.post(link, key=str(uuid.uuid4()))
     accepted(client, answer, wait=wait, json=json)
 

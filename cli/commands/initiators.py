@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli.access import find
-from cli.client import Client
+from cli.client import Client, at
 from cli.commands.disks import AsJson, Name, app
 from cli.output import as_json, facts, out, size, table
 from sanderling.model.initiators import System
@@ -14,7 +14,7 @@ from sanderling.model.initiators import System
 @app.command(epilog="Example: sanderling disk connections backup")
 def connections(name: Name, json: AsJson = False) -> None:
     """Show who is connected to each path of a disk."""
-    found = Client(find()).get(f"/v1/disks/{name}/connections")
+    found = Client(find()).get(at("disks", name, "connections"))
     if json:
         as_json(found)
         return
@@ -34,7 +34,7 @@ def connections(name: Name, json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling disk usage backup")
 def usage(name: Name, json: AsJson = False) -> None:
     """Count what a disk's data takes up, before replication."""
-    found = Client(find()).get(f"/v1/disks/{name}/usage")
+    found = Client(find()).get(at("disks", name, "usage"))
     if json:
         as_json(found)
         return
@@ -46,4 +46,4 @@ def initiator_settings(
     name: Name, system: Annotated[System, typer.Option("--for", help="The initiator's system.")] = System.OPEN_ISCSI
 ) -> None:
     """Print what to type on an initiator so that it finds the disk and outlasts the cluster's longest gap."""
-    out.out(Client(find()).text(f"/v1/disks/{name}/initiator-settings", **{"for": system.value}), end="", highlight=False)
+    out.out(Client(find()).text(at("disks", name, "initiator-settings"), **{"for": system.value}), end="", highlight=False)

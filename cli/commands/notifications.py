@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.access import find
-from cli.client import Client
+from cli.client import Client, at
 from cli.commands.disks import AsJson
 from cli.output import as_json, facts, out, table
 from sanderling.errors import InvalidInput
@@ -66,7 +66,7 @@ def list_(json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling notification show on-call")
 def show(name: Name, json: AsJson = False) -> None:
     """Show one rule; its URL is not shown again."""
-    rule = Client(find()).get(f"/v1/notifications/{name}")
+    rule = Client(find()).get(at("notifications", name))
     if json:
         as_json(rule)
         return
@@ -91,7 +91,7 @@ def show(name: Name, json: AsJson = False) -> None:
 @app.command("test", epilog="Example: sanderling notification test on-call")
 def send_test(name: Name, json: AsJson = False) -> None:
     """Have the leader send one test message, behind what waits already."""
-    asked = Client(find()).post(f"/v1/notifications/{name}/test")
+    asked = Client(find()).post(at("notifications", name, "test"))
     if json:
         as_json(asked)
     else:
@@ -101,7 +101,7 @@ def send_test(name: Name, json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling notification delete on-call")
 def delete(name: Name, json: AsJson = False) -> None:
     """Take a rule away; what waited is not sent."""
-    Client(find()).delete(f"/v1/notifications/{name}")
+    Client(find()).delete(at("notifications", name))
     if json:
         as_json({"name": name, "deleted": True})
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli.access import find
-from cli.client import Client, Json
+from cli.client import Client, Json, at
 from cli.commands.disks import AsJson
 from cli.output import as_json, facts, out, table, watched
 
@@ -40,7 +40,7 @@ def list_(
 @app.command(epilog="Example: sanderling operation show 0d0c…")
 def show(operation_id: Id, json: AsJson = False) -> None:
     """Show one operation with its steps."""
-    operation = Client(find()).get(f"/v1/operations/{operation_id}")
+    operation = Client(find()).get(at("operations", operation_id))
     if json:
         as_json(operation)
         return
@@ -72,7 +72,7 @@ def show(operation_id: Id, json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling operation explain 0d0c…")
 def explain(operation_id: Id, json: AsJson = False) -> None:
     """Say why an operation is where it is: who has it, what it waits for, and what is safe to do."""
-    explained = Client(find()).get(f"/v1/operations/{operation_id}/explain")
+    explained = Client(find()).get(at("operations", operation_id, "explain"))
     if json:
         as_json(explained)
         return
@@ -107,7 +107,7 @@ def _at_work(step: Json) -> str:
 def watch(operation_id: Id, json: AsJson = False) -> None:
     """Follow an operation to its end; exit code 3 unless it succeeded."""
     client = Client(find())
-    ended = watched(client, client.get(f"/v1/operations/{operation_id}"), quiet=json)
+    ended = watched(client, client.get(at("operations", operation_id)), quiet=json)
     if json:
         as_json(ended)
 
@@ -115,7 +115,7 @@ def watch(operation_id: Id, json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling operation cancel 0d0c…")
 def cancel(operation_id: Id, json: AsJson = False) -> None:
     """Ask that an operation be undone."""
-    operation = Client(find()).post(f"/v1/operations/{operation_id}/cancel")
+    operation = Client(find()).post(at("operations", operation_id, "cancel"))
     if json:
         as_json(operation)
     else:

@@ -15,6 +15,12 @@ app = typer.Typer(no_args_is_help=True, help="Make keys that seal the secrets wh
 SecretFile = Annotated[
     Path | None, typer.Option("--secret-file", help="Read the secret from here, - for standard input, and do not ask for it.")
 ]
+MutualUser = Annotated[
+    str | None, typer.Option("--mutual-user", help="Name that the target proves in turn; its secret is asked for.")
+]
+MutualSecretFile = Annotated[
+    Path | None, typer.Option("--mutual-secret-file", help="The same for the secret that the target proves.")
+]
 
 
 @app.command(epilog="Example: sanderling key new /etc/sanderling/secrets.key")
@@ -33,6 +39,22 @@ def promote(file: Annotated[Path, typer.Argument(metavar="FILE", help="A key fil
     """Move the last key of a key file to the front: from now on it seals and signs; the others still open."""
     held = keys.promote(file)
     out.print(f"{file} seals and signs with what was the last of its {held} keys. Do the same on every node.", highlight=False)
+
+
+def chap(
+    option: str, user: str | None, secret_file: Path | None, mutual_user: str | None, mutual_secret_file: Path | None
+) -> dict[str, str] | None:
+    """What initiators prove, and the target in turn; None without a user, whom `option` gives. Nothing given is ignored."""
+    if user is None and any(given is not None for given in (secret_file, mutual_user, mutual_secret_file)):
+        raise InvalidInput.of(option, "is missing, and so nobody would have to prove a secret", "give it as well")
+    if user is None:
+        return None
+    if mutual_user is None and mutual_secret_file is not None:
+        raise InvalidInput.of("--mutual-user", "is missing, and so the target would prove nothing", "give it as well")
+    proved = {"user": user, "secret": secret("CHAP secret", secret_file)}
+    if mutual_user is None:
+        return proved
+    return proved | {"mutual_user": mutual_user, "mutual_secret": secret("mutual CHAP secret", mutual_secret_file)}
 
 
 def secret(what: str, file: Path | None) -> str:

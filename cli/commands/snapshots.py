@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.access import find
-from cli.client import Client, Json
+from cli.client import Client, Json, at
 from cli.commands.disks import AsJson, DryRun, Wait, ask, size_bytes
 from cli.output import as_json, facts, out, size, table, watched
 from sanderling.errors import InvalidInput
@@ -21,7 +21,7 @@ Snapshot = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot'
 def create(disk: Disk, snapshot: Snapshot, wait: Wait = False, dry_run: DryRun = False, json: AsJson = False) -> None:
     """Keep what the disk holds now."""
     client = Client(find())
-    path = f"/v1/disks/{disk}/snapshots"
+    path = at("disks", disk, "snapshots")
     answer = client.post(path, {"name": snapshot}, key=str(uuid.uuid4()), dry_run=dry_run or None)
     _shown(client, answer, f"Snapshot {snapshot} of disk {disk} is taken.", wait=wait, dry_run=dry_run, json=json)
 
@@ -29,7 +29,7 @@ def create(disk: Disk, snapshot: Snapshot, wait: Wait = False, dry_run: DryRun =
 @app.command("list", epilog="Example: sanderling snapshot list backup --json")
 def list_(disk: Disk, json: AsJson = False) -> None:
     """List the snapshots of a disk, oldest first."""
-    found = Client(find()).get(f"/v1/disks/{disk}/snapshots")["snapshots"]
+    found = Client(find()).get(at("disks", disk, "snapshots"))["snapshots"]
     if json:
         as_json(found)
         return
@@ -56,7 +56,7 @@ def rollback(
 ) -> None:
     """Make a stopped disk hold what it did when the snapshot was taken."""
     client = Client(find())
-    path = f"/v1/disks/{disk}/snapshots/{snapshot}/rollback"
+    path = at("disks", disk, "snapshots", snapshot, "rollback")
     answer = client.post(path, key=str(uuid.uuid4()), confirm=confirm, dry_run=dry_run or None)
     _shown(client, answer, f"Disk {disk} holds what snapshot {snapshot} does.", wait=wait, dry_run=dry_run, json=json)
 
@@ -93,7 +93,7 @@ def clone(
 def delete(disk: Disk, snapshot: Snapshot, wait: Wait = False, dry_run: DryRun = False, json: AsJson = False) -> None:
     """Forget what a snapshot kept."""
     client = Client(find())
-    answer = client.delete(f"/v1/disks/{disk}/snapshots/{snapshot}", key=str(uuid.uuid4()), dry_run=dry_run or None)
+    answer = client.delete(at("disks", disk, "snapshots", snapshot), key=str(uuid.uuid4()), dry_run=dry_run or None)
     _shown(client, answer, f"Snapshot {snapshot} of disk {disk} is deleted.", wait=wait, dry_run=dry_run, json=json)
 
 
@@ -112,7 +112,7 @@ def schedule(
         raise InvalidInput.of("--every", "and --keep must be given, or --off alone", "say how often and how many")
     wanted = None if off else {"every_s": _seconds(every or ""), "keep": keep}
     client = Client(find())
-    answer = client.patch(f"/v1/disks/{disk}", {"schedule": wanted}, key=str(uuid.uuid4()), dry_run=dry_run or None)
+    answer = client.patch(at("disks", disk), {"schedule": wanted}, key=str(uuid.uuid4()), dry_run=dry_run or None)
     done = f"Disk {disk} has no schedule." if off else f"Snapshots of disk {disk} are taken every {every}; {keep} are kept."
     if "id" in answer or "plan" in answer:
         _shown(client, answer, done, wait=wait, dry_run=dry_run, json=json)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli.access import find
-from cli.client import Client
+from cli.client import Client, at
 from cli.commands.disks import AsJson
 from cli.output import as_json, facts, out, table
 
@@ -57,7 +57,7 @@ def list_(json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling subnet show front")
 def show(name: Name, json: AsJson = False) -> None:
     """Show one subnet."""
-    subnet = Client(find()).get(f"/v1/subnets/{name}")
+    subnet = Client(find()).get(at("subnets", name))
     if json:
         as_json(subnet)
         return
@@ -75,7 +75,7 @@ def show(name: Name, json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling subnet delete front")
 def delete(name: Name, json: AsJson = False) -> None:
     """Remove a subnet that no path uses."""
-    Client(find()).delete(f"/v1/subnets/{name}")
+    Client(find()).delete(at("subnets", name))
     if json:
         as_json({"name": name, "deleted": True})
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.access import Access, find, own_file, write
-from cli.client import Client
+from cli.client import Client, at
 from cli.commands.disks import AsJson
 from cli.output import as_json, err, out, table
 from sanderling import settings
@@ -99,7 +99,7 @@ def list_(json: AsJson = False) -> None:
 @app.command(epilog="Example: sanderling token delete monitoring")
 def delete(name: Annotated[str, typer.Argument(metavar="NAME", help="The token's name or id.")], json: AsJson = False) -> None:
     """Revoke a token; it is refused from now on."""
-    Client(find()).delete(f"/v1/tokens/{name}")
+    Client(find()).delete(at("tokens", name))
     if json:
         as_json({"name": name, "deleted": True})
     else:

@@ -1,5 +1,6 @@
 """What the command line says without asking anybody."""
 
+import ast
 import json
 import stat
 import threading
@@ -11,7 +12,9 @@ import pytest
 import typer
 
 from cli import access
-from cli.client import Client
+from cli import client as client_module
+from cli.client import Client, at
+from cli.commands import secrets
 from cli.commands.disks import size_bytes
 from cli.main import app
 from cli.output import size, watched
@@ -54,6 +57,57 @@ def test_what_is_no_size_is_refused_by_the_options_name(text: str) -> None:
 @pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (1 << 30, "1 GiB"), (1536 << 20, "1.5 GiB"), (1 << 63, "8192 PiB")])
 def test_sizes_are_said_in_powers_of_1024(count: int, said: str) -> None:
     assert size(count) == said
+
+
+@pytest.mark.parametrize("typed", ["", ".", "..", "../disks/prod", "x/../..", "prod/snapshots/now", "prod\n", "pr\udc80d"])
+def test_what_cannot_be_a_name_is_sent_to_nobody(typed: str) -> None:
+    with pytest.raises(InvalidInput, match="NAME"):
+        at("disks", "prod", "snapshots", typed)
+
+
+@pytest.mark.parametrize("typed", ["prod#old", "prod?force=true&confirm=prod", "prod%2Fold", "prod;old", "größe"])
+def test_whatever_is_typed_as_a_name_it_is_one_part_of_the_path(typed: str) -> None:
+    asked: list[httpx.URL] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        return httpx.Response(204)
+
+    client = Client(access.Access("http://127.0.0.1:1", "t"), transport=httpx.MockTransport(answer))
+    client.delete(at("disks", typed))
+    assert (asked[0].path, asked[0].query, asked[0].fragment) == (f"/v1/disks/{typed}", b"", "")
+
+
+def test_no_command_puts_what_was_typed_into_a_path_by_itself() -> None:
+    for file in (Path(client_module.__file__).parent / "commands").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                assert not str(node.values[0].value).startswith("/v1/"), f"{file}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ((None, Path("f"), None, None), "--chap-user"),
+        ((None, None, "san", None), "--chap-user"),
+        ((None, None, None, Path("f")), "--chap-user"),
+        (("host", Path("f"), None, Path("f")), "--mutual-user"),
+    ],
+)
+def test_a_secret_without_its_user_is_refused_rather_than_ignored(given: Any, field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        secrets.chap("--chap-user", *given)
+
+
+def test_without_a_user_nobody_proves_anything_and_with_one_whoever_was_named_does(tmp_path: Path) -> None:
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    own.write_text("twelve-bytes\n")
+    theirs.write_text("other-twelve\n")
+    assert secrets.chap("--user", None, None, None, None) is None
+    one_way = {"user": "host", "secret": "twelve-bytes"}
+    assert secrets.chap("--user", "host", own, None, None) == one_way
+    both = one_way | {"mutual_user": "san", "mutual_secret": "other-twelve"}
+    assert secrets.chap("--user", "host", own, "san", theirs) == both
 
 
 def test_a_client_file_is_its_owners_alone_and_says_its_token_to_nobody_else(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_who_has_no_key_for_a_disks_secret_touches_neither_its_lock_nor_its_last
     lab.take("a")
     lab.cut_off("a")
     before, session = lab.held, lab.coordination.open_session("b", check_ttl_s=CHECK_TTL_S)
-    secret = DISK.model_copy(update={"chap": Chap(user="host", secret="sealed with a key of others")})
+    secret = DISK.model_copy(update={"chap": Chap(user="host", secret="sealed with a key of others", mutual_secret="")})
     with pytest.raises(SecretUnreadable):
         lab.exports("b").take(E, secret, before, unserved_since=None, consul_session=session, siblings=frozenset())
     assert (lab.held, lab.store.asked) == (before, 0)
