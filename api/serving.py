@@ -36,7 +36,7 @@ def exports(context: Context, *, disk_id: str | None = None) -> Serving:
     """Every export, or those of one disk; `Unavailable` when coordination cannot be read."""
     prefix = f"exports/{disk_id}/" if disk_id else "exports/"
     entries = context.coordination.ask(lambda coordination: coordination.list(prefix).entries)
-    return {export: _held(entry) for entry in entries if (export := _export(entry.key)) is not None}
+    return {export: _held(entry) for entry in entries if (export := ExportId.from_key(entry.key)) is not None}
 
 
 def exports_if_known(context: Context, *, disk_id: str | None = None) -> Serving | None:
@@ -92,14 +92,6 @@ def _usage(disk: DiskRow, path: PathRow, serving: Serving | None) -> tuple[str |
     if held is None or not held.locked:
         return None, "down" if disk.started else "stopped"
     return held.export.node, held.export.phase.value
-
-
-def _export(key: str) -> ExportId | None:
-    try:
-        return ExportId.from_key(key)
-    except ValueError:
-        log.warning("a key is no export's", key=key)
-        return None
 
 
 def _held(entry: Entry) -> Held | None:

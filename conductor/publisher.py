@@ -45,7 +45,7 @@ class _View:
     def keyless(self) -> frozenset[tuple[ExportId, str]]:
         """The exports that live gateways say they serve though there is no key for them, with their clients."""
         said = {pair for gateway in self.gateways for pair in gateway.running.items()}
-        pairs = {(export, client) for name, client in said if (export := _export_named(name))}
+        pairs = {(export, client) for name, client in said if (export := ExportId.named(name))}
         return frozenset(pair for pair in pairs if pair[0] not in self.exports.get(pair[0].disk_id, ()))
 
     def claimants(self, exports: Collection[ExportId]) -> set[str]:
@@ -258,9 +258,3 @@ def _missing(view: _View, row: DiskRow) -> frozenset[ExportId]:
 
 def _is_older(published: Disk | None, row: DiskRow) -> bool:
     return published is None or (published.generation, published.revision) < (row.generation, row.revision)
-
-
-def _export_named(name: str) -> ExportId | None:
-    """What a gateway calls an export; None when it is not a name of one."""
-    disk_id, _, index = name.rpartition("/")
-    return ExportId(disk_id, int(index)) if disk_id and index.isdecimal() else None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from iscsi_worker.targets.base import Running
-from iscsi_worker.view import Held, View, export_of
+from iscsi_worker.view import Held, View
 from sanderling.model.disks import Disk
 from sanderling.model.exports import UNKNOWN_CLIENT, Connection, Epoch, ExportId, ExportPhase, Prepared, Store
 from sanderling.model.fronts import standing_back, stands_back
@@ -151,7 +151,7 @@ def named(view: View, keys: Iterable[str]) -> list[ExportId] | None:
         noun, _, rest = key.partition("/")
         if noun == "disks" and rest in view.disks:
             found |= dict.fromkeys(ExportId(rest, index) for index in view.disks[rest].export_indexes)
-        elif noun == "exports" and (export := export_of(rest)):
+        elif noun == "exports" and (export := ExportId.named(rest)):
             found[export] = None
         else:
             return None

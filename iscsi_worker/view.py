@@ -170,7 +170,7 @@ class _Change:
                 self._disks[rest], self._disks_differ = value, True
             case Export():
                 _lighten(value)
-                export = export_of(rest)
+                export = ExportId.named(rest)
                 if export is not None:
                     self._exports[export] = Held(value, read.consul_session, entry.modify_index)
                     self._ids(read.consul_session)[export] = None
@@ -190,7 +190,7 @@ class _Change:
             case "disks":
                 self._disks_differ = self._disks.pop(rest, None) is not None or self._disks_differ
             case "exports":
-                export = export_of(rest)
+                export = ExportId.named(rest)
                 held = self._exports.pop(export, None) if export is not None else None
                 if held is not None:
                     del self._ids(held.consul_session)[export]
@@ -216,10 +216,3 @@ def _lighten(*models: BaseModel) -> None:
 
 def _shared(consul_session: str | None) -> str | None:
     return None if consul_session is None else sys.intern(consul_session)
-
-
-def export_of(rest: str) -> ExportId | None:
-    """The export whose key is `exports/<rest>`; None when that is not how we write one."""
-    disk_id, _, number = rest.rpartition("/")
-    found = ExportId(disk_id, int(number)) if number.isdecimal() else None
-    return found if found is not None and str(found) == rest else None  # "00" is not what we write, and must not stand for 0

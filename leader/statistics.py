@@ -100,10 +100,10 @@ def of_exports(entries: Iterable[Entry]) -> dict[ExportId, Figures]:
     """What the keys of exports tell; one that nobody locks is on no gateway, and one that cannot be read is left out."""
     found: dict[ExportId, Figures] = {}
     for entry in entries:
-        value = value_of(entry, Export)
-        if value is not None:
+        export, value = ExportId.from_key(entry.key), value_of(entry, Export)
+        if export is not None and value is not None:
             held = entry.consul_session is not None
-            found[ExportId.from_key(entry.key)] = {
+            found[export] = {
                 "gateway": value.node if held else None,
                 "phase": value.phase.value if held else "down",
                 "connections": len(value.connections) if held else 0,

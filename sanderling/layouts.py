@@ -59,7 +59,7 @@ def of(session: Session, exports: Iterable[Entry], gateways: Iterable[Entry]) ->
     for disk in started.values():
         owners |= dict.fromkeys((ExportId(disk.id, index) for index in disk.export_indexes), None)
     for entry in exports:
-        export = _export_of(entry.key)
+        export = ExportId.from_key(entry.key)
         value = value_of(entry, Export) if export in owners else None
         if export is not None and value is not None:
             values[export] = value
@@ -84,8 +84,3 @@ def _with_cut_off(
         if unfit:
             kept_from[disk.id] = kept_from.get(disk.id, frozenset()) | unfit
     return kept_from
-
-
-def _export_of(key: str) -> ExportId | None:
-    _, disk_id, index = (*key.split("/", 2), "", "")[:3]
-    return ExportId(disk_id, int(index)) if index.isdecimal() else None

@@ -24,7 +24,7 @@ from sanderling.images.files import FileImages
 from sanderling.model import plans
 from sanderling.model.disks import Access, Disk, DiskEvent, DiskState, restarts_exports
 from sanderling.model.disks import Path as DiskPath
-from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportId, ExportPhase
+from sanderling.model.exports import UNKNOWN_CLIENT, Export, ExportPhase
 from sanderling.model.operations import Operation, OperationKind, OperationState
 from sanderling.records import disks, operations
 from sanderling.records.database import Records
@@ -250,7 +250,7 @@ class Gateways(threading.Thread):
 
     def _look(self, prefix: str) -> None:
         for entry in self._coordination.list(prefix).entries:
-            self._look_after(entry, self._coordination.get(f"disks/{ExportId.from_key(entry.key).disk_id}"))
+            self._look_after(entry, self._coordination.get(f"disks/{entry.key.split('/')[1]}"))
 
     def _look_after(self, entry: Entry, published: Entry | None) -> None:
         export = Export.model_validate_json(entry.value)

@@ -26,7 +26,7 @@ from sanderling.clock import SystemClock
 from sanderling.coordination.base import Coordination
 from sanderling.errors import Problem
 from sanderling.model.disks import PORTAL_PORT
-from sanderling.model.exports import Epoch, Export, ExportId
+from sanderling.model.exports import Epoch, Export
 from sanderling.settings import Settings
 
 CLOCK: Final = SystemClock()
@@ -201,7 +201,7 @@ class Lab:
         """The epoch of each export, by its name."""
         with self.keys() as keys:
             entries = keys.list("exports/").entries
-        return {str(ExportId.from_key(entry.key)): Export.model_validate_json(entry.value).epoch for entry in entries}
+        return {entry.key.partition("/")[2]: Export.model_validate_json(entry.value).epoch for entry in entries}
 
     def busy_node(self, dice: random.Random) -> str:
         """A node that a load has a session with, chosen by the dice."""

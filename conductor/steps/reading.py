@@ -35,9 +35,8 @@ def exports_in(entries: Iterable[Entry]) -> dict[ExportId, Entry]:
     """The entries whose keys name exports; others are nobody's and left alone."""
     found = {}
     for entry in entries:
-        _, disk_id, index = (*entry.key.split("/", 2), "", "")[:3]
-        export = ExportId(disk_id, int(index)) if index.isdecimal() else None
-        if export is not None and export.key == entry.key:
+        export = ExportId.from_key(entry.key)
+        if export is not None:
             found[export] = entry
         else:
             log.error("key names no export", key=entry.key)

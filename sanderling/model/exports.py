@@ -1,11 +1,13 @@
 """An export: what one node does for one disk. The unit of ownership, fencing and moving."""
 
+import re
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 UNKNOWN_CLIENT = "unknown"
+_NAMED: Final = re.compile(r"([^/]+)/(0|[1-9][0-9]{0,5})")
 
 
 class ExportId(NamedTuple):
@@ -19,9 +21,16 @@ class ExportId(NamedTuple):
         return f"exports/{self.disk_id}/{self.index}"
 
     @classmethod
-    def from_key(cls, key: str) -> "ExportId":
-        _, disk_id, index = key.split("/")
-        return cls(disk_id, int(index))
+    def named(cls, text: str) -> "ExportId | None":
+        """The export that is called so; None where nothing is: "d/00" is not how we write it, and must not stand for "d/0"."""
+        found = _NAMED.fullmatch(text)
+        return cls(found[1], int(found[2])) if found else None
+
+    @classmethod
+    def from_key(cls, key: str) -> "ExportId | None":
+        """The export whose key in coordination this is; None where it is none's, whoever wrote it."""
+        noun, _, text = key.partition("/")
+        return cls.named(text) if noun == "exports" else None
 
     def __str__(self) -> str:
         return f"{self.disk_id}/{self.index}"

@@ -208,6 +208,17 @@ def test_the_pool_each_gateway_and_each_export_are_measured(stage: Stage) -> Non
     assert found["export/d1/0"] == {"gateway": "a", "phase": "serving", "connections": 1}
 
 
+def test_a_key_that_is_no_exports_costs_no_leader_its_duty(stage: Stage) -> None:
+    stage.gateway("a")
+    stage.serves("a", "d1")
+    for stray in ("stray", "d1/x", "d1/00", "d1/0/1"):
+        stage.coordination.put(f"exports/{stray}", b'{"generation": 1}')
+    tenure = stage.statistics()
+    until(lambda: bool(stage.samples()), "something was measured")
+    assert {sample.resource for sample in stage.samples("export/")} == {"export/d1/0"}
+    assert not tenure.failures
+
+
 def test_a_pool_that_does_not_answer_leaves_its_figures_out_and_holds_nothing_up(stage: Stage) -> None:
     stage.pool.answers.clear()
     stage.statistics()

@@ -282,6 +282,18 @@ def test_who_has_no_key_for_a_disks_secret_touches_neither_its_lock_nor_its_last
     assert (lab.held, lab.store.asked) == (before, 0)
 
 
+@pytest.mark.parametrize("text", ["", "d", "d/", "/0", "d/x", "d/00", "d/-1", "d/+1", "d/٣", "d/0/1", "d/0\n", f"d/{'9' * 5000}"])
+def test_what_is_not_called_as_we_call_an_export_is_none(text: str) -> None:
+    assert ExportId.named(text) is None
+    assert ExportId.from_key(f"exports/{text}") is None
+
+
+def test_an_export_is_known_again_by_its_name_and_by_its_key_alone() -> None:
+    for export in (E, ExportId("d", 0), ExportId("d", 10)):
+        assert (ExportId.named(str(export)), ExportId.from_key(export.key)) == (export, export)
+        assert ExportId.from_key(f"disks/{export}") is None
+
+
 def test_two_that_take_at_once_from_one_view_do_not_both_get_it(lab: Lab) -> None:
     view = lab.view()
     first, second = (lab.coordination.open_session(name, check_ttl_s=CHECK_TTL_S) for name in "ab")

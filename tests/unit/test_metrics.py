@@ -95,7 +95,7 @@ def test_a_lease_that_nobody_extends_shows_how_little_is_left_of_it() -> None:
     bench.leases.extend()
     assert value("sanderling_worker_lease_left_seconds") == 5.0
     bench.clock.advance(3.0)
-    bench.proven_until = 0.0
+    bench.proven_until, bench.store.stuck = 0.0, True
     bench.leases.extend()
     assert value("sanderling_worker_lease_left_seconds") == 2.0
     bench.leases.stop()
