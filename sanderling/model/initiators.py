@@ -13,7 +13,7 @@ from sanderling.settings import Settings
 
 VENDOR: Final = "SANDRLNG"
 PRODUCT: Final = "DISK"
-_GOSSIP_S: Final = 3.0  # a dead node is seen by gossip within 2.1 to 2.7 s with etc/consul.hcl's timing
+_GOSSIP_S: Final = 3.0  # a dead node is seen by gossip within 2.1 to 2.7 s with etc/consul/sanderling.json's timing
 _CHECKER_S: Final = 2
 _REGISTRY: Final = r"HKLM:\SYSTEM\CurrentControlSet\Control\Class\{4d36e97b-e325-11ce-bfc1-08002be10318}"  # SCSI adapters
 
@@ -34,10 +34,11 @@ class Bounds:
     @classmethod
     def of(cls, settings: Settings) -> "Bounds":
         """A node is noticed dead by gossip, or by its worker's silence; then somebody fences it and starts the export; and where
-        the first that should does not, the next does after a grace."""
-        worker, coordination = settings.iscsi_worker, settings.coordination
-        noticed_s = max(_GOSSIP_S, coordination.check_ttl_s) + 1  # Consul's lock-delay
-        failover_s = noticed_s + worker.grace_s + worker.target_start_timeout_s
+        the first that should does not, the next does after a grace. Each may take as long as it is allowed to."""
+        worker, images = settings.iscsi_worker, settings.images
+        noticed_s = max(_GOSSIP_S, settings.coordination.check_ttl_s)
+        fenced_s = images.connect_timeout_s + images.operation_timeout_s
+        failover_s = noticed_s + worker.grace_s + fenced_s + worker.target_start_timeout_s
         return cls(math.ceil(failover_s), math.ceil(worker.move_drain_s + worker.move_linger_s))
 
     @property
@@ -125,10 +126,12 @@ def _esxi(disk: Disk, bounds: Bounds) -> str:
     )
     chap = ""
     if disk.chap:
-        user = _quoted(disk.chap.user)
         chap = f"""
-# CHAP: --set-secret asks for the secret.
-esxcli iscsi adapter auth chap set -A $HBA --direction uni --level required --authname {user} --secret"""
+# CHAP: esxcli takes a secret as an argument only, which this host's list of processes shows while it runs. The vSphere Client
+# asks for it instead: the adapter's properties, Authentication.
+{_chap_on_esxi("CHAP secret", "uni", disk.chap.user)}"""
+    if disk.chap and disk.chap.mutual_user:
+        chap += f"\n{_chap_on_esxi('mutual CHAP secret', 'mutual', disk.chap.mutual_user)}"
     policy = "VMW_PSP_RR" if disk.access is Access.EXCLUSIVE else "VMW_PSP_FIXED"
     return f"""
 # ESXi, for disk {disk.name}. The cluster's longest gap is {bounds.failover_s} s; ESXi holds operations of a device that has lost
@@ -144,6 +147,13 @@ esxcli storage nmp satp rule add -s VMW_SATP_DEFAULT_AA -P {policy} -V {VENDOR} 
 esxcli system settings advanced set -o /Misc/APDTimeout -i {max(140, bounds.wait_s)}
 esxcli storage core adapter rescan -A $HBA
 """
+
+
+def _chap_on_esxi(what: str, direction: str, user: str) -> str:
+    return (
+        f"read -rsp '{what}: ' SECRET; esxcli iscsi adapter auth chap set -A $HBA --direction {direction} --level required "
+        f'--authname {_quoted(user)} --secret "$SECRET"; unset SECRET'
+    )
 
 
 def _windows(disk: Disk, bounds: Bounds) -> str:

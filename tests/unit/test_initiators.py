@@ -44,6 +44,23 @@ def test_chap_names_are_quoted_and_sealed_secrets_are_left_out(system: System) -
     assert ("'it''s $(me)'" if system is System.WINDOWS else "'it'\\''s $(me)'") in said
 
 
+@pytest.mark.parametrize("system", System)
+def test_mutual_chap_is_set_up_on_every_system_and_only_where_the_disk_has_it(system: System) -> None:
+    one_way = Chap(user="host", secret="SEALED-1", mutual_secret="")
+    both = one_way.model_copy(update={"mutual_user": "san", "mutual_secret": "SEALED-2"})
+    said = {chap: settings_for(system, DISK.model_copy(update={"chap": chap}), BOUNDS) for chap in (one_way, both)}
+    mutual = {System.OPEN_ISCSI: "username_in -v 'san'", System.ESXI: "--direction mutual", System.WINDOWS: "MUTUALCHAP"}[system]
+    assert mutual in said[both]
+    assert mutual not in said[one_way]
+    assert "mutual CHAP secret" in said[both]
+
+
+def test_the_longest_gap_counts_noticing_fencing_and_starting_at_their_bounds() -> None:
+    configured = Settings()
+    least = configured.coordination.check_ttl_s + configured.images.operation_timeout_s + configured.iscsi_worker.grace_s
+    assert BOUNDS.failover_s >= least + configured.iscsi_worker.target_start_timeout_s
+
+
 def test_operations_wait_in_multipath_and_not_in_the_session_where_there_are_several_paths() -> None:
     one = DISK.model_copy(update={"paths": DISK.paths[:1]})
     assert "replacement_timeout -v 5\n" in settings_for(System.OPEN_ISCSI, DISK, BOUNDS)
