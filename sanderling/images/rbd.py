@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _CLIENT = re.compile(r"(?P<address>\S+:0)/(?P<nonce>[1-9][0-9]*)")
+CALLS_MOST: Final = 64  # at once, those included that were given up and have not ended
 _ROLLER: Final = "sanderling.roller"  # of an image: the client that rolls it back, or did; never absent again
 _ENDED: Final = " ended"
 _SLICE_BYTES: Final = 64 << 30  # how much of an image is given back between two looks at the clock
@@ -46,6 +47,7 @@ class RbdImages:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(CALLS_MOST)
         self._connection: _Connection | None = None
 
     def create(self, name: str, size_bytes: int, *, metadata: dict[str, str]) -> None:
@@ -286,7 +288,8 @@ class RbdImages:
     def _ask(self, what: str, work: Callable[[Any, Any], T]) -> T:
         """Run `work(cluster, pool)` in a thread of its own: librados bounds neither waiting for a map nor registering a watch.
 
-        A thread that was given up ends by the bounds that librados does have, or else when Ceph is back.
+        A thread that was given up ends by the bounds that librados does have, or else when Ceph is back. Once there are
+        `CALLS_MOST`, what is asked beyond is answered at once: not in time.
         """
         bound_s = self._settings.connect_timeout_s + self._settings.operation_timeout_s
         with self._translated(what):
@@ -302,7 +305,11 @@ class RbdImages:
                 answer.set_result(work())
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
                 answer.set_exception(error)
+            finally:
+                self._room.release()
 
+        if not self._room.acquire(blocking=False):
+            raise rados.TimedOut(f"{CALLS_MOST} calls have no answer yet", errno.ETIMEDOUT)
         threading.Thread(target=run, name=f"rbd: {what}", daemon=True).start()
         if not self._clock.wait(done, bound_s):
             raise rados.TimedOut(f"no answer within {bound_s} s", errno.ETIMEDOUT)

@@ -21,7 +21,7 @@ from sanderling.clock import Clock, SystemClock
 from sanderling.errors import Fenced, InUse, NotFound, Unavailable
 from sanderling.images import connect
 from sanderling.images.base import Images
-from sanderling.images.rbd import RbdImages
+from sanderling.images.rbd import CALLS_MOST, RbdImages
 from sanderling.settings import Coordination, Settings
 from sanderling.settings import Images as Bounds
 from tests.parts.image_client import ImageClient
@@ -340,6 +340,21 @@ def test_who_was_rolling_an_image_back_and_may_be_still_is_fenced_first(
         assert images.get_metadata(unique) == {}, "that is the store's own"
     finally:
         earlier.stop()
+
+
+def test_calls_that_do_not_end_leave_no_more_threads_than_are_allowed(bounds: Bounds) -> None:
+    images, answers = RbdImages(bounds, clock=SystemClock()), threading.Event()
+    try:
+        for _ in range(CALLS_MOST):
+            with pytest.raises(rados.TimedOut):
+                images._in_thread("hang", answers.wait, 0.0)
+        with pytest.raises(Unavailable, match="have no answer yet"):
+            images.ping()
+    finally:
+        answers.set()
+    waited(lambda: sum(thread.name == "rbd: hang" for thread in threading.enumerate()) == 0, within_s=10, what="they have ended")
+    images.ping()
+    images.close()
 
 
 def test_of_two_that_roll_an_image_back_at_once_one_leaves_it_to_the_other(bounds: Bounds, unique: str) -> None:
