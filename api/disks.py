@@ -39,8 +39,9 @@ class NewChap(Body):
         if (self.mutual_user is None) != (self.mutual_secret is None):
             missing = "mutual_secret" if self.mutual_secret is None else "mutual_user"
             raise rules.refused("is missing", "give mutual_user and mutual_secret, or neither", field=f"chap.{missing}")
-        if self.mutual_user == self.user or PROBE_USER in {self.user, self.mutual_user}:
-            raise rules.refused("is another's here already", "choose a name of its own for each", field="chap.mutual_user")
+        for field, user in (("user", self.user), ("mutual_user", self.mutual_user)):
+            if user == PROBE_USER or (field == "mutual_user" and user == self.user):
+                raise rules.refused("is another's here already", "choose a name of its own for each", field=f"chap.{field}")
         if self.mutual_secret == self.secret:
             raise rules.refused(
                 "is the same as secret, which lets an initiator answer with what it was asked",

@@ -18,7 +18,8 @@ _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _IQN = re.compile(rf"iqn\.[0-9]{{4}}-(0[1-9]|1[0-2])\.{_LABEL}(\.{_LABEL})*(:[a-z0-9.:-]+)?")
 _EUI = re.compile(r"eui\.[0-9A-Fa-f]{16}")
 _NAA = re.compile(r"naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32})")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_HALVES_FROM = "\ud800"
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 
 
@@ -35,10 +36,12 @@ def refused(rule: str, fix: str, *, field: str | None = None) -> PydanticCustomE
 
 
 def control_character(value: str) -> str | None:
-    """What is wrong with text that holds one, as a rule; None for text that does not. Nothing that is kept may: what a database,
-    a log or a terminal makes of it differs."""
+    """What is wrong with text that holds one, or half of a surrogate pair, as a rule; None for text that does not. Nothing that
+    is kept may: what a database, a log or a terminal makes of it differs."""
     found = _CONTROL.search(value)
-    return f"holds the control character U+{ord(found[0]):04X}" if found else None
+    if found is None:
+        return None
+    return f"holds {'half a character,' if found[0] >= _HALVES_FROM else 'the control character'} U+{ord(found[0]):04X}"
 
 
 def _text(value: str) -> str:
@@ -107,6 +110,8 @@ def _cidr(value: str) -> str:
         raise refused("must be one network with its prefix length", "give it as network/prefix, e.g. 10.0.0.0/24")
     if network.is_multicast or network.is_unspecified:
         raise refused("holds no addresses of hosts", "give a network of unicast addresses")
+    if network.is_link_local:
+        raise refused("is of one link, and no portal that an initiator can be told", "give a network that is routed, or your own")
     return str(network)
 
 

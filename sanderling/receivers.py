@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import FrameType
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import apprise
 from apprise.plugins.email import base as mail
@@ -44,11 +44,17 @@ class Note:
 
 def check(url: str, options: settings.Notifications) -> str:
     """How the receiver may be named: its schema, and its host where that is one. `InvalidInput` says what is wrong."""
-    schema = urlsplit(url).scheme.lower() if url.isprintable() and " " not in url else ""
+    try:
+        parts = urlsplit(url) if url.isprintable() and " " not in url else SplitResult("", "", "", "", "")
+        schema = parts.scheme.lower()
+        if schema in _HOSTED:
+            _ = parts.port  # raises for what cannot be one
+    except ValueError:
+        raise _wrong("is no URL: its host or port cannot be one", "mend what stands between // and /") from None
     allowed = [name.strip() for name in options.schemas.split(",") if name.strip()]
     if schema not in allowed:
         raise _wrong(f"names {schema or 'no'} kind of receiver, which is not allowed", f"use one of {', '.join(allowed)}")
-    for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
         if _REFUSED_OPTIONS.fullmatch(name.lower()):
             raise _wrong(f"sets the option {name}, which is not the receiver's to choose", "leave it out")
     made = _instance(url)

@@ -37,8 +37,8 @@ def index(
     ] = "fine",
 ) -> dict[str, Any]:
     """Samples by time and resource. A slot of time without one was not measured: nobody led then."""
-    if since is not None and since.tzinfo is None:
-        raise InvalidInput.of("since", "has no zone", "give it with one, e.g. 2026-11-27T12:00:00Z")
+    if since is not None and _in_utc(since) is None:
+        raise InvalidInput.of("since", "has no zone, or is no time in UTC", "give it with one, e.g. 2026-11-27T12:00:00Z")
     after = None if page.marker is None else _position(page.marker)
     options = context.settings.statistics
     with context.records.read() as session:
@@ -68,12 +68,20 @@ def _resource(session: Session, asked: str | None) -> str | None:
 def _position(marker: str) -> tuple[datetime, str]:
     at, _, resource = marker.partition(" ")
     try:
-        moment = datetime.fromisoformat(at)
+        moment = _in_utc(datetime.fromisoformat(at))
     except ValueError:
         moment = None
-    if moment is None or moment.tzinfo is None or not resource:
+    if moment is None or not resource:
         raise InvalidInput.of("marker", "is not from the next link of a page", "follow the link as it is")
-    return moment.astimezone(UTC), resource
+    return moment, resource
+
+
+def _in_utc(moment: datetime) -> datetime | None:
+    """None for a time without a zone, and for one at the end of what can be said, which another zone puts beyond it."""
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo is not None else None
+    except OverflowError:
+        return None
 
 
 def _disk_id(sample: Sample) -> str | None:

@@ -109,7 +109,7 @@ def test_a_dry_run_says_what_is_at_risk_and_changes_nothing(api: Api) -> None:
         ({"chap": {**CHAP, "mutual_secret": "mutual-s3cret"}}, "chap.mutual_user"),
         ({"chap": {**CHAP, "mutual_user": "san", "mutual_secret": CHAP["secret"]}}, "chap.mutual_secret"),
         ({"chap": {**CHAP, "mutual_user": "host", "mutual_secret": "mutual-s3cret"}}, "chap.mutual_user"),
-        ({"chap": {**CHAP, "user": "sanderling-probe"}}, "chap.mutual_user"),
+        ({"chap": {**CHAP, "user": "sanderling-probe"}}, "chap.user"),
         ({"paths": 3}, "paths"),
     ],
 )

@@ -103,6 +103,8 @@ BAD_SUBNETS: list[tuple[dict[str, Any], str]] = [
     ({"cidr": "10.3.0.0"}, "cidr"),
     ({"cidr": "0.0.0.0/0"}, "cidr"),
     ({"cidr": "224.0.0.0/24"}, "cidr"),
+    ({"cidr": "169.254.0.0/24"}, "cidr"),
+    ({"cidr": "fe80::/64"}, "cidr"),
     ({"cidr": 10}, "cidr"),
     ({"interface": "eth1; reboot"}, "interface"),
     ({"interface": "e" * 16}, "interface"),
@@ -180,6 +182,10 @@ def test_a_body_is_bounded_by_what_arrives_not_by_what_is_promised(api: Api) -> 
         ("GET", "/v1/operations?marker=none", 422, "invalid-input"),
         ("GET", "/v1/paths?marker=none", 422, "invalid-input"),
         ("GET", "/v1/events?after=-1", 422, "invalid-input"),
+        ("GET", "/v1/statistics?since=2026-11-28T00:00:00", 422, "invalid-input"),
+        ("GET", "/v1/statistics?since=0001-01-01T00:00:00%2B14:00", 422, "invalid-input"),
+        ("GET", "/v1/statistics?since=9999-12-31T23:59:59-14:00", 422, "invalid-input"),
+        ("GET", "/v1/statistics?marker=0001-01-01T00:00:00%2B14:00%20x", 422, "invalid-input"),
         ("GET", f"/v1/events?after={2**64}", 422, "invalid-input"),
     ],
 )
@@ -211,7 +217,7 @@ def test_a_control_character_in_any_parameter_of_any_request_is_refused_by_its_n
     assert {"/v1/paths?disk_contains", "/v1/disks?name", "/v1/operations?resource_id", "/v1/whatif?lose"} <= asked
 
 
-@pytest.mark.parametrize("character", CONTROL, ids=ascii)
+@pytest.mark.parametrize("character", [*CONTROL, "\ud800"], ids=ascii)
 @pytest.mark.parametrize(
     ("link", "body", "field"),
     [
@@ -222,10 +228,12 @@ def test_a_control_character_in_any_parameter_of_any_request_is_refused_by_its_n
 def test_a_control_character_in_text_that_is_kept_or_looked_for_is_refused(
     api: Api, link: str, body: dict[str, str], field: str, character: str
 ) -> None:
-    answer = api.client.post(link, json={name: value.format(character) for name, value in body.items()})
+    asked = json.dumps({name: value.format(character) for name, value in body.items()})
+    answer = api.client.post(link, content=asked, headers={"Content-Type": "application/json"})
     errors = assert_problem(answer, 422, "invalid-input")["errors"]
     assert [error["field"] for error in errors] == [field]
-    assert "control character" in errors[0]["rule"]
+    half = "half a character," if character == "\ud800" else "the control character"
+    assert errors[0]["rule"] == f"holds {half} U+{ord(character):04X}"
     assert errors[0]["fix"]
 
 
