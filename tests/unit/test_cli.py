@@ -78,6 +78,32 @@ def test_a_client_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         access.read(file)
 
 
+@pytest.mark.parametrize(
+    ("held", "rule"),
+    [
+        (b'{"url": "u", "token": "CANARY\xfc"}', "not JSON in UTF-8"),
+        pytest.param(b'{"token": "CANARY", "x": ' + b"[" * 100_000, "not JSON in UTF-8", id="deep"),
+        (b'{"url": "u", "token": "CANARY}', "not JSON: .* line 1"),
+        (b"[]", "no JSON object"),
+        (b'{"token": "CANARY"}', "url: is missing"),
+        (b'{"url": "u"}', "token: is missing"),
+        (b'{"url": "u", "token": ["CANARY"]}', "token: is missing or no text"),
+        (b'{"url": "u", "token": "CANARY", "ca_file": null}', "ca_file: is missing or no text"),
+        (b'{"url": "u", "token": ""}', "token: is not one word"),
+        (b'{"url": "u", "token": "CANARY\xe2\x80\x99"}', "token: is not one word of printable ASCII"),
+        (b'{"url": "u", "token": "CANARY\\n"}', "token: is not one word of printable ASCII"),
+        (b'{"url": "u", "token": "CAN ARY"}', "token: is not one word of printable ASCII"),
+    ],
+)
+def test_what_a_client_file_lacks_is_said_without_what_it_holds(tmp_path: Path, held: bytes, rule: str) -> None:
+    file = tmp_path / "client.json"
+    file.write_bytes(held)
+    with pytest.raises(Malformed, match=rule) as caught:
+        access.read(file)
+    assert str(file) in caught.value.detail
+    assert "CAN" not in repr(caught.value)
+
+
 def test_problems_come_back_as_the_service_meant_them() -> None:
     document = {"type": "/problems/not-found", "title": "t", "status": 404, "detail": "there is no disk x", "disk": "x"}
 
