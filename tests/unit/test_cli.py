@@ -2,7 +2,9 @@
 
 import json
 import stat
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import typer
 from cli import access
 from cli.client import Client
 from cli.commands.disks import size_bytes
-from cli.main import app
+from cli.main import app, run
 from cli.output import size, watched
 from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, Unauthenticated, Unavailable
 
@@ -102,6 +104,33 @@ def test_what_a_client_file_lacks_is_said_without_what_it_holds(tmp_path: Path, 
         access.read(file)
     assert str(file) in caught.value.detail
     assert "CAN" not in repr(caught.value)
+
+
+@pytest.fixture
+def faulty() -> Iterator[None]:
+    """A command with a fault has been typed."""
+
+    @app.command("faulty")
+    def fails() -> None:
+        raise UnicodeDecodeError("utf-8", b"CANARY\xfc", 6, 7, "invalid start byte")
+
+    typed, sys.argv = sys.argv, ["sanderling", "faulty"]
+    yield
+    sys.argv = typed
+    app.registered_commands.pop()
+
+
+@pytest.mark.usefixtures("faulty")
+def test_a_fault_of_ours_is_named_without_what_it_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "sanderling: a fault of ours: UnicodeDecodeError; set SANDERLING_DEBUG=1 to see where\n"
+    monkeypatch.setenv("SANDERLING_DEBUG", "1")
+    with pytest.raises(UnicodeDecodeError):
+        run()
 
 
 def test_problems_come_back_as_the_service_meant_them() -> None:
