@@ -416,8 +416,10 @@ def load(argv: Sequence[str] = (), *, files: Sequence[str] | None = None) -> Set
     conf = cfg.CONF
     for group, opts in options():
         conf.register_opts(opts, group=group)
+    read = list(files) if files is not None else found()
+    named = " ".join(argv) or ", ".join(read)
     try:
-        conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else found())
+        conf(list(argv), project="sanderling", default_config_files=read)
         if _BESIDE in conf.list_all_sections():
             raise SettingsRefused(f"[{_BESIDE}]: what is set there is not what is used; [bus] has all there is to set")
         values = {group: _frozen(conf, group, kind) for group, kind in _GROUPS.items()}
@@ -425,6 +427,10 @@ def load(argv: Sequence[str] = (), *, files: Sequence[str] | None = None) -> Set
         why = error.__context__
         assert isinstance(why, cfg.ParseError), "oslo.config says where"
         raise SettingsRefused(f"settings: {why.filename}:{why.lineno} cannot be parsed: {why.msg}; mend that line") from None
+    except OSError as error:
+        raise SettingsRefused(f"settings: {named} cannot be read: {error.strerror}; name a file that can") from error
+    except UnicodeDecodeError:  # which holds the whole file
+        raise SettingsRefused(f"settings: {named} is not text in UTF-8; store it as such") from None
     except (cfg.Error, ValueError) as error:
         raise SettingsRefused(f"settings: {error}") from error
     return Settings(**values)

@@ -94,6 +94,25 @@ def test_a_dollar_that_stands_for_itself_is_said_to_be_doubled_and_what_follows_
     assert loaded(written, f"[bus]\nurl = {url.replace('$', '$$')}\n").bus.url == url
 
 
+def test_a_folder_and_what_is_no_text_are_refused_in_one_line_that_names_them(
+    tmp_path: Path, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDERLING_CONFIG", str(tmp_path))
+    with pytest.raises(SettingsRefused, match="cannot be read: Is a directory") as folder:
+        load()
+    written.write_bytes(b"[bus]\nurl = CANARY\xfc\n")
+    monkeypatch.setenv("SANDERLING_CONFIG", str(written))
+    with pytest.raises(SettingsRefused, match="UTF-8") as named:
+        load()
+    monkeypatch.delenv("SANDERLING_CONFIG")
+    with pytest.raises(SettingsRefused, match="UTF-8") as given:
+        load(["--config-file", str(written)])
+    for caught, file in ((folder, tmp_path), (named, written), (given, written)):
+        assert str(file) in caught.value.detail
+        assert "\n" not in caught.value.detail
+        assert "CANARY" not in repr(caught.value)
+
+
 def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsRefused, match="absent"):
         load(files=[str(tmp_path / "absent.conf")])
