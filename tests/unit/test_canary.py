@@ -10,12 +10,16 @@ import pytest
 from cryptography.fernet import Fernet
 from structlog.testing import capture_logs
 
+from iscsi_worker.addresses.memory import Memory
+from rpc.dispatch import Dispatch
+from rpc.messages import Message, Wake
 from rpc.signing import Signing
 from sanderling import settings
 from sanderling.clock import SystemClock
 from sanderling.secrets import Keyring
 from tests.canary import found
 from tests.unit.api_app import GIB, Api, running
+from tests.unit.test_worker import Node
 
 ONE_WAY, MUTUAL, SHORT, LONG = "Canary-1way-xQ7", "Canary-2way-pV3", "Canary-shrt", "Canary-longer-than-16-b"
 CHAP = {"user": "alice", "secret": ONE_WAY, "mutual_user": "target", "mutual_secret": MUTUAL}
@@ -104,3 +108,37 @@ def test_settings_and_whatever_holds_them_show_no_secret(tmp_path: Path) -> None
     signing = Signing(loaded.secrets, Keyring(loaded.secrets), clock=SystemClock())
     shown = repr((loaded, signing, vars(signing), signing._keyring._opened()))
     assert not [secret for secret in (RECORDS, BUS, CONSUL, KEY) if secret in shown]
+
+
+def unforeseen() -> UnicodeDecodeError:
+    """What carries all that was read, in its repr alone."""
+    return UnicodeDecodeError("utf-8", f"{ONE_WAY}\xfc".encode("latin-1"), len(ONE_WAY), len(ONE_WAY) + 1, "invalid start byte")
+
+
+def test_what_a_handler_fails_by_is_parked_by_its_type_alone_and_told_to_nobody() -> None:
+    def fails(_: Message) -> None:
+        raise unforeseen()
+
+    parked: list[str] = []
+    dispatch = Dispatch("t", {"m": (Wake, fails)}, park=lambda *what: parked.append(what[4]), payload_max_bytes=1000)
+    with capture_logs() as said:
+        answer = dispatch.answer("m", {"operation_id": "o"})
+    assert parked == ["UnicodeDecodeError"]
+    assert ONE_WAY not in repr(answer)
+    assert "handler failed" in [line["event"] for line in said], "where it is from shows in the log"
+
+
+class Faulty(Memory):
+    def add(self, address: str, *, prefix_len: int, interface: str, lifetime_s: int) -> None:
+        raise unforeseen()
+
+
+def test_what_an_action_of_a_worker_fails_by_is_told_by_its_type_alone(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.addresses = Faulty(SystemClock())
+    node.started_again()
+    export = node.publish("1")
+    with capture_logs() as said:
+        node.turn_until(lambda: export in node.worker._intents.told().refused, "it is refused")
+    assert node.worker._intents.told().refused[export] == "a fault of ours: UnicodeDecodeError; the worker's log says where"
+    assert "action failed" in [line["event"] for line in said]
