@@ -16,6 +16,8 @@ from rpc.messages import Message, Wake
 from rpc.signing import Signing
 from sanderling import settings
 from sanderling.clock import SystemClock
+from sanderling.coordination.consul import ConsulCoordination
+from sanderling.errors import SettingsRefused, Unavailable
 from sanderling.secrets import Keyring
 from tests.canary import found
 from tests.unit.api_app import GIB, Api, running
@@ -142,3 +144,17 @@ def test_what_an_action_of_a_worker_fails_by_is_told_by_its_type_alone(tmp_path:
         node.turn_until(lambda: export in node.worker._intents.told().refused, "it is refused")
     assert node.worker._intents.told().refused[export] == "a fault of ours: UnicodeDecodeError; the worker's log says where"
     assert "action failed" in [line["event"] for line in said]
+
+
+def test_what_consul_fails_by_is_told_without_what_was_sent_or_read() -> None:
+    consul = ConsulCoordination(settings.Coordination(token=CONSUL), clock=SystemClock())
+    with pytest.raises(Unavailable, match=r"UnicodeDecodeError: .*invalid start byte") as caught, consul._asking():
+        raise unforeseen()
+    assert ONE_WAY not in repr(caught.value)
+
+
+@pytest.mark.parametrize("token", [f"{CONSUL}\u2019", f"{CONSUL}\n", f"{CONSUL} x"])
+def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(token: str) -> None:
+    with pytest.raises(SettingsRefused, match=r"\[coordination\] token: .*printable ASCII") as caught:
+        ConsulCoordination(settings.Coordination(token=token), clock=SystemClock())
+    assert CONSUL not in repr(caught.value)
