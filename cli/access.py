@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from sanderling.errors import Malformed, Unauthenticated
 
@@ -49,13 +51,32 @@ def find() -> Access:
 def read(file: Path) -> Access:
     """What the file holds; `Malformed` when it cannot be used, FileNotFoundError when it is not there."""
     try:
-        held = json.loads(file.read_text())
-        files = {name: str(held.get(name, "")) for name in ("ca_file", "cert_file", "key_file")}
-        return Access(str(held["url"]), str(held["token"]), **files, by_up=bool(held.get("by_up")))
+        held = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Malformed(f"the client file {file} cannot be used ({error!r}); write it again, or remove it") from error
+    except OSError as error:
+        raise _unusable(file, f"cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:  # which holds the token, as a UnicodeDecodeError does
+        raise _unusable(file, f"is not JSON: {error.msg}, line {error.lineno}") from None
+    except (ValueError, RecursionError):
+        raise _unusable(file, "is not JSON in UTF-8") from None
+    if not isinstance(held, dict):
+        raise _unusable(file, "holds no JSON object")
+    texts: dict[str, Any] = {field: held.get(field, default) for field, default in _TEXTS.items()}
+    for field, value in texts.items():
+        if not isinstance(value, str):
+            raise _unusable(file, f"cannot be used: {field}: is missing or no text")
+    if not _WORD.fullmatch(texts["token"]):
+        raise _unusable(file, "cannot be used: token: is not one word of printable ASCII")
+    return Access(**texts, by_up=bool(held.get("by_up")))
+
+
+_TEXTS: Final = {"url": None, "token": None, "ca_file": "", "cert_file": "", "key_file": ""}
+_WORD: Final = re.compile(r"[!-~]+")
+
+
+def _unusable(file: Path, why: str) -> Malformed:
+    return Malformed(f"the client file {file} {why}; write it again, or remove it")
 
 
 def write(file: Path, access: Access) -> None:

@@ -93,7 +93,8 @@ def run() -> None:
     except Exception as error:
         if os.environ.get("SANDERLING_DEBUG"):
             raise
-        err.print(f"sanderling: a fault of ours: {error!r}; set SANDERLING_DEBUG=1 to see where", markup=False, highlight=False)
+        fault = type(error).__name__  # its text may hold a secret
+        err.print(f"sanderling: a fault of ours: {fault}; set SANDERLING_DEBUG=1 to see where", markup=False, highlight=False)
         sys.exit(1)
 
 

@@ -133,7 +133,8 @@ class Lanes:
         except Exception as error:
             span.fail(error)
             log.exception("action failed", action=type(action).__name__, export=str(export))
-            self._refuse(action, repr(error))
+            kind = type(error).__name__  # its text may hold a secret, and this is told to others
+            self._refuse(action, f"a fault of ours: {kind}; the worker's log says where")
             later = self._settings.renew_interval_s
         finally:
             if concerns_all:

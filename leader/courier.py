@@ -6,13 +6,14 @@ as lines on its standard input, answers go as lines to its standard output; it e
 """
 
 import json
+import logging
 import signal
 import sys
 import threading
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
-from sanderling import receivers, settings
+from sanderling import logs, receivers, settings
 from sanderling.clock import Clock, SystemClock
 from sanderling.errors import DeliveryFailed, Problem, SecretUnreadable, SettingsRefused, StaleTerm, Unavailable
 from sanderling.model.leaders import CLUSTER as SERVICE
@@ -130,7 +131,7 @@ _LINES: Final = {"event": "id", "kind": "kind", "at": "at", "by": "actor", "abou
 def told(configured: settings.Settings) -> str:
     """The first line of its input: what it has to know, its secrets too, which are in no argument and no environment."""
     parts = asdict(configured)
-    return json.dumps({name: parts[name] for name in ("records", "notifications", "secrets")})
+    return json.dumps({name: parts[name] for name in ("sanderling", "records", "notifications", "secrets")})
 
 
 def lasts_s(configured: settings.Settings) -> float:
@@ -144,10 +145,13 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     known: dict[str, Any] = json.loads(sys.stdin.readline())
     configured = settings.Settings(
+        sanderling=settings.General(**known["sanderling"]),
         records=settings.Records(**known["records"]),
         notifications=settings.Notifications(**known["notifications"]),
         secrets=settings.Secrets(**known["secrets"]),
     )
+    logs.configure(configured.sanderling, process="courier")  # else structlog writes to standard output, among the answers
+    logging.getLogger("urllib3").propagate = False  # its lines may hold a receiver's URL
     clock = SystemClock()
     try:
         keyring = Keyring(configured.secrets)

@@ -63,7 +63,7 @@ class Dispatch:
                 raise
             except Exception as error:
                 log.exception("handler failed")
-                self._park(self._topic, method, payload, "failed", repr(error))
+                self._park(self._topic, method, payload, "failed", type(error).__name__)  # its text may hold a secret
                 raise Problem("the handler failed; its log says why") from error
 
     def _understood(self, method: str, payload: object) -> tuple[Handler, Message]:

@@ -20,6 +20,8 @@ from sanderling import settings
 from sanderling.errors import InvalidInput, SecretUnreadable, SettingsRefused
 
 _TOO_OPEN = 0o077
+_NO_TEXT = "is not text in UTF-8"
+_WITHOUT = "take out what is no key, a comment perhaps"
 
 
 def add(file: Path) -> int:
@@ -45,11 +47,19 @@ def promote(file: Path) -> int:
 
 
 def _lines(file: Path) -> list[str]:
-    """The keys as they are written; comments are left out."""
+    """The keys as they are written; `InvalidInput` when the file cannot be read."""
     try:
-        return [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        return _written(file)
     except OSError as error:
         raise InvalidInput.of("FILE", f"{file} cannot be read: {error.strerror}", "name one that can") from error
+    except UnicodeDecodeError:
+        raise InvalidInput.of("FILE", f"{file} {_NO_TEXT}", _WITHOUT) from None
+
+
+def _written(file: Path) -> list[str]:
+    """The lines that are no comments. A UnicodeDecodeError has the keys in it, and is not to be passed on."""
+    text = file.read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _replace(file: Path, lines: Sequence[str]) -> None:
@@ -132,9 +142,11 @@ class Keyring:
 def _read(file: Path, mode: int) -> _Keys:
     if mode & _TOO_OPEN:
         raise SettingsRefused(f"[secrets] key_file: others than its owner may use {file}; chmod 600 it")
-    lines = _lines(file)
     try:
+        lines = _written(file)
         keys = [Fernet(line) for line in lines]
+    except UnicodeDecodeError:
+        raise SettingsRefused(f"[secrets] key_file: {file} {_NO_TEXT}; {_WITHOUT}") from None
     except ValueError:
         raise SettingsRefused(
             f"[secrets] key_file: {file} holds a line that is no key; make each with `sanderling key new`"

@@ -416,11 +416,21 @@ def load(argv: Sequence[str] = (), *, files: Sequence[str] | None = None) -> Set
     conf = cfg.CONF
     for group, opts in options():
         conf.register_opts(opts, group=group)
+    read = list(files) if files is not None else found()
+    named = " ".join(argv) or ", ".join(read)
     try:
-        conf(list(argv), project="sanderling", default_config_files=list(files) if files is not None else found())
+        conf(list(argv), project="sanderling", default_config_files=read)
         if _BESIDE in conf.list_all_sections():
             raise SettingsRefused(f"[{_BESIDE}]: what is set there is not what is used; [bus] has all there is to set")
         values = {group: _frozen(conf, group, kind) for group, kind in _GROUPS.items()}
+    except cfg.ConfigFileParseError as error:  # whose text shows the line, which may hold a password
+        why = error.__context__
+        assert isinstance(why, cfg.ParseError), "oslo.config says where"
+        raise SettingsRefused(f"settings: {why.filename}:{why.lineno} cannot be parsed: {why.msg}; mend that line") from None
+    except OSError as error:
+        raise SettingsRefused(f"settings: {named} cannot be read: {error.strerror}; name a file that can") from error
+    except UnicodeDecodeError:  # which holds the whole file
+        raise SettingsRefused(f"settings: {named} is not text in UTF-8; store it as such") from None
     except (cfg.Error, ValueError) as error:
         raise SettingsRefused(f"settings: {error}") from error
     return Settings(**values)
@@ -448,8 +458,14 @@ def _option(entry: Any) -> cfg.Opt:
 
 
 def _frozen(conf: cfg.ConfigOpts, group: str, kind: type) -> Any:
-    section = getattr(conf, group)
-    return kind(**{entry.name: getattr(section, entry.name) for entry in fields(kind)})
+    return kind(**{entry.name: _value(conf, group, entry.name) for entry in fields(kind)})
+
+
+def _value(conf: cfg.ConfigOpts, group: str, name: str) -> Any:
+    try:
+        return getattr(getattr(conf, group), name)
+    except (cfg.NoSuchOptError, cfg.NoSuchGroupError, RecursionError):  # of which the first two show what follows the $
+        raise SettingsRefused(f"[{group}] {name}: has a $ that names no other option; write $$ where you mean a $") from None
 
 
 def _check_bounds(group: str, kind: type, values: Any) -> None:

@@ -246,11 +246,12 @@ class ConsulCoordination:
                 raise TooLarge(f"{where} refuses the request: {error}", dependency="consul") from error
             raise Unavailable(f"{where} failed: {error}", dependency="consul") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise Unavailable(f"{where} answered what Consul does not: {error!r}", dependency="consul") from error
+            said = f"{type(error).__name__}: {error}"  # the repr of some holds all that was sent or read
+            raise Unavailable(f"{where} answered what Consul does not: {said}", dependency="consul") from error
 
 
 def client(bounds: settings.Coordination, clock: Clock) -> Any:
-    """py-consul's, on our HTTP; `SettingsRefused` for an address, a prefix or a CA that cannot be."""
+    """py-consul's, on our HTTP; `SettingsRefused` for an address, a token, a prefix or a CA that cannot be."""
     try:
         url = urlsplit(bounds.url)
         host, port = url.hostname, url.port or 8500
@@ -258,6 +259,8 @@ def client(bounds: settings.Coordination, clock: Clock) -> Any:
         host, port = None, 0
     if host is None or url.scheme not in {"http", "https"} or url.path.strip("/"):
         raise SettingsRefused(f"[coordination] url: {bounds.url!r} is not http://host:port or https://host:port; mend it")
+    if not all("!" <= character <= "~" for character in bounds.token):
+        raise SettingsRefused("[coordination] token: is not one word of printable ASCII; mend it, or make a new one")
     if bounds.prefix.startswith("/"):
         raise SettingsRefused(f"[coordination] prefix: Consul's keys do not begin with a slash; drop it from {bounds.prefix!r}")
     tls.check("coordination", ca_file=bounds.ca_file, cert_file=bounds.cert_file, key_file=bounds.key_file, now=clock.wall())

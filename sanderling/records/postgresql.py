@@ -38,6 +38,7 @@ def engine(options: settings.Records, url: URL) -> Engine:
         pool_size=options.pool_size,
         max_overflow=0,
         pool_timeout=options.busy_timeout_s,
+        hide_parameters=True,  # an error that nobody foresaw is logged, and values are secrets too
         pool_pre_ping=True,  # after a restart of the server nobody meets a connection that died with it
         connect_args={
             "connect_timeout": options.connect_timeout_s,
@@ -67,16 +68,21 @@ def engine(options: settings.Records, url: URL) -> Engine:
 
 
 class _Bounded(psycopg.Connection[Any]):
-    """A connection that gives up on a server which says nothing. The server's own timeouts do not help when it hangs."""
+    """A connection that gives up on a server which says nothing, and passes on none of the values that one shows.
+
+    The server's own timeouts do not help when it hangs.
+    """
 
     answer_within_s: float | None = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         try:
             return super().wait(gen, interval, self.answer_within_s if timeout is None else timeout)
-        except psycopg.OperationalError as error:
-            if error.sqlstate is None:  # not the server's word: nobody knows what it is doing for us
-                self.close()
+        except psycopg.Error as error:
+            if error.sqlstate is None and isinstance(error, psycopg.OperationalError):
+                self.close()  # not the server's word: nobody knows what it is doing for us
+            if error.diag.message_primary:
+                error.args = (error.diag.message_primary,)  # the rest shows the row that it refuses
             raise
 
 

@@ -17,6 +17,7 @@ def engine(options: settings.Records, url: URL) -> Engine:
         pool_size=options.pool_size,
         max_overflow=0,
         pool_timeout=options.busy_timeout_s,
+        hide_parameters=True,  # an error that nobody foresaw is logged, and values are secrets too
         connect_args={"timeout": options.busy_timeout_s},
     )
 

@@ -5,6 +5,7 @@ Runs on every database; this file is the definition.
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from sanderling.errors import OutOfSpace, SettingsRefused, Unavailable
 from sanderling.model.subnets import Subnet
 from sanderling.records import events, subnets
 from sanderling.records.database import MIGRATIONS, Records
-from sanderling.records.tables import Base, PathRow
+from sanderling.records.tables import Base, PathRow, TokenRow
 
 CLOCK = SystemClock()
 WRITER = """
@@ -254,6 +255,18 @@ def test_a_commit_to_a_file_waits_for_the_disk(tmp_path: Path) -> None:
 def test_a_reference_to_what_is_not_there_is_refused(records: Records) -> None:
     with pytest.raises(IntegrityError), records.begin() as session:
         session.add(PathRow(disk_id="none", index=1, address="10.0.0.1", prefix_len=24, interface="eth1", subnet="none"))
+
+
+def test_what_the_database_refuses_is_told_without_the_values(records: Records) -> None:
+    """It is logged with its traceback, and tokens' digests and sealed secrets are values too."""
+
+    def row(number: str, role: str | None = "reader") -> TokenRow:
+        return TokenRow(id=number, name=number, digest="canary", role=role, created_at=CLOCK.wall())
+
+    for rows in ([row("1"), row("2")], [row("3", role=None)]):  # a digest that is there already; a column that may not be empty
+        with pytest.raises(IntegrityError) as caught, records.begin() as session:
+            session.add_all(rows)
+        assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,34 @@
 
 import hashlib
 import logging
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cryptography.fernet import Fernet
+from psycopg.errors import NotNullViolation
+from psycopg.pq import ConnStatus, DiagnosticField
+from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
+from iscsi_worker.addresses.memory import Memory
+from rpc.dispatch import Dispatch
+from rpc.messages import Message, Wake
 from rpc.signing import Signing
 from sanderling import settings
 from sanderling.clock import SystemClock
+from sanderling.coordination.consul import ConsulCoordination
+from sanderling.errors import SettingsRefused, Unavailable
+from sanderling.records import postgresql
+from sanderling.records.database import Records
+from sanderling.records.tables import TokenRow
 from sanderling.secrets import Keyring
 from tests.canary import found
 from tests.unit.api_app import GIB, Api, running
+from tests.unit.test_worker import Node
 
 ONE_WAY, MUTUAL, SHORT, LONG = "Canary-1way-xQ7", "Canary-2way-pV3", "Canary-shrt", "Canary-longer-than-16-b"
 CHAP = {"user": "alice", "secret": ONE_WAY, "mutual_user": "target", "mutual_secret": MUTUAL}
@@ -104,3 +118,75 @@ def test_settings_and_whatever_holds_them_show_no_secret(tmp_path: Path) -> None
     signing = Signing(loaded.secrets, Keyring(loaded.secrets), clock=SystemClock())
     shown = repr((loaded, signing, vars(signing), signing._keyring._opened()))
     assert not [secret for secret in (RECORDS, BUS, CONSUL, KEY) if secret in shown]
+
+
+def unforeseen() -> UnicodeDecodeError:
+    """What carries all that was read, in its repr alone."""
+    return UnicodeDecodeError("utf-8", f"{ONE_WAY}\xfc".encode("latin-1"), len(ONE_WAY), len(ONE_WAY) + 1, "invalid start byte")
+
+
+def test_what_a_handler_fails_by_is_parked_by_its_type_alone_and_told_to_nobody() -> None:
+    def fails(_: Message) -> None:
+        raise unforeseen()
+
+    parked: list[str] = []
+    dispatch = Dispatch("t", {"m": (Wake, fails)}, park=lambda *what: parked.append(what[4]), payload_max_bytes=1000)
+    with capture_logs() as said:
+        answer = dispatch.answer("m", {"operation_id": "o"})
+    assert parked == ["UnicodeDecodeError"]
+    assert ONE_WAY not in repr(answer)
+    assert "handler failed" in [line["event"] for line in said], "where it is from shows in the log"
+
+
+class Faulty(Memory):
+    def add(self, address: str, *, prefix_len: int, interface: str, lifetime_s: int) -> None:
+        raise unforeseen()
+
+
+def test_what_an_action_of_a_worker_fails_by_is_told_by_its_type_alone(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.addresses = Faulty(SystemClock())
+    node.started_again()
+    export = node.publish("1")
+    with capture_logs() as said:
+        node.turn_until(lambda: export in node.worker._intents.told().refused, "it is refused")
+    assert node.worker._intents.told().refused[export] == "a fault of ours: UnicodeDecodeError; the worker's log says where"
+    assert "action failed" in [line["event"] for line in said]
+
+
+def test_what_consul_fails_by_is_told_without_what_was_sent_or_read() -> None:
+    consul = ConsulCoordination(settings.Coordination(token=CONSUL), clock=SystemClock())
+    with pytest.raises(Unavailable, match=r"UnicodeDecodeError: .*invalid start byte") as caught, consul._asking():
+        raise unforeseen()
+    assert ONE_WAY not in repr(caught.value)
+
+
+@pytest.mark.parametrize("token", [f"{CONSUL}\u2019", f"{CONSUL}\n", f"{CONSUL} x"])
+def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(token: str) -> None:
+    with pytest.raises(SettingsRefused, match=r"\[coordination\] token: .*printable ASCII") as caught:
+        ConsulCoordination(settings.Coordination(token=token), clock=SystemClock())
+    assert CONSUL not in repr(caught.value)
+
+
+def test_what_the_records_refuse_is_told_without_the_values(tmp_path: Path) -> None:
+    records = Records(settings.Records(url=f"sqlite:///{tmp_path}/records.sqlite"), clock=SystemClock())
+    records.migrate()
+    with pytest.raises(IntegrityError, match="NOT NULL") as caught, records.begin() as session:
+        session.add(TokenRow(id=SHORT, digest=ONE_WAY, role=MUTUAL))
+    records.close()
+    said = "".join(traceback.format_exception(caught.value))
+    assert not [secret for secret in (SHORT, ONE_WAY, MUTUAL) if secret in said]
+
+
+def test_of_what_postgresql_refuses_the_row_is_not_told() -> None:
+    def refuses() -> Iterator[int]:
+        raise NotNullViolation(
+            f"ERROR: null value in column\nDETAIL: Failing row contains ({ONE_WAY}).",
+            info={DiagnosticField.SQLSTATE: b"23502", DiagnosticField.MESSAGE_PRIMARY: b"null value in column"},
+        )
+        yield 0
+
+    connection = postgresql._Bounded(cast(Any, SimpleNamespace(socket=0, status=ConnStatus.BAD)))
+    with pytest.raises(NotNullViolation, match=r"^null value in column$") as caught:
+        connection.wait(refuses())
+    assert caught.value.sqlstate == "23502"

@@ -3,7 +3,9 @@
 import ast
 import json
 import stat
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from cli import client as client_module
 from cli.client import Client, at
 from cli.commands import secrets
 from cli.commands.disks import size_bytes
-from cli.main import app
+from cli.main import app, run
 from cli.output import size, watched
 from sanderling.errors import InvalidInput, Malformed, NotFound, Problem, Unauthenticated, Unavailable
 
@@ -130,6 +132,59 @@ def test_a_client_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(Malformed, match=r"client\.json"):
         access.read(file)
+
+
+@pytest.mark.parametrize(
+    ("held", "rule"),
+    [
+        (b'{"url": "u", "token": "CANARY\xfc"}', "not JSON in UTF-8"),
+        pytest.param(b'{"token": "CANARY", "x": ' + b"[" * 100_000, "not JSON in UTF-8", id="deep"),
+        (b'{"url": "u", "token": "CANARY}', "not JSON: .* line 1"),
+        (b"[]", "no JSON object"),
+        (b'{"token": "CANARY"}', "url: is missing"),
+        (b'{"url": "u"}', "token: is missing"),
+        (b'{"url": "u", "token": ["CANARY"]}', "token: is missing or no text"),
+        (b'{"url": "u", "token": "CANARY", "ca_file": null}', "ca_file: is missing or no text"),
+        (b'{"url": "u", "token": ""}', "token: is not one word"),
+        (b'{"url": "u", "token": "CANARY\xe2\x80\x99"}', "token: is not one word of printable ASCII"),
+        (b'{"url": "u", "token": "CANARY\\n"}', "token: is not one word of printable ASCII"),
+        (b'{"url": "u", "token": "CAN ARY"}', "token: is not one word of printable ASCII"),
+    ],
+)
+def test_what_a_client_file_lacks_is_said_without_what_it_holds(tmp_path: Path, held: bytes, rule: str) -> None:
+    file = tmp_path / "client.json"
+    file.write_bytes(held)
+    with pytest.raises(Malformed, match=rule) as caught:
+        access.read(file)
+    assert str(file) in caught.value.detail
+    assert "CAN" not in repr(caught.value)
+
+
+@pytest.fixture
+def faulty() -> Iterator[None]:
+    """A command with a fault has been typed."""
+
+    @app.command("faulty")
+    def fails() -> None:
+        raise UnicodeDecodeError("utf-8", b"CANARY\xfc", 6, 7, "invalid start byte")
+
+    typed, sys.argv = sys.argv, ["sanderling", "faulty"]
+    yield
+    sys.argv = typed
+    app.registered_commands.pop()
+
+
+@pytest.mark.usefixtures("faulty")
+def test_a_fault_of_ours_is_named_without_what_it_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "sanderling: a fault of ours: UnicodeDecodeError; set SANDERLING_DEBUG=1 to see where\n"
+    monkeypatch.setenv("SANDERLING_DEBUG", "1")
+    with pytest.raises(UnicodeDecodeError):
+        run()
 
 
 def test_problems_come_back_as_the_service_meant_them() -> None:

@@ -1,11 +1,19 @@
 """Which rule is told of which event, and which URLs a receiver may have."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from leader import courier
 from sanderling import receivers
 from sanderling.errors import InvalidInput
 from sanderling.model.notifications import PATTERN, TEST, is_meant, is_severe, matches
-from sanderling.settings import Notifications
+from sanderling.settings import General, Notifications, Settings
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -103,3 +111,28 @@ def test_only_the_kinds_of_receivers_that_the_settings_name_are_allowed() -> Non
     assert receivers.check("json://h.example/", Notifications(schemas=" json ,mailto"))
     with pytest.raises(InvalidInput, match="jsons kind"):
         receivers.check("jsons://h.example/", Notifications(schemas="json"))
+
+
+def test_a_courier_logs_as_the_leader_does_where_no_answer_is_expected_and_nothing_of_a_receivers_url() -> None:
+    program = """
+import logging, structlog
+from leader import courier
+courier.main()
+structlog.get_logger().warning("ours")
+logging.getLogger("a.library").warning("theirs")
+logging.getLogger("urllib3.connection").warning("Failed to parse headers (url=https://h/canary)")
+"""
+    configured = Settings(sanderling=General(node="n7"))
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        input=f"{courier.told(configured)}\n",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout == ""
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert [line["event"] for line in lines] == ["ours", "theirs"]
+    assert {(line["process"], line["node"]) for line in lines} == {("courier", "n7")}

@@ -92,6 +92,28 @@ def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
         ring(file)
 
 
+def test_of_a_key_file_that_is_no_text_nothing_is_told_and_nothing_is_lost(file: Path) -> None:
+    key = file.read_bytes()
+    file.write_bytes(held := b"# Schl\xfcssel\n" + key)
+    for use, refused in ((secrets.add, InvalidInput), (secrets.promote, InvalidInput), (ring, SettingsRefused)):
+        with pytest.raises(refused, match="UTF-8") as caught:
+            use(file)
+        assert str(file) in str(caught.value)
+        assert key.decode().strip() not in repr(caught.value)
+    assert file.read_bytes() == held
+
+
+def test_a_process_that_runs_says_what_has_become_of_its_key_file(file: Path) -> None:
+    running = ring(file)
+    file.write_bytes(b"# Schl\xfcssel\n" + file.read_bytes())
+    with pytest.raises(SettingsRefused, match="UTF-8"):
+        running.seal(SECRET)
+    file.unlink()
+    file.mkdir(mode=0o700)
+    with pytest.raises(SecretUnreadable, match="cannot be read"):
+        running.seal(SECRET)
+
+
 def test_a_key_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be written"):
         secrets.add(tmp_path / "none" / "keys")

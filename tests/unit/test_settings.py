@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import traceback
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -73,6 +74,43 @@ def test_the_settings_that_the_guide_shows_load(written: Path, block: str) -> No
 def test_a_value_that_cannot_be_is_refused_by_its_name(written: Path, text: str, named: str) -> None:
     with pytest.raises(SettingsRefused, match=named):
         loaded(written, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("[bus]\nurl = rabbit://h\nCANARY\n", 3), ("[bus]\n= CANARY\n", 2), ("  CANARY\n[bus]\n", 1), ("[CANARY\n", 1)],
+)
+def test_a_line_that_cannot_be_parsed_is_named_by_its_number_and_not_shown(written: Path, text: str, line: int) -> None:
+    with pytest.raises(SettingsRefused, match=f"{re.escape(str(written))}:{line} cannot be parsed") as caught:
+        loaded(written, text)
+    assert "CANARY" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("url", ["rabbit://u:pa$CANARY@h/", "rabbit://u:pa${CANARY.x}@h/"])
+def test_a_dollar_that_stands_for_itself_is_said_to_be_doubled_and_what_follows_not_shown(written: Path, url: str) -> None:
+    with pytest.raises(SettingsRefused, match=r"\[bus\] url: .*write \$\$") as caught:
+        loaded(written, f"[bus]\nurl = {url}\n")
+    assert "CANARY" not in "".join(traceback.format_exception(caught.value))
+    assert loaded(written, f"[bus]\nurl = {url.replace('$', '$$')}\n").bus.url == url
+
+
+def test_a_folder_and_what_is_no_text_are_refused_in_one_line_that_names_them(
+    tmp_path: Path, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDERLING_CONFIG", str(tmp_path))
+    with pytest.raises(SettingsRefused, match="cannot be read: Is a directory") as folder:
+        load()
+    written.write_bytes(b"[bus]\nurl = CANARY\xfc\n")
+    monkeypatch.setenv("SANDERLING_CONFIG", str(written))
+    with pytest.raises(SettingsRefused, match="UTF-8") as named:
+        load()
+    monkeypatch.delenv("SANDERLING_CONFIG")
+    with pytest.raises(SettingsRefused, match="UTF-8") as given:
+        load(["--config-file", str(written)])
+    for caught, file in ((folder, tmp_path), (named, written), (given, written)):
+        assert str(file) in caught.value.detail
+        assert "\n" not in caught.value.detail
+        assert "CANARY" not in repr(caught.value)
 
 
 def test_a_file_that_does_not_exist_is_refused(tmp_path: Path) -> None:
