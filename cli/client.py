@@ -80,12 +80,13 @@ class Client:
             after = found[-1]["id"]
 
     def events(self, *, after: int | None) -> Iterator[Json]:
-        """Events as they happen, from the one after `after` or from now on, until the connection ends."""
+        """Events as they happen, from the one after `after` or from now on, until the connection ends.
+
+        While nothing happens the service sends a comment every 15 s (sse-starlette's default): one that is silent is gone.
+        """
         headers = {} if after is None else {"Last-Event-ID": str(after)}
         try:
-            with httpx_sse.connect_sse(
-                self._http, "GET", "/v1/events", headers=headers, timeout=httpx.Timeout(TIMEOUT_S, read=None)
-            ) as source:
+            with httpx_sse.connect_sse(self._http, "GET", "/v1/events", headers=headers) as source:
                 if source.response.is_error:
                     source.response.read()
                     raise _problem(source.response)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from sse_starlette import EventSourceResponse
 
 from cli import access
 from cli import client as client_module
@@ -251,6 +252,18 @@ def test_an_operation_is_watched_no_longer_once_we_are_told_to_stop() -> None:
     told = threading.Event()
     told.set()
     assert watched(client, operation, told=told) == operation
+
+
+def test_a_stream_of_events_is_given_up_when_not_even_comments_come() -> None:
+    waits: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        waits.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=b"")
+
+    client = Client(access.Access("http://127.0.0.1:1", "t"), transport=httpx.MockTransport(answer))
+    assert list(client.events(after=None)) == []
+    assert waits[0] >= 2 * EventSourceResponse.DEFAULT_PING_INTERVAL
 
 
 def test_a_listing_is_followed_to_its_last_page() -> None:
