@@ -211,7 +211,9 @@ def _claimed(session: Session, delivery: Delivery) -> RuleRow | None:
 
 
 def _row(session: Session, name: str) -> RuleRow:
-    row = session.scalars(select(RuleRow).where((RuleRow.name == name) | (RuleRow.id == name))).first()
+    """By name or id. A name may look like an id, and then the name counts."""
+    either = (RuleRow.name == name) | (RuleRow.id == name)
+    row = session.scalars(select(RuleRow).where(either).order_by((RuleRow.name == name).desc())).first()
     if row is None:
         raise NotFound(f"there is no notification rule {name[:64]}; GET /v1/notifications lists those there are", rule=name[:64])
     return row

@@ -95,8 +95,9 @@ def page(session: Session, *, marker: str | None = None, limit: int) -> list[Tok
 
 
 def remove(session: Session, name: str, *, now: datetime, actor: str) -> Token:
-    """The token, by name or id, is refused from now on."""
-    row = session.scalars(select(TokenRow).where((TokenRow.name == name) | (TokenRow.id == name))).first()
+    """The token, by name or id, is refused from now on. A name may look like an id, and then the name counts."""
+    either = (TokenRow.name == name) | (TokenRow.id == name)
+    row = session.scalars(select(TokenRow).where(either).order_by((TokenRow.name == name).desc())).first()
     if row is None:
         raise NotFound(f"there is no token {name}", token=name)
     session.delete(row)
