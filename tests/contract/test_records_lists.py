@@ -13,7 +13,20 @@ from sanderling.model.exports import ExportId
 from sanderling.model.marks import Marks
 from sanderling.model.moves import Move, MoveEvent, MoveState
 from sanderling.model.subnets import Subnet
-from sanderling.records import assignments, disks, events, gaps, idempotency, marks, moves, operations, plans, subnets, tokens
+from sanderling.records import (
+    assignments,
+    disks,
+    events,
+    gaps,
+    idempotency,
+    marks,
+    moves,
+    notifications,
+    operations,
+    plans,
+    subnets,
+    tokens,
+)
 from sanderling.records.database import Records
 from sanderling.settings import Conductor
 from sanderling.settings import Records as RecordsSettings
@@ -72,6 +85,24 @@ def test_what_is_looked_for_means_the_same_everywhere(records: Records) -> None:
         assert {row.disk.name for row in disks.paths(session, limit=9, disk_contains="A-1")} == {"data-1"}
         assert {row.disk.name for row in disks.paths(session, limit=9, disk="id-data-2")} == {"data-2"}
         assert [row.disk.name for row in disks.paths(session, limit=9, address="10.1.0.1")] == ["data-1"]
+
+
+def test_where_a_name_looks_like_anothers_id_the_name_counts(records: Records) -> None:
+    now = records.now()
+    with records.begin() as session:
+        first, _ = tokens.create(session, name="first", role=tokens.Role.READER, now=now, actor="test")
+        tokens.create(session, name=first.id, role=tokens.Role.READER, now=now, actor="test")
+        assert tokens.remove(session, first.id, now=now, actor="test").name == first.id
+
+        def rule(name: str) -> str:
+            given = notifications.create(
+                session, name=name, kinds=["*"], sealed_url="sealed", receiver="x", now=now, actor="test", rules_max=9
+            )
+            return given.id
+
+        earliest = rule("earliest")
+        rule(earliest)
+        assert notifications.get(session, earliest).name == earliest
 
 
 def test_what_somebody_has_is_refused_by_name(records: Records) -> None:
