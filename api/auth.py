@@ -123,9 +123,9 @@ def _check_parameters(request: Request) -> None:
         if len(request.query_params.getlist(name)) > 1 and not known[name]:
             raise InvalidInput.of(name, "is given more than once", "give it once")
     for name, value in (*request.query_params.multi_items(), *request.path_params.items()):
-        rule = rules.control_character(value)
+        rule = rules.unkept_character(value)
         if rule is not None:
-            raise InvalidInput.of(name, rule, rules.NO_CONTROL)
+            raise InvalidInput.of(name, rule, rules.NOT_KEPT)
 
 
 def _parameters(dependant: Any) -> dict[str, bool]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import Field, SecretStr, model_validator
 
 from api import rules
-from api.rules import Body, InitiatorName, Name, SizeBytes, Text
+from api.rules import Body, InitiatorName, Name, SizeBytes
 from sanderling.model.disks import PROBE_USER, Chap, Disk
 from sanderling.secrets import Keyring
 
@@ -33,15 +33,16 @@ class NewChap(Body):
         for field, user in (("user", self.user), ("mutual_user", self.mutual_user)):
             if user is not None and not _USER.fullmatch(user):
                 raise rules.refused("has a space, a comma or a character beyond ASCII", "leave it out", field=f"chap.{field}")
+            if user == PROBE_USER:
+                raise rules.refused("is the name that checks of an export log in with", "choose another", field=f"chap.{field}")
         for field, secret in (("secret", self.secret), ("mutual_secret", self.mutual_secret)):
             if secret is not None and not _SECRET.fullmatch(secret.get_secret_value()):
                 raise rules.refused("must be 12 to 16 bytes of printable ASCII", _SHORT_FIX, field=f"chap.{field}")
         if (self.mutual_user is None) != (self.mutual_secret is None):
             missing = "mutual_secret" if self.mutual_secret is None else "mutual_user"
             raise rules.refused("is missing", "give mutual_user and mutual_secret, or neither", field=f"chap.{missing}")
-        for field, user in (("user", self.user), ("mutual_user", self.mutual_user)):
-            if user == PROBE_USER or (field == "mutual_user" and user == self.user):
-                raise rules.refused("is another's here already", "choose a name of its own for each", field=f"chap.{field}")
+        if self.mutual_user == self.user:
+            raise rules.refused("is the same as user", "choose a name of its own for each", field="chap.mutual_user")
         if self.mutual_secret == self.secret:
             raise rules.refused(
                 "is the same as secret, which lets an initiator answer with what it was asked",
@@ -110,8 +111,8 @@ class DiskChange(Body):
 class Source(Body):
     """The snapshot that a new disk begins as a clone of."""
 
-    disk: Annotated[Text, Field(min_length=1, max_length=63)]
-    snapshot: Annotated[Text, Field(min_length=1, max_length=100)]
+    disk: Annotated[str, Field(min_length=1, max_length=63)]
+    snapshot: Annotated[str, Field(min_length=1, max_length=100)]
 
 
 def show(disk: Disk) -> dict[str, Any]:

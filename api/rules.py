@@ -1,16 +1,17 @@
 """What names, sizes, addresses and IQNs may look like. Each refusal says the rule and how to mend it."""
 
 import re
+from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from sanderling.model.disks import SECTOR_BYTES, SIZE_MAX_BYTES
 
 INITIATORS_MAX: Final = 64
-NO_CONTROL: Final = "leave it out: no name, id or note has one"
+NOT_KEPT: Final = "leave it out: no name, id or note has one"
 IQN_MAX: Final = 223  # RFC 3720, section 3.2.6.1: bytes of an iSCSI name
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -18,15 +19,24 @@ _LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _IQN = re.compile(rf"iqn\.[0-9]{{4}}-(0[1-9]|1[0-2])\.{_LABEL}(\.{_LABEL})*(:[a-z0-9.:-]+)?")
 _EUI = re.compile(r"eui\.[0-9A-Fa-f]{16}")
 _NAA = re.compile(r"naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32})")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_HALVES_FROM = "\ud800"
+_UNKEPT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 
 
 class Body(BaseModel):
-    """A request's body: nothing is converted, and nothing unknown is let through."""
+    """A request's body: nothing is converted, nothing unknown is let through, and no text that cannot be kept."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_kept(cls, value: Any, asked: ValidationInfo) -> Any:
+        texts = {f"{asked.field_name}[{n}]": each for n, each in enumerate(value)} if isinstance(value, list) else {None: value}
+        for field, text in texts.items():
+            rule = unkept_character(text) if isinstance(text, str) else None
+            if rule is not None:
+                raise refused(rule, NOT_KEPT, field=field)
+        return value
 
 
 def refused(rule: str, fix: str, *, field: str | None = None) -> PydanticCustomError:
@@ -35,20 +45,24 @@ def refused(rule: str, fix: str, *, field: str | None = None) -> PydanticCustomE
     return PydanticCustomError("rule", "{rule}", context)
 
 
-def control_character(value: str) -> str | None:
-    """What is wrong with text that holds one, or half of a surrogate pair, as a rule; None for text that does not. Nothing that
-    is kept may: what a database, a log or a terminal makes of it differs."""
-    found = _CONTROL.search(value)
+def unkept_character(value: str) -> str | None:
+    """What is wrong with text that holds one, as a rule; None for text that does not. Nothing that is kept may: what a database,
+    a log or a terminal makes of a control character differs, and half a surrogate pair has no UTF-8."""
+    found = _UNKEPT.search(value)
     if found is None:
         return None
-    return f"holds {'half a character,' if found[0] >= _HALVES_FROM else 'the control character'} U+{ord(found[0]):04X}"
+    kind = "lone surrogate" if found[0] >= "\ud800" else "control character"
+    return f"holds the {kind} U+{ord(found[0]):04X}"
 
 
-def _text(value: str) -> str:
-    rule = control_character(value)
-    if rule is not None:
-        raise refused(rule, NO_CONTROL)
-    return value
+def moment(value: datetime) -> datetime:
+    """The same in UTC, as the records keep times."""
+    if value.tzinfo is None:
+        raise refused("has no zone", "give it with one, e.g. 2026-11-27T12:00:00Z")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise refused("is outside the years 1 to 9999 in UTC", "give a time within them") from None
 
 
 def _name(value: str) -> str:
@@ -108,10 +122,10 @@ def _cidr(value: str) -> str:
         raise refused(f"is not a network: {error}", "give it as network/prefix, e.g. 10.0.0.0/24") from None
     if "/" not in value or "%" in value or network.prefixlen == 0:
         raise refused("must be one network with its prefix length", "give it as network/prefix, e.g. 10.0.0.0/24")
+    if network.is_link_local:
+        raise refused("is link-local: no initiator reaches it without naming an interface", "give a network that is routed")
     if network.is_multicast or network.is_unspecified:
         raise refused("holds no addresses of hosts", "give a network of unicast addresses")
-    if network.is_link_local:
-        raise refused("is of one link, and no portal that an initiator can be told", "give a network that is routed, or your own")
     return str(network)
 
 
@@ -121,7 +135,7 @@ def _interface(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Moment = Annotated[datetime, AfterValidator(moment)]
 Name = Annotated[str, AfterValidator(_name)]
 SizeBytes = Annotated[int, Strict(), AfterValidator(_size)]
 InitiatorName = Annotated[str, AfterValidator(_initiator)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import FrameType
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import apprise
 from apprise.plugins.email import base as mail
@@ -23,6 +23,7 @@ from sanderling import settings
 from sanderling.errors import DeliveryFailed, InvalidInput
 
 URL_MAX: Final = 2048
+PORT_MAX: Final = 65535
 _HTTP: Final = frozenset({"json", "jsons", "xml", "xmls", "form", "forms"})
 _MAIL: Final = frozenset({"mailto", "mailtos"})
 _HOSTED: Final = _HTTP | _MAIL | {"mmost", "mmosts", "rocket", "rockets", "matrix", "matrixs", "gotify", "gotifys"}
@@ -45,12 +46,10 @@ class Note:
 def check(url: str, options: settings.Notifications) -> str:
     """How the receiver may be named: its schema, and its host where that is one. `InvalidInput` says what is wrong."""
     try:
-        parts = urlsplit(url) if url.isprintable() and " " not in url else SplitResult("", "", "", "", "")
-        schema = parts.scheme.lower()
-        if schema in _HOSTED:
-            _ = parts.port  # raises for what cannot be one
-    except ValueError:
-        raise _wrong("is no URL: its host or port cannot be one", "mend what stands between // and /") from None
+        parts = urlsplit(url)
+    except ValueError:  # which may repeat the URL
+        raise _wrong("is not a URL: its host is no name and no address", "write an IPv6 address in brackets") from None
+    schema = parts.scheme.lower() if url.isprintable() and " " not in url else ""
     allowed = [name.strip() for name in options.schemas.split(",") if name.strip()]
     if schema not in allowed:
         raise _wrong(f"names {schema or 'no'} kind of receiver, which is not allowed", f"use one of {', '.join(allowed)}")
@@ -64,6 +63,8 @@ def check(url: str, options: settings.Notifications) -> str:
         raise _wrong("names several receivers, of which one alone could fail", "make a rule for each of them")
     if schema not in _HOSTED:
         return f"{schema}://…"
+    if made.port is not None and not 1 <= made.port <= PORT_MAX:
+        raise _wrong("names a port that there is not", f"give one from 1 to {PORT_MAX}, or leave it out")
     host = str(made.smtp_host if schema in _MAIL else made.host)
     if options.loopback == "off" and (host.lower() == "localhost" or _is_refused(host)):
         raise _wrong(f"leads to {host}, this host or its link", "name a receiver in a network, or set [notifications] loopback")

@@ -16,7 +16,7 @@ from api.context import Context, ContextOf
 from api.pages import PageOf
 from api.plans import Planned
 from api.policy import RIGHT_TO_ASK
-from api.rules import Address, Body, Text
+from api.rules import Address, Body
 from api.situations import Seen
 from sanderling.errors import InvalidInput, NotFound
 from sanderling.model.moves import Move, MoveState
@@ -37,7 +37,7 @@ class NewAssignment(Body):
     With another planner `paths` means: place just these as well as possible.
     """
 
-    plan_id: Annotated[Text | None, Field(min_length=1, max_length=64)] = None
+    plan_id: Annotated[str | None, Field(min_length=1, max_length=64)] = None
     planner: Annotated[str | None, Field(min_length=1, max_length=64)] = None
     paths: Annotated[list[Address] | None, Field(min_length=1, max_length=PATHS_MAX)] = None
     gateway: Annotated[str | None, Field(min_length=1, max_length=255)] = None

@@ -10,7 +10,7 @@ from api import rules
 from api.auth import Allowed, Caller
 from api.context import ContextOf
 from api.pages import PageOf
-from api.rules import Body, Name, Text
+from api.rules import Body, Name
 from sanderling.model.notifications import DEFAULT_KINDS, KINDS_MAX, PATTERN, is_silent
 from sanderling.records import notifications
 
@@ -35,7 +35,7 @@ class NewRule(Body):
 
     name: Name
     kinds: Annotated[list[Kind], Field(min_length=1, max_length=KINDS_MAX, default_factory=lambda: list(DEFAULT_KINDS))]
-    url: Annotated[Text, Field(min_length=1, max_length=URL_MAX, repr=False)]
+    url: Annotated[str, Field(min_length=1, max_length=URL_MAX, repr=False)]
 
 
 @router.post("/v1/notifications", status_code=201)

@@ -1,13 +1,14 @@
 """/v1/statistics: what the leader has measured, oldest first."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from api import rules
 from api.auth import Allowed, Caller
 from api.context import ContextOf
 from api.pages import PageOf
@@ -27,7 +28,7 @@ def index(
     context: ContextOf,
     _caller: Annotated[Caller, Depends(Allowed("statistics:read"))],
     page: PageOf,
-    since: Annotated[datetime | None, Query(description="With its zone; an hour ago when it is not given")] = None,
+    since: Annotated[rules.Moment | None, Query(description="With its zone; an hour ago when it is not given")] = None,
     resource: Annotated[
         str | None,
         Query(max_length=300, description="cluster, gateway/, gateway/NAME, disk/NAME, export/ or export/DISK_ID/INDEX"),
@@ -37,8 +38,6 @@ def index(
     ] = "fine",
 ) -> dict[str, Any]:
     """Samples by time and resource. A slot of time without one was not measured: nobody led then."""
-    if since is not None and _in_utc(since) is None:
-        raise InvalidInput.of("since", "has no zone, or is no time in UTC", "give it with one, e.g. 2026-11-27T12:00:00Z")
     after = None if page.marker is None else _position(page.marker)
     options = context.settings.statistics
     with context.records.read() as session:
@@ -68,20 +67,12 @@ def _resource(session: Session, asked: str | None) -> str | None:
 def _position(marker: str) -> tuple[datetime, str]:
     at, _, resource = marker.partition(" ")
     try:
-        moment = _in_utc(datetime.fromisoformat(at))
+        moment = rules.moment(datetime.fromisoformat(at))
     except ValueError:
         moment = None
     if moment is None or not resource:
         raise InvalidInput.of("marker", "is not from the next link of a page", "follow the link as it is")
     return moment, resource
-
-
-def _in_utc(moment: datetime) -> datetime | None:
-    """None for a time without a zone, and for one at the end of what can be said, which another zone puts beyond it."""
-    try:
-        return moment.astimezone(UTC) if moment.tzinfo is not None else None
-    except OverflowError:
-        return None
 
 
 def _disk_id(sample: Sample) -> str | None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from api.auth import Allowed, Caller
 from api.context import ContextOf
 from api.pages import PageOf
-from api.rules import Body, Name, Text
+from api.rules import Body, Name
 from sanderling.errors import InUse
 from sanderling.records import tokens
 from sanderling.records.tokens import Role
@@ -26,7 +26,7 @@ class NewToken(Body):
     name: Name
     role: Literal["reader", "operator", "admin"]
     valid_days: Annotated[int | None, Field(ge=1, le=DAYS_MAX)] = None
-    note: Annotated[Text, Field(max_length=255)] = ""
+    note: Annotated[str, Field(max_length=255)] = ""
 
 
 @router.post("/v1/tokens", status_code=201)

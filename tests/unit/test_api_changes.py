@@ -110,6 +110,8 @@ def test_a_dry_run_says_what_is_at_risk_and_changes_nothing(api: Api) -> None:
         ({"chap": {**CHAP, "mutual_user": "san", "mutual_secret": CHAP["secret"]}}, "chap.mutual_secret"),
         ({"chap": {**CHAP, "mutual_user": "host", "mutual_secret": "mutual-s3cret"}}, "chap.mutual_user"),
         ({"chap": {**CHAP, "user": "sanderling-probe"}}, "chap.user"),
+        ({"chap": {"user": "sanderling-probe", "secret": CHAP["secret"]}}, "chap.user"),
+        ({"chap": {**CHAP, "mutual_user": "sanderling-probe", "mutual_secret": "mutual-s3cret"}}, "chap.mutual_user"),
         ({"paths": 3}, "paths"),
     ],
 )

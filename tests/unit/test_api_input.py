@@ -41,7 +41,7 @@ BAD_DISKS: list[tuple[dict[str, Any], str, str]] = [
     ({"name": "-a"}, "name", "1 to 63"),
     ({"name": "a-"}, "name", "1 to 63"),
     ({"name": "a" * 64}, "name", "1 to 63"),
-    ({"name": "a\n"}, "name", "1 to 63"),
+    ({"name": "a\n"}, "name", "U+000A"),
     ({"name": "../etc"}, "name", "1 to 63"),
     ({"name": 7}, "name", "string"),
     ({"name": None}, "name", "string"),
@@ -103,11 +103,11 @@ BAD_SUBNETS: list[tuple[dict[str, Any], str]] = [
     ({"cidr": "10.3.0.0"}, "cidr"),
     ({"cidr": "0.0.0.0/0"}, "cidr"),
     ({"cidr": "224.0.0.0/24"}, "cidr"),
-    ({"cidr": "169.254.0.0/24"}, "cidr"),
-    ({"cidr": "fe80::/64"}, "cidr"),
     ({"cidr": 10}, "cidr"),
     ({"interface": "eth1; reboot"}, "interface"),
     ({"interface": "e" * 16}, "interface"),
+    ({"cidr": "fe80::/64"}, "cidr"),
+    ({"cidr": "169.254.7.0/24"}, "cidr"),
     ({"pool_first": "10.4.0.1"}, "pool_first"),
     ({"pool_last": "10.3.0.255"}, "pool_last"),
     ({"pool_first": "10.3.0.9", "pool_last": "10.3.0.8"}, "pool_first"),
@@ -182,10 +182,6 @@ def test_a_body_is_bounded_by_what_arrives_not_by_what_is_promised(api: Api) -> 
         ("GET", "/v1/operations?marker=none", 422, "invalid-input"),
         ("GET", "/v1/paths?marker=none", 422, "invalid-input"),
         ("GET", "/v1/events?after=-1", 422, "invalid-input"),
-        ("GET", "/v1/statistics?since=2026-11-28T00:00:00", 422, "invalid-input"),
-        ("GET", "/v1/statistics?since=0001-01-01T00:00:00%2B14:00", 422, "invalid-input"),
-        ("GET", "/v1/statistics?since=9999-12-31T23:59:59-14:00", 422, "invalid-input"),
-        ("GET", "/v1/statistics?marker=0001-01-01T00:00:00%2B14:00%20x", 422, "invalid-input"),
         ("GET", f"/v1/events?after={2**64}", 422, "invalid-input"),
     ],
 )
@@ -217,7 +213,7 @@ def test_a_control_character_in_any_parameter_of_any_request_is_refused_by_its_n
     assert {"/v1/paths?disk_contains", "/v1/disks?name", "/v1/operations?resource_id", "/v1/whatif?lose"} <= asked
 
 
-@pytest.mark.parametrize("character", [*CONTROL, "\ud800"], ids=ascii)
+@pytest.mark.parametrize("character", CONTROL, ids=ascii)
 @pytest.mark.parametrize(
     ("link", "body", "field"),
     [
@@ -228,13 +224,38 @@ def test_a_control_character_in_any_parameter_of_any_request_is_refused_by_its_n
 def test_a_control_character_in_text_that_is_kept_or_looked_for_is_refused(
     api: Api, link: str, body: dict[str, str], field: str, character: str
 ) -> None:
-    asked = json.dumps({name: value.format(character) for name, value in body.items()})
-    answer = api.client.post(link, content=asked, headers={"Content-Type": "application/json"})
+    answer = api.client.post(link, json={name: value.format(character) for name, value in body.items()})
     errors = assert_problem(answer, 422, "invalid-input")["errors"]
     assert [error["field"] for error in errors] == [field]
-    half = "half a character," if character == "\ud800" else "the control character"
-    assert errors[0]["rule"] == f"holds {half} U+{ord(character):04X}"
+    assert "control character" in errors[0]["rule"]
     assert errors[0]["fix"]
+
+
+SURROGATE: list[tuple[str, str, dict[str, Any], str]] = [
+    ("POST", "/v1/tokens", {"name": "t", "role": "reader", "note": "a\ud800"}, "note"),
+    ("POST", "/v1/assignments", {"plan_id": "\udfff"}, "plan_id"),
+    ("POST", "/v1/disks", {"name": "db", "source": {"disk": "\ud800", "snapshot": "s"}}, "source.disk"),
+    ("POST", "/v1/disks", {"name": "db", "source": {"disk": "d", "snapshot": "\ud800"}}, "source.snapshot"),
+    ("POST", "/v1/assignments", {"planner": "\ud800"}, "planner"),
+    ("PUT", "/v1/disks/db/marks", {"avoid": ["a", "\ud800"]}, "avoid[1]"),
+    ("PUT", "/v1/disks/db/marks", {"pin": "\ud800"}, "pin"),
+    ("POST", "/v1/disks", {**GOOD, "subnets": ["left", "\ud800"]}, "subnets[1]"),
+    ("POST", "/v1/gateways/g/drain", {"confirm": "\ud800"}, "confirm"),
+    ("POST", "/v1/notifications", {"name": "r", "url": "json://h.example/\ud800"}, "url"),
+]
+
+
+@pytest.mark.parametrize(("method", "link", "body", "field"), SURROGATE, ids=[field for *_, field in SURROGATE])
+def test_half_a_character_in_any_text_of_a_body_is_refused_by_its_name(
+    api: Api, method: str, link: str, body: dict[str, Any], field: str
+) -> None:
+    before = api.tables()
+    answer = api.client.request(method, link, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    errors = assert_problem(answer, 422, "invalid-input")["errors"]
+    assert [error["field"] for error in errors] == [field]
+    assert "surrogate" in errors[0]["rule"]
+    assert errors[0]["fix"]
+    assert api.tables() == before
 
 
 def test_a_filter_takes_every_other_character_as_it_is(api: Api) -> None:

@@ -84,6 +84,18 @@ def test_what_is_asked_for_in_a_way_that_means_nothing_is_refused(api: Api) -> N
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field), answer.text
 
 
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_utc_does_not_reach_is_refused_by_its_name(api: Api, at: str) -> None:
+    for field, value in (("since", at), ("marker", f"{at} x")):
+        answer = api.client.get("/v1/statistics", params={field: value})
+        assert answer.status_code == 422, answer.text
+        errors = answer.json()["errors"]
+        assert [error["field"] for error in errors] == [field]
+        assert errors[0]["rule"]
+        assert errors[0]["fix"]
+    assert "years 1 to 9999" in api.client.get("/v1/statistics", params={"since": at}).json()["detail"]
+
+
 def test_what_is_before_since_is_left_out(api: Api) -> None:
     since = api.clock.wall() + timedelta(seconds=60)
     assert get(api, since=since.isoformat()).json()["statistics"] == []

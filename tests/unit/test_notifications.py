@@ -95,6 +95,11 @@ def test_a_receiver_on_this_host_or_its_link_is_refused_unless_the_settings_allo
         ("json", "no kind of receiver"),
         ("json://h/\n", "no kind of receiver"),
         ("json://", "not a URL that apprise understands"),
+        ("json://u:hidden@[::1", "not a URL"),
+        ("json://u:hidden@[h]/", "not a URL"),
+        ("json://u:hidden@host:99999999/", "port"),
+        ("json://u:hidden@host:65536/", "port"),
+        ("json://u:hidden@host:0/", "port"),
         ("jsons://h/?verify=no", "option verify"),
         ("json://h/?redirect=yes", "option redirect"),
         ("json://h/?rto=99999", "option rto"),
@@ -103,8 +108,9 @@ def test_a_receiver_on_this_host_or_its_link_is_refused_unless_the_settings_allo
     ],
 )
 def test_a_url_that_could_do_more_than_tell_one_receiver_is_refused(url: str, rule: str) -> None:
-    with pytest.raises(InvalidInput, match=rule):
+    with pytest.raises(InvalidInput, match=rule) as refused:
         receivers.check(url, Notifications())
+    assert "hidden" not in str(refused.value.context) + refused.value.detail
 
 
 def test_only_the_kinds_of_receivers_that_the_settings_name_are_allowed() -> None:
