@@ -10,8 +10,8 @@ from oslo_messaging.notify.listener import NotificationServer
 from oslo_messaging.rpc.server import RPCServer
 from prometheus_client import Counter
 
-from rpc.bounded import Handlers
 from rpc.dispatch import Dispatch
+from rpc.handlers import Handlers
 from sanderling.clock import SystemClock
 from sanderling.errors import Unavailable
 from sanderling.settings import Bus

@@ -15,7 +15,6 @@ from oslo_config import cfg
 from prometheus_client import Counter
 
 from rpc import topics
-from rpc.bounded import Bounded
 from rpc.bus import Bus, Endpoint, Handler, Serving
 from rpc.connections import transport_url
 from rpc.dispatch import Dispatch
@@ -23,6 +22,7 @@ from rpc.listening import Listening, ReportServer, RpcServer
 from rpc.messages import Message, Ping, Pong
 from rpc.parking import parking
 from sanderling import settings, tls
+from sanderling.bounded import Bounded, Late
 from sanderling.clock import SystemClock
 from sanderling.errors import Problem, TooLarge, Unavailable
 
@@ -154,10 +154,10 @@ class OsloBus:
 
     def _within(self, timeout_s: float, what: str, act: Callable[[], Any]) -> Any:
         try:
-            return self._bounded.run(act, within_s=timeout_s)
-        except Unavailable:
+            return self._bounded.run(act, name="bus-send", within_s=timeout_s)
+        except Late:
             UNSENT.inc()
-            raise
+            raise Unavailable(f"the message bus did not answer within {timeout_s:g} s", dependency="bus") from None
         except Exception as error:  # what oslo.messaging, kombu, amqp and ssl raise when a broker is away has no common base
             UNSENT.inc()
             log.debug("not sent", what=what, error=repr(error))

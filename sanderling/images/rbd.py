@@ -9,7 +9,6 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import UTC
 from typing import Any, Final, TypeVar
@@ -18,6 +17,7 @@ import rados
 import rbd
 import structlog
 
+from sanderling.bounded import Bounded, Late
 from sanderling.clock import Clock
 from sanderling.errors import Conflict, Exhausted, Fenced, ImageFailed, InUse, InvalidInput, NotFound, Problem, Unavailable
 from sanderling.images.base import NAME, BackingStore, Capacity, Image, Snapshot
@@ -47,7 +47,7 @@ class RbdImages:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(CALLS_MOST)
+        self._bounded = Bounded(CALLS_MOST)
         self._connection: _Connection | None = None
 
     def create(self, name: str, size_bytes: int, *, metadata: dict[str, str]) -> None:
@@ -288,32 +288,18 @@ class RbdImages:
     def _ask(self, what: str, work: Callable[[Any, Any], T]) -> T:
         """Run `work(cluster, pool)` in a thread of its own: librados bounds neither waiting for a map nor registering a watch.
 
-        A thread that was given up ends by the bounds that librados does have, or else when Ceph is back. Once there are
-        `CALLS_MOST`, what is asked beyond is answered at once: not in time.
+        A thread that was given up ends by the bounds that librados does have, or else when Ceph is back. There are
+        `CALLS_MOST` at most; what is asked beyond waits for room, within its own bound.
         """
         bound_s = self._settings.connect_timeout_s + self._settings.operation_timeout_s
         with self._translated(what):
             return self._in_thread(what, lambda: self._on_cluster(work), bound_s)
 
     def _in_thread(self, what: str, work: Callable[[], T], bound_s: float) -> T:
-        answer: Future[T] = Future()
-        done = threading.Event()
-        answer.add_done_callback(lambda _: done.set())
-
-        def run() -> None:
-            try:
-                answer.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
-                answer.set_exception(error)
-            finally:
-                self._room.release()
-
-        if not self._room.acquire(blocking=False):
-            raise rados.TimedOut(f"{CALLS_MOST} calls have no answer yet", errno.ETIMEDOUT)
-        threading.Thread(target=run, name=f"rbd: {what}", daemon=True).start()
-        if not self._clock.wait(done, bound_s):
-            raise rados.TimedOut(f"no answer within {bound_s} s", errno.ETIMEDOUT)
-        return answer.result()
+        try:
+            return self._bounded.run(work, name=f"rbd: {what}", within_s=bound_s)
+        except Late:
+            raise rados.TimedOut(f"no answer within {bound_s} s", errno.ETIMEDOUT) from None
 
     def _on_cluster(self, work: Callable[[Any, Any], T]) -> T:
         connection = self._connected()

@@ -2,17 +2,12 @@
 
 import hashlib
 import logging
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
-from psycopg.errors import NotNullViolation
-from psycopg.pq import ConnStatus, DiagnosticField
-from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
 from iscsi_worker.addresses.memory import Memory
@@ -23,9 +18,6 @@ from sanderling import settings
 from sanderling.clock import SystemClock
 from sanderling.coordination.consul import ConsulCoordination
 from sanderling.errors import SettingsRefused, Unavailable
-from sanderling.records import postgresql
-from sanderling.records.database import Records
-from sanderling.records.tables import TokenRow
 from sanderling.secrets import Keyring
 from tests.canary import found
 from tests.unit.api_app import GIB, Api, running
@@ -166,27 +158,3 @@ def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(token: s
     with pytest.raises(SettingsRefused, match=r"\[coordination\] token: .*printable ASCII") as caught:
         ConsulCoordination(settings.Coordination(token=token), clock=SystemClock())
     assert CONSUL not in repr(caught.value)
-
-
-def test_what_the_records_refuse_is_told_without_the_values(tmp_path: Path) -> None:
-    records = Records(settings.Records(url=f"sqlite:///{tmp_path}/records.sqlite"), clock=SystemClock())
-    records.migrate()
-    with pytest.raises(IntegrityError, match="NOT NULL") as caught, records.begin() as session:
-        session.add(TokenRow(id=SHORT, digest=ONE_WAY, role=MUTUAL))
-    records.close()
-    said = "".join(traceback.format_exception(caught.value))
-    assert not [secret for secret in (SHORT, ONE_WAY, MUTUAL) if secret in said]
-
-
-def test_of_what_postgresql_refuses_the_row_is_not_told() -> None:
-    def refuses() -> Iterator[int]:
-        raise NotNullViolation(
-            f"ERROR: null value in column\nDETAIL: Failing row contains ({ONE_WAY}).",
-            info={DiagnosticField.SQLSTATE: b"23502", DiagnosticField.MESSAGE_PRIMARY: b"null value in column"},
-        )
-        yield 0
-
-    connection = postgresql._Bounded(cast(Any, SimpleNamespace(socket=0, status=ConnStatus.BAD)))
-    with pytest.raises(NotNullViolation, match=r"^null value in column$") as caught:
-        connection.wait(refuses())
-    assert caught.value.sqlstate == "23502"
