@@ -19,7 +19,7 @@ from sanderling.errors import Conflict, InvalidInput
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, SCHEDULED, DiskEvent, DiskState
 from sanderling.model.operations import OperationKind
-from sanderling.records import disks, operations
+from sanderling.records import disks, events, operations
 from sanderling.records.tables import DiskRow
 
 router = APIRouter(tags=["snapshots"])
@@ -55,14 +55,21 @@ def create(
     repeated = change.admitted(caller, OperationKind.CREATE_SNAPSHOT)
     if repeated is not None:
         return repeated
-    row = _row(context, disk)
+    with context.records.read() as session:
+        row = disks.find(session, disk)
+        before = max((event.id for event in _taken(session, row.id, limit=1)), default=0)
     kept = snapshots.of(context, row)
-    if body.name in {one.name for one in kept}:
-        raise Conflict(f"disk {row.name} has a snapshot {body.name} already; choose another name", field="name")
     if len(kept) >= SNAPSHOTS_MAX:
         raise Conflict(f"disk {row.name} has {len(kept)} snapshots, the most there may be; delete some", field="name")
 
-    return _submit(OperationKind.CREATE_SNAPSHOT, row, body.name, context, caller, change, allowed=disks.refuse_snapshot)
+    def check(session: Session) -> None:
+        """What was taken since the look would pass for this operation's own, and be removed when that is cancelled."""
+        since = {event.data["snapshot"] for event in _taken(session, row.id, limit=SNAPSHOTS_MAX) if event.id > before}
+        if body.name in since.union(one.name for one in kept):
+            raise Conflict(f"disk {row.name} has a snapshot {body.name} already; choose another name", field="name")
+
+    allowed = disks.refuse_snapshot
+    return _submit(OperationKind.CREATE_SNAPSHOT, row, body.name, context, caller, change, check=check, allowed=allowed)
 
 
 @router.get("/v1/disks/{disk}/snapshots")
@@ -131,6 +138,11 @@ def _row(context: Context, disk: str) -> DiskRow:
         return disks.find(session, disk)
 
 
+def _taken(session: Session, disk_id: str, *, limit: int) -> list[events.Event]:
+    """What is told of the last snapshots of the disk, newest first. One operation at a time works on it, so ids rise."""
+    return events.latest(session, events.SNAPSHOT_CREATED, resource_id=disk_id, limit=limit)
+
+
 def _submit(
     kind: OperationKind,
     row: DiskRow,
@@ -140,9 +152,13 @@ def _submit(
     change: Change,
     *,
     begins: DiskEvent | None = None,
+    check: Callable[[Session], None] = lambda _: None,
     allowed: Callable[[DiskRow], None] = lambda _: None,
 ) -> JSONResponse:
+    """`check` is made within the transaction in any case, `allowed` where the disk is not busy."""
+
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
+        check(session)
         found = disks.get(session, row.id)
         change.check_match(session, found)
         line = operations.line(session, found.id)

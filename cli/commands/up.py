@@ -140,13 +140,13 @@ def _is_found(access: Access) -> bool:
 def _greet(access: Access, folder: Path) -> None:
     paths = list(Client(access).pages("/v1/paths", "paths", disk="demo"))
     where = "" if _is_found(access) else f"SANDERLING_CLIENT={folder}/client.json "
-    out.print(f"Ready at {access.url}. Ctrl-C stops it.\n", highlight=False)
-    for path in paths:
-        out.print(f"  iscsi-ls -s iscsi://{path['address']}", highlight=False, markup=False)
-    out.print(
-        f"\nFrom another shell:\n"
-        f"  {where}.venv/bin/sanderling disk create first --size 1G --paths 2 --allow-any --wait\n"
+    shown = [
+        f"Ready at {access.url}. Ctrl-C stops it.",
+        "",
+        *(f"  iscsi-ls -s iscsi://{path['address']}" for path in paths),
+        "",
+        "From another shell:",
+        f"  {where}.venv/bin/sanderling disk create first --size 1G --paths 2 --allow-any --wait",
         f"  {where}.venv/bin/sanderling path list",
-        highlight=False,
-        markup=False,
-    )
+    ]
+    out.print("\n".join(shown), highlight=False, markup=False)  # at once: who waits for its first line may read on

@@ -15,7 +15,7 @@ def create(context: Context) -> None:
     disk, name = described(context), _name(context)
     with context.effect("create"):
         context.stores.images.snapshot(disk.image, name)
-    _tell(context, "snapshot.created")
+    _tell(context, events.SNAPSHOT_CREATED)
 
 
 def uncreate(context: Context) -> None:

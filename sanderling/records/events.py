@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 
 from sanderling.records.tables import EventRow
 
+SNAPSHOT_CREATED: Final = "snapshot.created"  # its data names the disk and the snapshot
+
 
 class Event(BaseModel):
     """Something that happened. `id` rises with time and is where a reader goes on from."""

@@ -79,10 +79,13 @@ class Pool:
         self.down = False
         self.kept: dict[str, tuple[Snapshot, ...]] = {}
         self.openers: dict[str, tuple[str, ...]] = {}
+        self.looked: Callable[[], None] = lambda: None  # what happens right after a look at the snapshots
 
     def snapshots(self, name: str) -> tuple[Snapshot, ...]:
         self.ping()
-        return self.kept.get(name, ())
+        kept = self.kept.get(name, ())
+        self.looked()
+        return kept
 
     def used_bytes(self, name: str) -> int:
         self.ping()

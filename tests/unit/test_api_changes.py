@@ -11,7 +11,7 @@ import pytest
 from sanderling import secrets
 from sanderling.images.base import Snapshot
 from sanderling.model.disks import DiskEvent, image_of
-from sanderling.records import operations
+from sanderling.records import events, operations
 from sanderling.secrets import Keyring
 from sanderling.settings import Secrets
 from tests.unit.api_app import GIB, Api, running
@@ -206,6 +206,27 @@ def test_a_snapshot_is_taken_of_a_disk_that_rests_and_not_twice_under_one_name(a
     assert api.client.post(url, json={"name": "new"}).status_code == 202
     (listed,) = api.client.get(url).json()["snapshots"]
     assert listed == {"name": "old", "size_bytes": GIB, "taken_at": "2026-11-27T00:00:00Z", "clones": []}
+
+
+def test_a_snapshot_that_was_taken_while_another_of_its_name_is_asked_for_is_not_passed_off_as_both(api: Api) -> None:
+    """Else the second request's operation would find it there, succeed, and take it away when it is cancelled at work."""
+    made(api, "db", started=True)
+    url = "/v1/disks/db/snapshots"
+    first = api.client.post(url, json={"name": "new"}).json()
+
+    def take() -> None:
+        api.images.looked = lambda: None
+        disk = first["resource_id"]
+        with api.records.begin() as session:
+            data = {"name": "db", "snapshot": "new"}
+            events.append(session, events.SNAPSHOT_CREATED, at=api.clock.wall(), actor="c", resource_id=disk, data=data)
+        finish(api, first, DiskEvent.SNAPSHOT, started=True)
+
+    api.images.looked = take
+    second = api.client.post(url, json={"name": "new"})
+    assert second.status_code == 409
+    assert "has a snapshot new already" in second.json()["detail"]
+    assert api.client.post(url, json={"name": "new"}).status_code == 202, "once it is gone from the image, the name is free"
 
 
 def test_no_snapshot_is_taken_of_a_disk_that_several_gateways_write_at_once(api: Api) -> None:
