@@ -75,6 +75,8 @@ class HttpServer:
         except OSError as error:
             reason = error.strerror or str(error)
             raise SettingsRefused(f"[api] host, port: cannot listen on {options.host} port {options.port}: {reason}") from error
+        # connections inherit it: an answer is two writes, and the second would wait for the peer's delayed ACK, 40 ms
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._thread.start()
         self._server.ready.wait()
         if not self._server.started:
