@@ -135,8 +135,8 @@ class Change:
                 idempotency.remember(
                     session, actor=caller.name, key=self._key, digest=self._digest, operation_id=accepted.operation.id, now=now
                 )
-        self._context.changed()
         operation = accepted.operation
+        self._context.changed(operation)
         log.info("accepted", operation_id=operation.id, kind=operation.kind, of=operation.resource_name, by=caller.name)
         return _accepted(operation, accepted.notes, accepted.line)
 

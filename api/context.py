@@ -15,7 +15,9 @@ from rpc.news import News
 from sanderling.clock import Clock
 from sanderling.coordination.base import Coordination
 from sanderling.images.base import Images
+from sanderling.model.operations import Operation
 from sanderling.records.database import Records
+from sanderling.records.operations import Outgoing
 from sanderling.secrets import Keyring
 from sanderling.settings import Settings
 
@@ -37,11 +39,13 @@ class Context:
     keyring: Keyring
     clock: Clock
 
-    def changed(self) -> None:
-        """Something was committed: streams here, other processes and conductors are told, each by a thread of its own."""
+    def changed(self, operation: Operation | None = None) -> None:
+        """Something was committed, an operation perhaps: conductors, streams here and other processes are told, each by a thread
+        of its own."""
+        if operation is not None and operation.cast_at is None:
+            self.outbox.wake(Outgoing(operation.id, operation.traceparent))
         self.feed.look()
         self.news.tell()
-        self.outbox.wake()
 
 
 async def context_of(request: Request) -> Context:  # a dependency that is no coroutine costs a thread

@@ -2,6 +2,8 @@
 
 import contextlib
 import threading
+from collections import deque
+from collections.abc import Sequence
 
 import structlog
 
@@ -12,6 +14,7 @@ from sanderling.clock import Clock
 from sanderling.errors import Problem, Unavailable
 from sanderling.records import operations
 from sanderling.records.database import Records
+from sanderling.records.operations import Outgoing
 from sanderling.settings import Api
 
 log = structlog.get_logger(__name__)
@@ -22,6 +25,8 @@ class Outbox:
 
     What was cast is noted in the records for many operations at once, since that is a write like any other. Until then another
     process may cast it once more, and so does the next one where this one dies: what they wake for has been claimed, or can be.
+
+    What this process has just committed it is told of; what else waits, such as what could not be cast, it looks for in the records.
     """
 
     def __init__(self, options: Api, *, records: Records, bus: Bus, clock: Clock) -> None:
@@ -29,14 +34,18 @@ class Outbox:
         self._woken, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._sent, self._note_at = set[str](), 0.0
+        self._told, self._look_at = deque[Outgoing](maxlen=options.outbox_batch), 0.0
         self.reason = ""
         """Why nothing can be cast now; empty when the latest turn went well."""
 
     def start(self) -> None:
         self._thread.start()
 
-    def wake(self) -> None:
-        """There may be something to cast; returns at once."""
+    def wake(self, outgoing: Outgoing) -> None:
+        """This was committed and is to be cast; returns at once."""
+        self._told.append(outgoing)
+        if len(self._told) == self._told.maxlen:
+            self._look_at = 0.0  # the oldest fall out, and are found in the records
         self._woken.set()
 
     def stop(self) -> None:
@@ -48,9 +57,7 @@ class Outbox:
     def drain(self) -> int:
         """Cast what waits, one batch; how many. `Unavailable` when the broker or the records are away."""
         batch = self._options.outbox_batch
-        with self._records.read() as session:
-            waiting = operations.outbox(session, limit=batch + len(self._sent))
-        fresh = [outgoing for outgoing in waiting if outgoing.id not in self._sent][:batch]
+        fresh = self._waiting()
         try:
             for outgoing in fresh:
                 wake = Wake(operation_id=outgoing.id, traceparent=outgoing.traceparent)
@@ -62,6 +69,21 @@ class Outbox:
             if len(self._sent) >= batch or self._clock.monotonic() >= self._note_at:
                 self._note()
         return len(fresh)
+
+    def _waiting(self) -> Sequence[Outgoing]:
+        """One batch at most of what is to be cast: what was told, or what the records hold where that is due."""
+        batch, now = self._options.outbox_batch, self._clock.monotonic()
+        if self._told and now < self._look_at:
+            told = [self._told.popleft() for _ in range(len(self._told))]
+            return [outgoing for outgoing in told if outgoing.id not in self._sent]
+        self._look_at = now + self._options.outbox_interval_s
+        self._told.clear()  # it was committed before it was told
+        with self._records.read() as session:
+            found = operations.outbox(session, limit=batch + len(self._sent))
+        fresh = [outgoing for outgoing in found if outgoing.id not in self._sent][:batch]
+        if len(fresh) == batch:
+            self._look_at = now  # there may be more
+        return fresh
 
     def _note(self) -> None:
         if self._sent:

@@ -1,7 +1,7 @@
 """The outbox: each operation cast once by a process that lives, again after one that died, noted for many at once."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ from sanderling.errors import Unavailable
 from sanderling.model.operations import OperationKind
 from sanderling.records import operations
 from sanderling.records.database import Records
+from sanderling.records.operations import Outgoing
 from sanderling.settings import Api
 from sanderling.settings import Records as RecordsSettings
 from tests.unit.api_app import KeptBus
@@ -45,7 +46,7 @@ class Place:
                     params={},
                     steps=(),
                     requested_by="test",
-                    now=NOW,
+                    now=NOW + timedelta(seconds=number),
                 ).id
                 for number in range(count)
             ]
@@ -70,6 +71,41 @@ def test_what_was_cast_is_not_cast_again_while_it_is_not_noted(place: Place) -> 
     assert outbox.drain() == 2
     assert sorted(place.bus.cast_ids) == sorted(first + second)
     assert place.waiting() == set(), "as many as a batch have been cast"
+
+
+def test_what_is_told_is_cast_once_and_more_than_fits_is_found_in_the_records(place: Place) -> None:
+    outbox = place.outbox()
+    assert outbox.drain() == 0
+    few = place.submit(2)
+    for each in few:
+        outbox.wake(Outgoing(each, None))
+    assert (outbox.drain(), place.bus.cast_ids) == (2, few)
+    many = place.submit(5)
+    for each in many:
+        outbox.wake(Outgoing(each, None))
+    assert [outbox.drain() for _ in range(3)] == [3, 2, 0]
+    assert place.bus.cast_ids == few + many
+
+
+def test_what_nobody_told_of_is_found_beside_what_was_told(place: Place) -> None:
+    """Of a process that died, or of a request whose cast failed: once in `outbox_interval_s`, however much is told."""
+    outbox = place.outbox()
+    assert outbox.drain() == 0
+    forgotten, told, later = place.submit(3)
+    outbox.wake(Outgoing(told, None))
+    assert (outbox.drain(), place.bus.cast_ids) == (1, [told])
+    place.clock.advance(1.0)
+    outbox.wake(Outgoing(later, None))
+    assert (outbox.drain(), place.bus.cast_ids) == (2, [told, forgotten, later])
+
+
+def test_a_backlog_goes_on_while_more_is_told(place: Place) -> None:
+    outbox, backlog = place.outbox(), place.submit(7)
+    assert outbox.drain() == 3
+    outbox.wake(Outgoing(backlog[6], None))
+    assert [outbox.drain() for _ in range(2)] == [3, 1]
+    outbox.wake(Outgoing(backlog[6], None))
+    assert (outbox.drain(), place.bus.cast_ids) == (0, backlog)
 
 
 def test_what_was_cast_is_noted_once_the_interval_is_over(place: Place) -> None:
