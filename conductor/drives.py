@@ -84,10 +84,12 @@ class Drive:
 
     def _claimed(self, operation_id: str) -> Operation | None:
         with self._stores.records.begin() as session:
-            found = operations.get(session, operation_id)
-            point = f"{found.kind}.claim"
+            kind, state = operations.glance(session, operation_id)
+            point = f"{kind}.claim"
             self._failpoints.reach(f"{point}:before")
-            refused = turns.begin(session, found, own=self._own, now=self._now(), actor=self._conductor)
+            refused = None
+            if OPERATIONS.allows(state, OperationEvent.BEGIN):
+                refused = turns.begin(session, operation_id, own=self._own, now=self._now(), actor=self._conductor)
             claimed = refused or operations.claim(
                 session, operation_id, conductor=self._conductor, now=self._now(), ttl_s=self._own.claim_ttl_s
             )

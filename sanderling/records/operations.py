@@ -47,6 +47,7 @@ _UNCAST: Final = (
     .order_by(OperationRow.created_at)
     .limit(bindparam("limit"))
 )
+_GLANCE: Final = select(OperationRow.kind, OperationRow.state).where(OperationRow.id == bindparam("id"))
 _COUNT_OPEN: Final = select(func.count()).select_from(_OPEN_OF_KIND.limit(bindparam("most")).subquery())
 
 
@@ -175,6 +176,14 @@ def count_open(session: Session, kind: OperationKind, *, most: int) -> int:
 
 def get(session: Session, operation_id: str) -> Operation:
     return _model(_row(session, operation_id))
+
+
+def glance(session: Session, operation_id: str) -> tuple[OperationKind, OperationState]:
+    """What kind it is and how far: a fraction of the time that the whole of it takes."""
+    found = run(session, _GLANCE, {"id": operation_id}).one_or_none()
+    if found is None:
+        raise _missing(operation_id)
+    return OperationKind(found.kind), OperationState(found.state)
 
 
 def page(
@@ -307,8 +316,8 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
     Of two conductors that try at once the compare on `claim_epoch` lets one change the row. The wake-up, if it is still in the
     outbox, is no longer needed.
     """
-    row = session.get(OperationRow, operation_id, populate_existing=True)
-    if row is None or row.ended_at is not None or _model(row).is_queued:
+    row = session.get(OperationRow, operation_id)
+    if row is None or row.ended_at is not None or OPERATIONS.allows(OperationState(row.state), OperationEvent.BEGIN):
         return None
     if row.claimed_until is not None and now < row.claimed_until <= _latest_end(now, ttl_s):
         return None
@@ -326,7 +335,6 @@ def claim(session: Session, operation_id: str, *, conductor: str, now: datetime,
     )
     if not taken:
         return None
-    row = _row(session, operation_id)
     if OPERATIONS.allows(OperationState(row.state), OperationEvent.START):
         row.started_at = now
         _move(session, row, OperationEvent.START, now=now, actor=conductor)
@@ -478,8 +486,12 @@ def _step_rows(steps: Sequence[Step]) -> list[StepRow]:
 def _row(session: Session, operation_id: str, *, for_update: bool = False) -> OperationRow:
     row = session.get(OperationRow, operation_id, populate_existing=True, with_for_update=for_update or None)
     if row is None:
-        raise NotFound(f"there is no operation {operation_id}", operation_id=operation_id)
+        raise _missing(operation_id)
     return row
+
+
+def _missing(operation_id: str) -> NotFound:
+    return NotFound(f"there is no operation {operation_id}", operation_id=operation_id)
 
 
 def _compare(session: Session, operation_id: str, epoch: int, values: Mapping[str, Any]) -> bool:
@@ -489,7 +501,7 @@ def _compare(session: Session, operation_id: str, epoch: int, values: Mapping[st
         update(OperationRow)
         .where(OperationRow.id == operation_id, OperationRow.claim_epoch == epoch, OperationRow.ended_at.is_(None))
         .values(**values),
-        execution_options={"synchronize_session": False},
+        execution_options={"synchronize_session": "evaluate"},
     )
     assert isinstance(done, CursorResult)
     return done.rowcount == 1

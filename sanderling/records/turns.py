@@ -34,27 +34,27 @@ def refuse_impossible(kind: OperationKind, state: DiskState, line: Sequence[Oper
         )
 
 
-def begin(session: Session, operation: Operation, *, own: settings.Conductor, now: datetime, actor: str) -> Operation | None:
-    """Begin the operation, read in this transaction, if it is queued and comes next; what is not possible any more ends
-    `failed`, with the reason.
+def begin(session: Session, operation_id: str, *, own: settings.Conductor, now: datetime, actor: str) -> Operation | None:
+    """Begin the operation if it is queued and comes next; what is not possible any more ends `failed`, with the reason.
 
     The operation, if it has ended so. One whose gateway another operation has yet to let go stays queued.
     """
+    operation = operations.get(session, operation_id)
     line = operations.line(session, operation.resource_id) if operation.is_queued else []
-    if not line or line[0].id != operation.id or not line[0].is_queued:
+    if not line or line[0].id != operation_id or not line[0].is_queued:
         return None
     try:
         with session.begin_nested():
             steps, params = _begun(session, operation, own, now)
-            operations.begin(session, operation.id, steps=steps, params=params, now=now, actor=actor)
+            operations.begin(session, operation_id, steps=steps, params=params, now=now, actor=actor)
     except Busy:
         return None
     except Problem as problem:
         wire = problem.to_wire()
         fix = "it waited for its turn, and nothing of it has been done; look at what there is now, then ask anew"
         wire["context"] = {**wire["context"], "fix": fix}
-        operations.refuse(session, operation.id, problem=wire, now=now, actor=actor)
-        return operations.get(session, operation.id)
+        operations.refuse(session, operation_id, problem=wire, now=now, actor=actor)
+        return operations.get(session, operation_id)
     return None
 
 

@@ -55,7 +55,7 @@ def taken(api: Api, operation: dict[str, Any]) -> Operation | None:
     """What a conductor does that is told of the operation; None when its turn has not come or it was refused."""
     now = api.clock.wall()
     with api.records.begin() as session:
-        turns.begin(session, operations.get(session, operation["id"]), own=OWN, now=now, actor="c")
+        turns.begin(session, operation["id"], own=OWN, now=now, actor="c")
         return operations.claim(session, operation["id"], conductor="c", now=now, ttl_s=TTL_S)
 
 
