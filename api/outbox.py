@@ -26,7 +26,7 @@ class Outbox:
     What was cast is noted in the records for many operations at once, since that is a write like any other. Until then another
     process may cast it once more, and so does the next one where this one dies: what they wake for has been claimed, or can be.
 
-    What this process has just committed it is told of; what else waits, such as what could not be cast, it looks for in the records.
+    It is told of what this process has just committed; what else waits, such as what could not be cast, is found in the records.
     """
 
     def __init__(self, options: Api, *, records: Records, bus: Bus, clock: Clock) -> None:
