@@ -7,11 +7,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from sanderling import settings
-from sanderling.errors import Busy, Problem, TransitionRefused
+from sanderling.errors import Busy, NotFound, Problem, TransitionRefused
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, DiskState, restarts_exports
 from sanderling.model.operations import Operation, OperationKind, Step
 from sanderling.records import disks, operations
+from sanderling.records.tables import DiskRow
 
 
 def refuse_impossible(kind: OperationKind, state: DiskState, line: Sequence[Operation]) -> None:
@@ -64,11 +65,11 @@ def _begun(
     """Do to the disk what its request would have done at once; its steps and params as they are now."""
     kind, params, actor = operation.kind, operation.params, operation.requested_by
     if kind is OperationKind.MARK_DISK:
-        disks.get(session, operation.resource_id)
+        _disk(session, operation)
     event = plans.when_begun(kind)
     if event is None:
         return operation.steps, params
-    row = disks.get(session, operation.resource_id)
+    row = _disk(session, operation)
     params, was, started, grows = {**params, "was": row.state}, DiskState(row.state), row.started, False
     if kind is OperationKind.CHANGE_DISK:
         there = disks.changeable(row)
@@ -84,3 +85,10 @@ def _begun(
         started = was is not DiskState.STOPPED
         disks.apply(session, row.id, event, now=now, actor=actor, operation_id=operation.id)
     return plans.steps_of(kind, own, started=started, grows=grows), params
+
+
+def _disk(session: Session, operation: Operation) -> DiskRow:
+    try:
+        return disks.get(session, operation.resource_id)
+    except NotFound:
+        raise NotFound(f"disk {operation.resource_name} is gone: what came before deleted it, or was to make it") from None

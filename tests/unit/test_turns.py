@@ -216,7 +216,9 @@ def test_nothing_waits_for_a_disk_that_is_gone(api: Api, disk_id: str) -> None:
     second = api.client.post("/v1/disks/new/stop").json()
     api.client.post(f"/v1/operations/{create['id']}/cancel")
     assert taken(api, second) is None
-    assert shown(api, second)["problem"]["type"] == "/problems/not-found"
+    problem = shown(api, second)["problem"]
+    assert problem["type"] == "/problems/not-found"
+    assert problem["detail"].startswith("disk new is gone")
 
 
 def test_a_dry_run_says_that_it_would_wait_and_changes_nothing(api: Api, disk_id: str) -> None:
