@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from ipaddress import ip_address, ip_network
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, Final
 
 from sqlalchemy import Row, bindparam, func, select, update
@@ -25,10 +25,9 @@ _COUNTS: Final = (
     .where(PathRow.subnet.in_(bindparam("names", expanding=True)))
     .group_by(PathRow.subnet)
 )
-_IN_SUBNET: Final = select(PathRow.address).where(PathRow.subnet == bindparam("subnet"))
 _TAKEN: Final = select(PathRow.address).where(PathRow.address.in_(bindparam("addresses", expanding=True)))
 _KEEP: Final = update(SubnetRow).where(SubnetRow.name == bindparam("subnet")).values(free_from=bindparam("address"))
-_LOOK_AT_FIRST: Final = 8
+_LOOK_AT: Final = 8, 64, 512
 
 
 def insert(session: Session, subnet: Subnet, *, now: datetime, actor: str) -> None:
@@ -170,21 +169,21 @@ def _count_taken(session: Session, subnets: Sequence[Subnet]) -> Counter[str]:
 
 
 def _free(session: Session, row: Row[*tuple[Any, ...]]) -> Iterator[str]:
-    """The pool's free addresses, those first among which the last search ended, which is nearly always enough.
+    """The pool's free addresses, from where the last search ended, looked for among a few at first and then among ever more.
 
-    Where all addresses of the subnet had to be read to find the first, the next search begins there.
+    Where none of the few is free, the next search begins at the one that was found.
     """
-    subnet = _describe(row)
-    some = list(islice(subnet.free(first=row.free_from), _LOOK_AT_FIRST))
-    taken = set(run(session, _TAKEN, {"addresses": some}).scalars().all())
-    found = [address for address in some if address not in taken]
-    yield from found
-    every = run(session, _IN_SUBNET, {"subnet": row.name}).scalars().all()
-    for address in subnet.free([*every, *found], first=row.free_from):
-        if not found:
-            run(session, _KEEP, {"subnet": row.name, "address": address})
-            found = [address]
-        yield address
+    pool, known = _describe(row).pool(first=row.free_from), False
+    for number in chain(_LOOK_AT, repeat(_LOOK_AT[-1])):
+        some = list(islice(pool, number))
+        if not some:
+            return
+        taken = set(run(session, _TAKEN, {"addresses": some}).scalars().all())
+        found = [address for address in some if address not in taken]
+        if found and not known and number != _LOOK_AT[0]:
+            run(session, _KEEP, {"subnet": row.name, "address": found[0]})
+        known = known or bool(found)
+        yield from found
 
 
 def _path(index: int, address: str, subnet: Subnet) -> Path:

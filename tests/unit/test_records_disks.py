@@ -168,6 +168,29 @@ def test_the_search_goes_on_where_it_ended_and_back_for_what_was_given_back(reco
     assert free(2) == [pool.format(49), pool.format(10)]
 
 
+def test_the_one_address_that_is_free_among_very_many_is_found(records: Records) -> None:
+    pool = [f"10.4.{number // 256}.{number % 256}" for number in range(1, 1400)]
+    with records.begin() as session:
+        wide = Subnet(name="wide", cidr="10.4.0.0/16", interface="e", pool_first=pool[0], pool_last=pool[-1])
+        subnets.insert(session, wide, now=NOW, actor="test")
+        paths = [path(index, address, "wide") for index, address in enumerate(pool, start=1) if address != pool[1300]]
+        disks.insert(session, disk("db", *paths), now=NOW, state=DiskState.CREATING)
+        assert [p.address for p in subnets.allocate(session, 1, names=["wide"])] == [pool[1300]]
+        with pytest.raises(Exhausted):
+            subnets.allocate(session, 2, names=["wide"])
+
+
+def test_the_next_search_does_not_begin_behind_what_is_free(records: Records) -> None:
+    """The second path's address is beyond the few that are looked at first; the first's is still nobody's."""
+    with records.begin() as session:
+        subnet = Subnet(name="c", cidr="10.3.0.0/24", interface="e", pool_first="10.3.0.1", pool_last="10.3.0.99")
+        subnets.insert(session, subnet, now=NOW, actor="test")
+        taken = [path(number, f"10.3.0.{number + 1}", "c") for number in range(1, 20)]
+        disks.insert(session, disk("db", *taken), now=NOW, state=DiskState.CREATING)
+        assert [p.address for p in subnets.allocate(session, 2, names=["c"])] == ["10.3.0.1", "10.3.0.21"]
+        assert [p.address for p in subnets.allocate(session, 1, names=["c"])] == ["10.3.0.1"]
+
+
 def test_an_address_is_placed_only_where_a_subnet_holds_it(records: Records) -> None:
     with records.begin() as session:
         assert subnets.place(session, ["10.2.0.5"])[0].subnet == "b"
