@@ -1,7 +1,9 @@
 """The API as processes on real RabbitMQ, Consul and Ceph: parts that go away, processes that die, streams that go on."""
 
 import contextlib
+import ctypes
 import json
+import os
 import secrets
 import signal
 import socket
@@ -36,6 +38,7 @@ from tests.parts import usage
 
 CLOCK = SystemClock()
 GIB = 1 << 30
+PIDFD_GETFD = 438  # the system call's number, the same on every architecture
 
 
 def free_port() -> int:
@@ -129,6 +132,33 @@ def test_a_process_is_ready_on_the_real_parts_and_ends_cleanly_when_asked(
     site.processes[0].terminate()
     assert site.processes[0].log(event="stopping")
     assert "Traceback" not in site.processes[0].tail()
+
+
+def test_no_part_of_an_answer_waits_until_the_peer_has_acknowledged_another(
+    make: Make, rabbitmq: Any, consul: Any, ceph: Any
+) -> None:
+    """With Nagle's algorithm the second of an answer's two writes waits 40 ms for Linux's delayed ACK (tcp(7), TCP_NODELAY)."""
+    site = make(bus=rabbitmq.url, consul=consul.url, ceph=ceph)
+    client = site.api()
+    stream = client.get("/healthz").extensions["network_stream"]
+    connection = of_process(site.processes[0].pid, peer=stream.get_extra_info("client_addr"))
+    with connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def of_process(pid: int, *, peer: tuple[str, int]) -> socket.socket:
+    """Our own handle on another process's end of a connection (pidfd_getfd(2))."""
+    libc, pidfd = ctypes.CDLL(None, use_errno=True), os.pidfd_open(pid)
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError, ValueError):  # it is closed by now, or has no peer
+                if os.readlink(entry).startswith("socket:"):
+                    with socket.socket(fileno=libc.syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)) as there:
+                        if there.getpeername() == peer:
+                            return there.dup()
+    finally:
+        os.close(pidfd)
+    raise AssertionError(f"process {pid} has no connection with {peer}")
 
 
 @pytest.mark.rows("MC-7", "MC-8")
