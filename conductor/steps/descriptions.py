@@ -4,7 +4,7 @@ Each operation decides once which revision it writes and stores that first. So a
 that lingers behind an undo, which writes a higher revision yet, finds that its compare no longer holds.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -15,7 +15,6 @@ from conductor.steps.reading import export_of, exports_in
 from sanderling.errors import Conflict, ImageFailed, NotFound
 from sanderling.images.base import Images
 from sanderling.model.disks import Disk, image_of
-from sanderling.model.exports import UNKNOWN_CLIENT
 from sanderling.model.operations import OperationKind
 from sanderling.records.disks import BEFORE, CHANGE, RESTARTS
 
@@ -79,7 +78,7 @@ def describe_started(context: Context) -> None:
 def describe_stopped(context: Context) -> None:
     if context.operation.kind is OperationKind.DELETE_DISK and undescribed(context):
         return  # a disk that failed while it was being created; there is nobody to tell
-    _compare_and_set(context, revision=_target(context, served_by=_serving), to={"started": False})
+    _compare_and_set(context, revision=_target(context, stops=True), to={"started": False})
 
 
 def describe_changed(context: Context) -> None:
@@ -138,20 +137,21 @@ def undescribed(context: Context) -> bool:
     return read(context.stores.images, image_of(context.disk_id)) is None
 
 
-def _target(context: Context, *, served_by: Callable[[Context], list[str]] = lambda _: []) -> int:
-    """The revision that this operation writes, decided once."""
+def _target(context: Context, *, stops: bool = False) -> int:
+    """The revision that this operation writes, decided once, and noted with the clients that it `stops`."""
     target = context.operation.params.get(_REVISION)
     if target is None:
         target = described(context).revision + 1
-        clients = served_by(context)
+        clients = serving(context, context.disk_id) if stops else []
         with context.effect("note"):
             context.note({_REVISION: target, SERVED_BY: clients})
     return int(target)
 
 
-def _serving(context: Context) -> list[str]:
-    entries = exports_in(context.stores.coordination.list(f"exports/{context.disk_id}/").entries).values()
-    return [client for entry in entries if (client := export_of(entry).client) not in ("", UNKNOWN_CLIENT)]
+def serving(context: Context, disk_id: str) -> list[str]:
+    """The clients that the disk's exports name, which may do I/O, or must be fenced before another does; one may be unknown."""
+    entries = exports_in(context.stores.coordination.list(f"exports/{disk_id}/").entries).values()
+    return [client for entry in entries if (client := export_of(entry).client)]
 
 
 def _compare_and_set(context: Context, *, revision: int, to: Mapping[str, Any], raises_generation: bool = False) -> None:

@@ -4,6 +4,7 @@ from typing import Final
 
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import SNAPSHOT, described
+from conductor.steps.images import fence_ended
 from sanderling.errors import NotFound
 from sanderling.model.disks import SCHEDULED, image_of
 from sanderling.records import disks, events
@@ -13,6 +14,7 @@ KEEP: Final = "keep"  # among the operation's params: how many snapshots of the 
 
 def create(context: Context) -> None:
     disk, name = described(context), _name(context)
+    fence_ended(context, disk.id)
     with context.effect("create"):
         context.stores.images.snapshot(disk.image, name)
     _tell(context, events.SNAPSHOT_CREATED)
@@ -39,6 +41,7 @@ def roll_back(context: Context) -> None:
 
 
 def remove(context: Context) -> None:
+    fence_ended(context, context.disk_id)
     with context.effect("remove"):
         context.stores.images.remove_snapshot(image_of(context.disk_id), _name(context))
     _tell(context, "snapshot.deleted")

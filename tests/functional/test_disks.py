@@ -15,7 +15,7 @@ import rbd
 from cli.lab.cluster import Cluster
 from cli.lab.initiator import SECTOR, Initiator
 from cli.lab.parts.daemons import waited
-from sanderling import secrets
+from sanderling import images, secrets
 from sanderling.clock import SystemClock
 from sanderling.errors import TargetFailed
 from sanderling.model.disks import image_of
@@ -269,6 +269,24 @@ def test_a_disk_goes_back_to_a_snapshot_and_a_clone_goes_on_from_it(
     assert "has snapshots" in sanderling.refused("disk", "delete", unique)
     sanderling("snapshot", "delete", unique, "before", "--wait")
     assert sanderling("snapshot", "list", unique) == []
+
+
+def test_a_snapshot_right_after_a_move_and_a_stop_waits_for_no_client_that_has_ended(
+    cluster: Cluster, sanderling: CommandLine, disk: dict[str, Any], unique: str
+) -> None:
+    """Whom Ceph lists is waited for, a client that was killed for up to 30 s: it is fenced, and the one that serves is not."""
+    address, source = disk["paths"][0]["address"], disk["paths"][0]["gateway"]
+    heir = next(node for node in cluster.network.nodes if node != source)
+    with contextlib.closing(images.connect(cluster.settings(), clock=CLOCK)) as store:
+        (moved,) = store.clients(image_of(disk["id"]))
+        sanderling("assignment", "apply", "--path", address, "--to", heir, "--wait")
+        sanderling("snapshot", "create", unique, "moved", "--wait")
+        (stopped,) = store.clients(image_of(disk["id"]))
+        assert (store.is_fenced(moved), store.is_fenced(stopped)) == (True, False)
+        sanderling("disk", "stop", unique, "--wait")
+        sanderling("snapshot", "create", unique, "stopped", "--wait")
+        assert store.clients(image_of(disk["id"])) == ()
+        assert store.is_fenced(stopped)
 
 
 def test_connections_are_those_that_initiators_have(

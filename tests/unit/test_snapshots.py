@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conductor import failpoints
 from sanderling.errors import ImageFailed
 from sanderling.model.disks import Disk, DiskState
+from sanderling.model.exports import UNKNOWN_CLIENT, Export
 from sanderling.model.operations import OperationKind, OperationState
 from sanderling.records import disks, events
 from tests.house import Crash, Gateways, House
@@ -106,6 +108,57 @@ def test_whoever_still_has_the_image_open_is_fenced_before_it_is_rolled_back(hou
     house.stores = replace(house.stores, images=troubled)
     house.done(ROLL_BACK, disk, snapshot="before")
     assert fenced_by_then == [["left-over"]]
+
+
+def listed(house: House, disk: Disk, *clients: str) -> Troubled:
+    """Images whose every image these clients have open, each of which has told that it served the disk."""
+    troubled = Troubled(house.images)
+    troubled.answers["clients"] = lambda: (*clients, "nobody-knows-it")
+    house.stores = replace(house.stores, images=troubled)
+    with house.records.begin() as session:
+        for client in clients:
+            now, data = house.records.now(), {"client": client}
+            events.append(session, "export.served", at=now, actor="g1", resource_id=disk.id, data=data)
+    return troubled
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "asked"),
+    [
+        ("snapshot", TAKE, {"snapshot": "new"}),
+        ("remove_snapshot", REMOVE, {"snapshot": "old"}),
+        ("grow", OperationKind.CHANGE_DISK, {"wanted": {"size_bytes": 2 << 20}}),
+        ("clone", CREATE, {"source": {"snapshot": "old"}, "start": False}),
+    ],
+)
+def test_a_client_that_has_ended_is_fenced_first_so_that_nobody_waits_for_its_answer(
+    house: House, disk: Disk, call: str, kind: OperationKind, asked: dict[str, Any]
+) -> None:
+    house.done(TAKE, disk, snapshot="old")
+    troubled = listed(house, disk, "ended")
+    fenced_by_then: list[list[str]] = []
+    troubled.before[call] = lambda: fenced_by_then.append(list(troubled.fenced))
+    if kind is CREATE:
+        house.done(CREATE, house.disk(name="clone"), **{**asked, "source": {"disk_id": disk.id, **asked["source"]}})
+    else:
+        house.done(kind, disk, **asked)
+    assert fenced_by_then == [["ended"]]
+
+
+def test_of_those_that_have_served_who_still_does_is_not_fenced(house: House, disk: Disk, gateways: Gateways) -> None:
+    house.done(START, disk)
+    troubled = listed(house, disk, "client-of-g1", "client-of-g2")
+    house.done(TAKE, disk, snapshot="new")
+    assert troubled.fenced == ["client-of-g2"]
+
+
+def test_nobody_is_fenced_while_it_is_not_known_who_serves(house: House, disk: Disk) -> None:
+    key = f"exports/{disk.id}/0"
+    value = Export(generation=1, client=UNKNOWN_CLIENT).model_dump_json().encode()
+    assert house.coordination.put(key, value, expected=None)
+    troubled = listed(house, disk, "perhaps")
+    house.done(TAKE, disk, snapshot="new")
+    assert troubled.fenced == []
 
 
 def test_a_removed_snapshot_is_gone(house: House, disk: Disk) -> None:

@@ -103,8 +103,8 @@ def opener(house: House) -> Iterator[Callable[[Disk], str]]:
         process.wait(10)
 
 
-@pytest.mark.parametrize("said", [True, False], ids=["it was handed on", "nobody knows it"])
-def test_an_image_is_removed_once_what_handed_it_on_is_fenced_and_nobody_else_is(
+@pytest.mark.parametrize("said", [True, False], ids=["it has served", "nobody knows it"])
+def test_an_image_is_removed_once_what_has_served_it_is_fenced_and_nobody_else_is(
     house: House, opener: Callable[[Disk], str], said: bool
 ) -> None:
     disk = house.disk()
@@ -113,9 +113,9 @@ def test_an_image_is_removed_once_what_handed_it_on_is_fenced_and_nobody_else_is
     client = opener(disk)
     with house.records.begin() as session:
         if said:
-            data = {"client": client, "to": "elsewhere"}
+            data = {"client": client}
             now = house.records.now()
-            events.append(session, "export.handed_on", at=now, actor="node", resource_id=disk.id, data=data)
+            events.append(session, "export.served", at=now, actor="node", resource_id=disk.id, data=data)
     if said:
         images.remove(context)
         assert disk.image not in house.stores.images.list()
