@@ -149,6 +149,7 @@ def kill_and_pause(cluster: Cluster, rng: random.Random, over: threading.Event) 
             process.start()
 
 
+@pytest.mark.timeout(900)
 def test_whatever_people_ask_for_at_once_ends_and_leaves_all_parts_in_agreement(
     cluster: Cluster, prefix: str, libiscsi: str
 ) -> None:
