@@ -162,8 +162,10 @@ def test_whatever_people_ask_for_at_once_ends_and_leaves_all_parts_in_agreement(
             working = [pool.submit(person.work, over) for person in people]
             if FULL:
                 working.append(pool.submit(kill_and_pause, cluster, random.Random(seed), over))
-            futures.wait(working, timeout=LASTS_S, return_when=futures.FIRST_EXCEPTION)
-            over.set()
+            try:
+                futures.wait(working, timeout=LASTS_S, return_when=futures.FIRST_EXCEPTION)
+            finally:
+                over.set()
             for each in working:
                 each.result()
         cluster.heal()
