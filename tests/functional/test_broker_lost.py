@@ -32,6 +32,7 @@ def test_hundreds_of_creations_survive_the_brokers_death_each_once(cluster: Clus
         body = {"name": f"{unique}-{number}", "size_bytes": 1 << 20, "paths": 1, "subnets": [unique], "started": False}
         return cluster.http.post("/v1/disks", json={**body, "allow_any": True})
 
+    cluster.rabbitmq.settle()
     cluster["conductor-1"].kill()  # so that all of them are in flight when the broker dies
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(create, range(count)))

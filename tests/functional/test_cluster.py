@@ -36,6 +36,7 @@ def test_what_is_killed_frozen_or_cut_off_is_seen_and_healed(cluster: Cluster) -
 
 
 def test_a_broker_that_was_killed_is_started_again(cluster: Cluster, unique: str) -> None:
+    cluster.rabbitmq.settle()
     cluster.rabbitmq.kill()
     accepted = cluster.http.post("/v1/disks", json={"name": unique, "size_bytes": 1 << 20, "paths": 1, "started": False})
     cluster.heal()
