@@ -90,7 +90,7 @@ def _fence(context: Context, image: str, ended: Iterable[str]) -> None:
     for client in ended:
         with context.effect("fence"):
             context.stores.images.fence(client)
-        log.info("fenced what was given up and is still listed", client=client, image=image)
+        log.info("fenced what has ended and is still listed", client=client, image=image)
 
 
 def _have_served(context: Context, disk_id: str) -> set[str]:
