@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from api.context import Context
+from sanderling import clones
 from sanderling.errors import InUse, InvalidInput, NotFound
 from sanderling.images.base import Snapshot
 from sanderling.model.disks import image_of
-from sanderling.records import disks
 from sanderling.records.tables import DiskRow
 
 
@@ -41,27 +41,13 @@ def show(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def refuse_kept(session: Session, row: DiskRow, kept: Sequence[Snapshot], *, force: bool) -> None:
-    """`InUse` when the disk's snapshots would go with it unasked, or cannot go since there are clones of them."""
+    """`InUse` when the disk's snapshots would go with it unasked, or cannot go since there are clones of them, or will be."""
+    clones.refuse_being_cloned(session, row)
     for snapshot in kept:
-        refuse_cloned(session, row, snapshot)
+        clones.refuse_cloned(session, row, snapshot)
     if kept and not force:
         names = [snapshot.name for snapshot in kept]
         raise InUse(
             f"disk {row.name} has snapshots: {', '.join(names)}; delete them first, or send force=true&confirm={row.name}",
             snapshots=names,
         )
-
-
-def refuse_cloned(session: Session, row: DiskRow, snapshot: Snapshot) -> None:
-    """`InUse` when there are clones of the snapshot; an image that no disk has is left by a request that came to nothing."""
-    if not snapshot.clones:
-        return
-    clones = [image.removeprefix(image_of("")) for image in snapshot.clones]
-    names = disks.names(session, clones)
-    said = [f"disk {names[clone]}" if clone in names else f"image {image_of(clone)}" for clone in clones]
-    recover = (
-        "; an image without a disk becomes one by sanderling disk recover, or goes by rbd rm" if len(names) < len(clones) else ""
-    )
-    raise InUse(
-        f"snapshot {snapshot.name} of disk {row.name} has clones: {', '.join(said)}; delete them first{recover}", disks=clones
-    )

@@ -18,6 +18,7 @@ from api.disks import DiskChange, NewChap, Source
 from api.disks import show as show_disk
 from api.pages import PageOf
 from api.rules import Address, Body, InitiatorName, Iqn, Name, SizeBytes
+from sanderling import clones
 from sanderling.errors import Conflict, InUse, InvalidInput
 from sanderling.images.base import Capacity, Images
 from sanderling.model import plans
@@ -81,6 +82,8 @@ def create(
     chap = body.chap.sealed(context.keyring) if body.chap else None
 
     def prepare(session: Session, now: datetime) -> Intent:
+        if source:
+            clones.refuse_deletion(session, source["disk_id"])
         disk = _described(body, _paths(session, body), size_bytes=size_bytes, chap=chap, settings=context.settings)
         disk = disks.insert(session, disk, now=now, state=DiskState.CREATING, other_iqn=body.iqn is None)
         events.append(session, "disk.creating", at=now, actor=caller.name, resource_id=disk.id, data={"name": disk.name})

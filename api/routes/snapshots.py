@@ -15,6 +15,7 @@ from api.auth import Allowed, Caller
 from api.changes import Change, ChangeOf, Intent
 from api.context import Context, ContextOf
 from api.rules import Body
+from sanderling import clones
 from sanderling.errors import Conflict, InvalidInput
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, SCHEDULED, DiskEvent, DiskState
@@ -125,7 +126,7 @@ def delete(
     row = _row(context, disk)
     found = snapshots.find(context, row, snapshot)
     with context.records.read() as session:
-        snapshots.refuse_cloned(session, row, found)
+        clones.refuse_cloned(session, row, found)
 
     def allowed(row: DiskRow) -> None:
         DISKS.next(DiskState(row.state), DiskEvent.SNAPSHOT)

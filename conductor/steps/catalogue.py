@@ -26,6 +26,8 @@ ACTIONS: Final[Mapping[str, Action]] = {
     plans.DESCRIBE_ROLLED_BACK: descriptions.DESCRIBE_ROLLED_BACK,
     plans.REMOVE_SNAPSHOT: snapshots.REMOVE_SNAPSHOT,
     plans.PRUNE_SNAPSHOTS: snapshots.PRUNE_SNAPSHOTS,
+    plans.CHECK_UNCLONED: snapshots.CHECK_UNCLONED,
+    plans.CHECK_SNAPSHOT: snapshots.CHECK_SNAPSHOT,
     plans.RECOVER: recovery.RECOVER,
     plans.SETTLE: settlement.SETTLE,
     plans.FORGET: settlement.FORGET,

@@ -53,6 +53,8 @@ def remove(context: Context) -> None:
             with context.effect("remove"):
                 images.remove(image)
         except InUse as problem:
+            if "clones" in problem.context:  # waiting does not help
+                raise
             clients = set(images.clients(image))
             if context.left_s <= _LOOK_AGAIN_S:
                 fix = "end what has it open, then delete the disk again"

@@ -5,7 +5,8 @@ from typing import Final
 from conductor.steps.base import Action, Context
 from conductor.steps.descriptions import SNAPSHOT, described
 from conductor.steps.images import fence_ended
-from sanderling.errors import NotFound
+from sanderling import clones
+from sanderling.errors import Conflict, NotFound
 from sanderling.model.disks import SCHEDULED, image_of
 from sanderling.records import disks, events
 
@@ -27,6 +28,16 @@ def uncreate(context: Context) -> None:
             context.stores.images.remove_snapshot(image_of(context.disk_id), _name(context))
     except NotFound:
         return
+
+
+def check_snapshot(context: Context) -> None:
+    """`NotFound`, or `Conflict` where its size is another, before the disk counts as half rolled back, with no way out of it."""
+    images, disk, name = context.stores.images, context.indexed(), _name(context)
+    size_bytes = next((one.size_bytes for one in images.snapshots(disk.image) if one.name == name), None)
+    if size_bytes is None:
+        raise NotFound(f"disk {disk.name} has no snapshot {name}", disk=disk.name, snapshot=name)
+    if size_bytes != disk.size_bytes:
+        raise Conflict(f"snapshot {name} has {size_bytes} bytes, disk {disk.name} has {disk.size_bytes}", snapshot=name)
 
 
 def roll_back(context: Context) -> None:
@@ -60,6 +71,23 @@ def prune(context: Context) -> None:
                 images.remove_snapshot(image, snapshot.name)
 
 
+def check_uncloned(context: Context) -> None:
+    """`InUse` while the disk has clones, or one is being made; a disk that stays must not stop for its deletion.
+
+    None is accepted once the deletion is, so there will be none afterwards either.
+    """
+    with context.stores.records.read() as session:  # before the image, which has those that were made by then
+        row = disks.get(session, context.disk_id)
+        clones.refuse_being_cloned(session, row)
+    try:
+        kept = context.stores.images.snapshots(image_of(row.id))
+    except NotFound:
+        return
+    with context.stores.records.read() as session:
+        for snapshot in kept:
+            clones.refuse_cloned(session, row, snapshot)
+
+
 def _name(context: Context) -> str:
     return str(context.operation.params[SNAPSHOT])
 
@@ -86,3 +114,5 @@ CREATE_SNAPSHOT = Action(create, undo=uncreate, effects=("create", "record"), un
 ROLL_BACK_IMAGE = Action(roll_back, effects=("roll_back", "record"))
 REMOVE_SNAPSHOT = Action(remove, effects=("remove", "record"))
 PRUNE_SNAPSHOTS = Action(prune)
+CHECK_SNAPSHOT = Action(check_snapshot)
+CHECK_UNCLONED = Action(check_uncloned)

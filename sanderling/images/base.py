@@ -54,8 +54,8 @@ class Images(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove image, snapshots and metadata. One that is not there is no error; `InUse` while a client has it open, or
-        while there are clones of its snapshots.
+        """Remove image, snapshots and metadata. One that is not there is no error; `InUse` while a client has it open, or, naming
+        them as `clones` in its context, while there are clones of its snapshots.
 
         An `Unavailable` with `left_bytes` in its context has done a part of the work: repeat to go on.
         """

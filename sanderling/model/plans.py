@@ -28,6 +28,8 @@ ROLL_BACK_IMAGE: Final = "roll_back_image"
 DESCRIBE_ROLLED_BACK: Final = "describe_rolled_back"
 REMOVE_SNAPSHOT: Final = "remove_snapshot"
 PRUNE_SNAPSHOTS: Final = "prune_snapshots"
+CHECK_UNCLONED: Final = "check_uncloned"
+CHECK_SNAPSHOT: Final = "check_snapshot"
 RECOVER: Final = "recover"
 SETTLE: Final = "settle"
 FORGET: Final = "forget"
@@ -113,6 +115,8 @@ def steps_of(
         DESCRIBE_ROLLED_BACK: conductor.image_deadline_s,
         REMOVE_SNAPSHOT: conductor.image_deadline_s,
         PRUNE_SNAPSHOTS: conductor.image_deadline_s,
+        CHECK_UNCLONED: conductor.image_deadline_s,
+        CHECK_SNAPSHOT: conductor.image_deadline_s,
         RECOVER: conductor.recover_deadline_s,
         PUBLISH: conductor.publish_deadline_s,
         PUBLISH_CHANGED: conductor.publish_deadline_s,
@@ -191,10 +195,10 @@ def _names(kind: OperationKind, *, start: bool, started: bool, grows: bool, prun
         OperationKind.CREATE_DISK: (CREATE_IMAGE, DESCRIBE, *(_START if start else ()), SETTLE),
         OperationKind.START_DISK: (*_START, SETTLE),
         OperationKind.STOP_DISK: (*_STOP, SETTLE),
-        OperationKind.DELETE_DISK: (*(_STOP if started else ()), REMOVE_IMAGE, FORGET),
+        OperationKind.DELETE_DISK: (CHECK_UNCLONED, *(_STOP if started else ()), REMOVE_IMAGE, FORGET),
         OperationKind.CHANGE_DISK: (*((GROW_IMAGE,) if grows else ()), DESCRIBE_CHANGED, *tell, SETTLE),
         OperationKind.CREATE_SNAPSHOT: (CREATE_SNAPSHOT, *((PRUNE_SNAPSHOTS,) if prunes else ())),
-        OperationKind.ROLL_BACK_DISK: (DESCRIBE_ROLLING_BACK, ROLL_BACK_IMAGE, DESCRIBE_ROLLED_BACK, SETTLE),
+        OperationKind.ROLL_BACK_DISK: (CHECK_SNAPSHOT, DESCRIBE_ROLLING_BACK, ROLL_BACK_IMAGE, DESCRIBE_ROLLED_BACK, SETTLE),
         OperationKind.DELETE_SNAPSHOT: (REMOVE_SNAPSHOT,),
         OperationKind.RECOVER_DISKS: (RECOVER,),
         OperationKind.ASSIGN_PATHS: (MOVE_PATHS,),

@@ -154,6 +154,13 @@ def open_on(session: Session, resource_id: str) -> str | None:
     return run(session, _OPEN_ON, {"resource_id": resource_id}).scalar()
 
 
+def cloning(session: Session, disk_id: str) -> list[Operation]:
+    """Those that have not ended and make a disk as a clone of one of this disk's snapshots."""
+    source = OperationRow.params["source"]["disk_id"].as_string()
+    is_open = OperationRow.ended_at.is_(None), OperationRow.kind == OperationKind.CREATE_DISK
+    return [_model(row) for row in session.scalars(select(OperationRow).where(*is_open, source == disk_id))]
+
+
 def is_deleted(session: Session, disk_id: str) -> bool:
     """Whether a deletion of that disk has succeeded: its id never comes back."""
     found = select(OperationRow.id).where(

@@ -376,6 +376,31 @@ def test_a_cancel_past_the_point_of_no_return_is_refused_and_names_the_step(reco
     assert refused.value.context["step"] == plans.DESCRIBE_STOPPED
 
 
+def test_a_disk_is_being_cloned_until_what_makes_the_clone_has_ended(records: Records) -> None:
+    for number, source in enumerate(("d1", "d2", None)):
+        params = {"source": {"disk_id": source, "snapshot": "before"}} if source else {}
+        with records.begin() as session:
+            operations.submit(
+                session,
+                kind=CREATE,
+                resource_id=f"clone-{number}",
+                resource_name=f"clone-{number}",
+                params=params,
+                steps=(),
+                requested_by="p",
+                now=records.now(),
+            )
+    with records.read() as session:
+        (making,) = operations.cloning(session, "d1")
+    assert making.resource_id == "clone-0"
+    with records.begin() as session:
+        claimed = operations.claim(session, making.id, conductor="c", now=records.now(), ttl_s=TTL_S)
+        assert claimed is not None
+        operations.end(session, making.id, OperationEvent.SUCCEED, claim_epoch=claimed.claim_epoch, now=records.now())
+    with records.read() as session:
+        assert operations.cloning(session, "d1") == []
+
+
 def test_a_page_is_newest_first_and_goes_on_after_its_marker(records: Records) -> None:
     made = [submitted(records, f"d{n}", after_s=n // 2) for n in range(5)]  # some of the same moment
     with records.read() as session:

@@ -77,7 +77,7 @@ class Person:
         snapshot, gateway = f"s{rng.randint(0, 2)}", rng.choice(self._cluster.network.nodes)
         if disks < DISKS_MAX and rng.random() < 0.2:
             source = {"disk": name, "snapshot": snapshot}
-            return self._new() if rng.random() < 0.6 else self._new(source=source)
+            return self._new() if rng.random() < 0.4 else self._new(source=source)
         more = disk["size_bytes"] + rng.choice([4, 4, -4]) * MIB
         wishes: list[tuple[str, str, Any]] = [
             *[("POST", f"{url}/start", None)] * 3,
@@ -176,7 +176,8 @@ def test_whatever_people_ask_for_at_once_ends_and_leaves_all_parts_in_agreement(
         waited(lambda: all_ended(cluster), within_s=150, what="what was accepted without an answer has ended, too")
         outcomes = Counter((operation["kind"], operation["state"]) for operation in ended)
         figures = f"seed {seed}: {len(ended)} operations; {dict(sorted(outcomes.items()))}"
-        print(f"\n{figures}")  # noqa: T201
+        problems = [f"{each['kind']} {each['resource_name']}: {each['problem']['detail']}" for each in ended if each["problem"]]
+        print("", figures, *problems, sep="\n")  # noqa: T201
         assert len(ended) > PEOPLE
         disks = shown(cluster, prefix)
         assert set(store.list()) - before == {image_of(disk["id"]) for disk in disks}
@@ -187,7 +188,7 @@ def test_whatever_people_ask_for_at_once_ends_and_leaves_all_parts_in_agreement(
 def agree(cluster: Cluster, store: Any, disk: dict[str, Any]) -> None:
     """The records, the image, coordination and the gateways say the same of a disk that nobody works on."""
     image, started = image_of(disk["id"]), disk["state"] == "started"
-    assert disk["state"] in {"started", "stopped"}, disk
+    assert disk["state"] in {"started", "stopped"}, (disk["name"], disk["state"])
     described = read(store, image)
     assert described is not None
     assert store.stat(image).size_bytes == disk["size_bytes"]

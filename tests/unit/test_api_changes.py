@@ -259,6 +259,30 @@ def test_a_snapshot_with_clones_stays_and_so_does_its_disk(api: Api) -> None:
         assert (answer.status_code, answer.json()["disks"]) == (409, ["clone-id"])
 
 
+def test_a_disk_stays_while_a_clone_of_it_is_being_made(api: Api) -> None:
+    made(api, "db", started=False)
+    keep(api, "db", Snapshot("old", GIB, TAKEN_AT))
+    clone = api.client.post("/v1/disks", json={"name": "c1", "source": {"disk": "db", "snapshot": "old"}}).json()
+    answer = api.client.delete("/v1/disks/db?force=true&confirm=db")
+    assert (answer.status_code, answer.json()["disks"]) == (409, [clone["resource"].removeprefix("/v1/disks/")])
+    assert "disk c1" in answer.json()["detail"]
+    finish(api, clone, DiskEvent.STARTED, started=True)
+    assert api.client.delete("/v1/disks/db?force=true&confirm=db").status_code == 202
+
+
+def test_no_clone_begins_of_a_disk_that_is_being_deleted_or_waits_for_it(api: Api) -> None:
+    made(api, "db", started=True)
+    keep(api, "db", Snapshot("old", GIB, TAKEN_AT))
+    api.client.post("/v1/disks/db/stop")
+    deleted = api.client.delete("/v1/disks/db?force=true&confirm=db").json()
+    assert deleted["state"] == "queued"
+    source = {"disk": "db", "snapshot": "old"}
+    answer = api.client.post("/v1/disks", json={"name": "c1", "source": source})
+    assert (answer.status_code, answer.json()["operation_id"]) == (409, deleted["id"])
+    assert api.client.post(f"/v1/operations/{deleted['id']}/cancel").status_code == 202
+    assert api.client.post("/v1/disks", json={"name": "c1", "source": source}).status_code == 202
+
+
 def test_a_disk_with_snapshots_is_deleted_only_by_force(api: Api) -> None:
     made(api, "db", started=False)
     keep(api, "db", Snapshot("old", GIB, TAKEN_AT))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from conductor import failpoints
-from sanderling.errors import ImageFailed
+from sanderling.errors import ImageFailed, InUse
+from sanderling.images.base import Snapshot
 from sanderling.model.disks import Disk, DiskState
 from sanderling.model.exports import UNKNOWN_CLIENT, Export
 from sanderling.model.operations import OperationKind, OperationState
@@ -99,6 +100,18 @@ def test_a_disk_that_is_half_rolled_back_cannot_be_started_until_it_is_wholly(
     house.done(START, disk)
 
 
+@pytest.mark.parametrize(("asked", "code"), [("gone", "not-found"), ("small", "conflict")])
+def test_a_disk_that_cannot_go_back_to_what_was_asked_for_stays_as_it_is(
+    house: House, disk: Disk, gateways: Gateways, asked: str, code: str
+) -> None:
+    house.done(TAKE, disk, snapshot="small")
+    house.done(OperationKind.CHANGE_DISK, disk, wanted={"size_bytes": 2 * disk.size_bytes})
+    ended = house.drive(house.ask(ROLL_BACK, disk, snapshot=asked))
+    assert (ended.state, ended.problem and ended.problem["code"]) == (OperationState.ROLLED_BACK, code)
+    assert house.state(disk) == DiskState.STOPPED
+    house.done(START, disk)
+
+
 def test_whoever_still_has_the_image_open_is_fenced_before_it_is_rolled_back(house: House, disk: Disk) -> None:
     house.done(TAKE, disk, snapshot="before")
     troubled = Troubled(house.images)
@@ -185,6 +198,43 @@ def test_a_clone_is_a_disk_of_its_own_that_begins_as_the_snapshot(
     described = house.described(clone)
     assert described is not None
     assert (described.id, described.name) == (clone.id, "clone")
+
+
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("clone", ["made", "being made"])
+def test_a_disk_with_clones_goes_on_as_it_was_when_it_is_to_be_deleted(
+    house: House, disk: Disk, gateways: Gateways, clone: str, start: bool
+) -> None:
+    if start:
+        house.done(START, disk)
+    other = house.disk(name="other")
+    if clone == "made":
+        at, troubled = house.records.now(), Troubled(house.images)
+        troubled.answers["snapshots"] = lambda: (Snapshot("before", 1, at, (other.image,)),)
+        house.stores = replace(house.stores, images=troubled)
+    else:
+        house.ask(CREATE, other, source={"disk_id": disk.id, "snapshot": "before"})
+    ended = house.drive(house.ask(OperationKind.DELETE_DISK, disk))
+    assert (ended.state, ended.problem and ended.problem["code"]) == (OperationState.ROLLED_BACK, "in-use")
+    assert ended.problem is not None
+    assert "disk other" in ended.problem["detail"]
+    with house.records.read() as session:
+        row = disks.get(session, disk.id)
+        assert (row.state, row.started) == ("started" if start else "stopped", start)
+    assert len(house.coordination.list(f"exports/{disk.id}/").entries) == start
+
+
+def test_a_disk_whose_image_is_gone_is_deleted(house: House, disk: Disk) -> None:
+    house.images.remove(disk.image)
+    house.done(OperationKind.DELETE_DISK, disk)
+
+
+def test_clones_that_only_the_image_store_knows_of_are_not_waited_for(house: House, disk: Disk) -> None:
+    troubled = Troubled(house.images)
+    troubled.before["remove"] = raising(InUse("it has clones", clones=["other"]), times=1)
+    house.stores = replace(house.stores, images=troubled)
+    ended = house.drive(house.ask(OperationKind.DELETE_DISK, disk))
+    assert (ended.state, kept(house, disk)) == (OperationState.FAILED, [])
 
 
 def test_a_deleted_disk_takes_its_snapshots_with_it(house: House, disk: Disk) -> None:
