@@ -1,7 +1,7 @@
 """The snapshots of a disk, as the image store has them."""
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
@@ -10,7 +10,10 @@ from sanderling import clones
 from sanderling.errors import InUse, InvalidInput, NotFound
 from sanderling.images.base import Snapshot
 from sanderling.model.disks import image_of
+from sanderling.records import events
 from sanderling.records.tables import DiskRow
+
+SNAPSHOTS_MAX: Final = 200  # of one disk; each makes every open of the image, and every list of them, a little slower
 
 
 def of(context: Context, row: DiskRow) -> tuple[Snapshot, ...]:
@@ -19,6 +22,31 @@ def of(context: Context, row: DiskRow) -> tuple[Snapshot, ...]:
         return context.images.ask(lambda images: images.snapshots(image_of(row.id)))
     except NotFound:
         return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A disk's snapshots, and the last event of a snapshot's taking before they were looked at (0: none)."""
+
+    kept: tuple[Snapshot, ...]
+    last_taken: int
+
+
+def look(context: Context, row: DiskRow) -> Look:
+    """What a transaction is to go by, together with what was taken `since`; as `of`."""
+    with context.records.read() as session:
+        last_taken = max((event.id for event in _taken(session, row, limit=1)), default=0)
+    return Look(of(context, row), last_taken)
+
+
+def since(session: Session, row: DiskRow, look: Look) -> set[str]:
+    """The names of the snapshots of which it is told, in this transaction, that they were taken after the look."""
+    return {event.data["snapshot"] for event in _taken(session, row, limit=SNAPSHOTS_MAX) if event.id > look.last_taken}
+
+
+def _taken(session: Session, row: DiskRow, *, limit: int) -> list[events.Event]:
+    """What is told of the last snapshots of the disk, newest first. One operation at a time works on it, so ids rise."""
+    return events.latest(session, events.SNAPSHOT_CREATED, resource_id=row.id, limit=limit)
 
 
 def find(context: Context, row: DiskRow, name: str, *, field: str | None = None) -> Snapshot:
@@ -40,13 +68,13 @@ def show(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def refuse_kept(session: Session, row: DiskRow, kept: Sequence[Snapshot], *, force: bool) -> None:
+def refuse_kept(session: Session, row: DiskRow, look: Look, *, force: bool) -> None:
     """`InUse` when the disk's snapshots would go with it unasked, or cannot go since there are clones of them, or will be."""
     clones.refuse_being_cloned(session, row)
-    for snapshot in kept:
+    for snapshot in look.kept:
         clones.refuse_cloned(session, row, snapshot)
-    if kept and not force:
-        names = [snapshot.name for snapshot in kept]
+    names = sorted(since(session, row, look).union(snapshot.name for snapshot in look.kept))
+    if names and not force:
         raise InUse(
             f"disk {row.name} has snapshots: {', '.join(names)}; delete them first, or send force=true&confirm={row.name}",
             snapshots=names,

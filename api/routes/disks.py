@@ -208,7 +208,7 @@ def delete(
         found = disks.find(session, disk)
     if not force:
         usage = serving.exports(context, disk_id=found.id)
-    kept = snapshots.of(context, found)
+    look = snapshots.look(context, found)
 
     def prepare(session: Session, now: datetime) -> Intent:  # noqa: ARG001
         row = disks.get(session, found.id)
@@ -216,7 +216,7 @@ def delete(
         was = DiskState(row.state)
         if force or operations.open_on(session, row.id) is None:  # else it is busy, which is the better answer
             _refuse_careless(row, usage, force=force, confirm=confirm)
-            snapshots.refuse_kept(session, row, kept, force=force)
+            snapshots.refuse_kept(session, row, look, force=force)
         plan = plans.plan(
             OperationKind.DELETE_DISK, context.settings.conductor, disk_name=row.name, started=was is not DiskState.STOPPED
         )

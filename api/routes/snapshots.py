@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
@@ -20,12 +20,11 @@ from sanderling.errors import Conflict, InvalidInput
 from sanderling.model import plans
 from sanderling.model.disks import DISKS, SCHEDULED, DiskEvent, DiskState
 from sanderling.model.operations import OperationKind
-from sanderling.records import disks, events, operations
+from sanderling.records import disks, operations
 from sanderling.records.tables import DiskRow
 
 router = APIRouter(tags=["snapshots"])
 
-SNAPSHOTS_MAX: Final = 200  # of one disk; each makes every open of the image, and every list of them, a little slower
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 
 
@@ -56,17 +55,14 @@ def create(
     repeated = change.admitted(caller, OperationKind.CREATE_SNAPSHOT)
     if repeated is not None:
         return repeated
-    with context.records.read() as session:
-        row = disks.find(session, disk)
-        before = max((event.id for event in _taken(session, row.id, limit=1)), default=0)
-    kept = snapshots.of(context, row)
-    if len(kept) >= SNAPSHOTS_MAX:
-        raise Conflict(f"disk {row.name} has {len(kept)} snapshots, the most there may be; delete some", field="name")
+    row = _row(context, disk)
+    look = snapshots.look(context, row)
+    if len(look.kept) >= snapshots.SNAPSHOTS_MAX:
+        raise Conflict(f"disk {row.name} has {len(look.kept)} snapshots, the most there may be; delete some", field="name")
 
     def check(session: Session) -> None:
         """What was taken since the look would pass for this operation's own, and be removed when that is cancelled."""
-        since = {event.data["snapshot"] for event in _taken(session, row.id, limit=SNAPSHOTS_MAX) if event.id > before}
-        if body.name in since.union(one.name for one in kept):
+        if body.name in snapshots.since(session, row, look).union(one.name for one in look.kept):
             raise Conflict(f"disk {row.name} has a snapshot {body.name} already; choose another name", field="name")
 
     allowed = disks.refuse_snapshot
@@ -137,11 +133,6 @@ def delete(
 def _row(context: Context, disk: str) -> DiskRow:
     with context.records.read() as session:
         return disks.find(session, disk)
-
-
-def _taken(session: Session, disk_id: str, *, limit: int) -> list[events.Event]:
-    """What is told of the last snapshots of the disk, newest first. One operation at a time works on it, so ids rise."""
-    return events.latest(session, events.SNAPSHOT_CREATED, resource_id=disk_id, limit=limit)
 
 
 def _submit(

@@ -208,21 +208,32 @@ def test_a_snapshot_is_taken_of_a_disk_that_rests_and_not_twice_under_one_name(a
     assert listed == {"name": "old", "size_bytes": GIB, "taken_at": "2026-11-27T00:00:00Z", "clones": []}
 
 
+def taken_right_after_a_look(api: Api, operation: dict[str, Any], *, started: bool) -> None:
+    """The operation ends once somebody has looked at the snapshots, who does not see its own."""
+
+    def take() -> None:
+        api.images.looked = lambda: None
+        disk, data = operation["resource_id"], {"name": "db", "snapshot": "new"}
+        with api.records.begin() as session:
+            events.append(session, events.SNAPSHOT_CREATED, at=api.clock.wall(), actor="c", resource_id=disk, data=data)
+        finish(api, operation, DiskEvent.SNAPSHOT, started=started)
+
+    api.images.looked = take
+
+
+def test_a_snapshot_that_was_taken_while_a_disk_is_to_be_deleted_does_not_go_with_it_unasked(api: Api) -> None:
+    made(api, "db", started=False)
+    operation = api.client.post("/v1/disks/db/snapshots", json={"name": "new"}).json()
+    taken_right_after_a_look(api, operation, started=False)
+    answer = api.client.delete("/v1/disks/db")
+    assert (answer.status_code, answer.json()["snapshots"]) == (409, ["new"])
+
+
 def test_a_snapshot_that_was_taken_while_another_of_its_name_is_asked_for_is_not_passed_off_as_both(api: Api) -> None:
     """Else the second request's operation would find it there, succeed, and take it away when it is cancelled at work."""
     made(api, "db", started=True)
     url = "/v1/disks/db/snapshots"
-    first = api.client.post(url, json={"name": "new"}).json()
-
-    def take() -> None:
-        api.images.looked = lambda: None
-        disk = first["resource_id"]
-        with api.records.begin() as session:
-            data = {"name": "db", "snapshot": "new"}
-            events.append(session, events.SNAPSHOT_CREATED, at=api.clock.wall(), actor="c", resource_id=disk, data=data)
-        finish(api, first, DiskEvent.SNAPSHOT, started=True)
-
-    api.images.looked = take
+    taken_right_after_a_look(api, api.client.post(url, json={"name": "new"}).json(), started=True)
     second = api.client.post(url, json={"name": "new"})
     assert second.status_code == 409
     assert "has a snapshot new already" in second.json()["detail"]
