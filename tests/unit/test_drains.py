@@ -14,15 +14,16 @@ from conductor.steps.moves import check_empty
 from sanderling.coordination.embedded import EmbeddedCoordination
 from sanderling.errors import Busy, MoveFailed
 from sanderling.model import plans
-from sanderling.model.disks import Access, Disk, DiskState
+from sanderling.model.disks import Access, Disk, DiskEvent, DiskState
 from sanderling.model.marks import MARKS_KEY, Marks
+from sanderling.model.moves import MoveState
 from sanderling.model.operations import Operation, OperationKind, OperationState, StepState
-from sanderling.records import assignments, marks
+from sanderling.records import assignments, disks, marks
 from sanderling.records.tables import OperationRow
 from sanderling.settings import Settings
-from tests.fleet import Fleet
+from tests.fleet import Fleet, Sent
 from tests.house import SETTINGS, Crash, House
-from tests.unit.test_assignments import cancel, problem, started
+from tests.unit.test_assignments import cancel, problem, started, states
 
 
 @pytest.fixture
@@ -94,6 +95,67 @@ def test_a_gateway_that_is_drained_is_marked_and_serves_nothing_in_the_end(house
 def test_a_gateway_that_serves_nothing_is_drained_at_once(house: House, fleet: Fleet) -> None:
     assert house.drive(drain(house)).state is OperationState.SUCCEEDED
     assert fleet.sent == []
+
+
+@pytest.mark.parametrize("released", ["at once", "by and by", "never"])
+def test_a_disk_that_is_stopped_while_its_gateway_is_drained_is_in_nobodys_way_once_it_is_released(
+    house: House, fleet: Fleet, released: str
+) -> None:
+    disk, other = started(house), started(house, "other")
+    (export,), (moved,) = fleet.serve(disk, "g1"), fleet.serve(other, "g1")
+
+    def release() -> None:
+        value = fleet.value(export).model_dump_json().encode()
+        assert house.coordination.release(export.key, value, consul_session=fleet.nodes["g1"].consul_session)
+
+    def stop(sent: Sent) -> bool:
+        if sent.command.export != export:
+            return True
+        with house.records.begin() as session:
+            if disks.get(session, disk.id).state == DiskState.STARTED:
+                disks.apply(session, disk.id, DiskEvent.STOP, now=house.records.now(), actor="alice", operation_id=None)
+                if released == "at once":
+                    release()
+        return False
+
+    fleet.before = stop
+    later = threading.Timer(0.3, release)
+    if released == "by and by":
+        later.start()
+    ended = house.drive(drain(house))
+    later.cancel()
+    assert sorted(states(house, ended)) == [MoveState.FAILED, MoveState.SUCCEEDED]
+    assert fleet.owner(moved) in {"g2", "g3"}
+    if released == "never":
+        assert (ended.state, "g1 still serves 1 exports" in problem(ended)) == (OperationState.FAILED, True)
+    else:
+        assert ended.state is OperationState.SUCCEEDED, ended.problem
+
+
+def test_an_export_that_went_elsewhere_than_the_drain_meant_is_out_of_its_way_too(house: House, fleet: Fleet) -> None:
+    (export,) = fleet.serve(started(house), "g1")
+
+    def elsewhere(sent: Sent) -> bool:
+        value = fleet.value(export)
+        if value.node == "g1":
+            raw = value.model_dump_json().encode()
+            assert house.coordination.release(export.key, raw, consul_session=fleet.nodes["g1"].consul_session)
+            fleet.take("g3" if sent.server == "g2" else "g2", export)
+        return False
+
+    fleet.before = elsewhere
+    ended = house.drive(drain(house))
+    assert states(house, ended) == [MoveState.FAILED]
+    assert ended.state is OperationState.SUCCEEDED, ended.problem
+
+
+def test_a_drain_fails_where_a_path_that_is_served_did_not_move(house: House, fleet: Fleet) -> None:
+    (export,) = fleet.serve(started(house), "g1")
+    for name in ("g2", "g3"):
+        fleet.nodes[name].refuses[export] = "no room"
+    ended = house.drive(drain(house))
+    assert ended.state is OperationState.FAILED
+    assert "1 of 1 moves failed" in problem(ended)
 
 
 def drained_alone(house: House) -> Operation:
