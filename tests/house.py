@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -153,10 +153,18 @@ class House:
                 disks.change(session, disk.id, wanted, now=now, actor="alice", operation_id=operation.id)
             return operation
 
-    def drive(self, operation: Operation, *, failpoint: str = "", conductor: str = "c1", later: bool = False) -> Operation:
+    def drive(
+        self,
+        operation: Operation,
+        *,
+        failpoint: str = "",
+        strike: Callable[[], None] = crash,
+        conductor: str = "c1",
+        later: bool = False,
+    ) -> Operation:
         """One conductor's turn at it; with `later`, of one that comes when every claim has run out."""
         stores = replace(self.stores, records=self._later) if later else self.stores
-        drive = Drive(conductor, SETTINGS, stores, tell=lambda: None, failpoints=Failpoints(failpoint, crash))
+        drive = Drive(conductor, SETTINGS, stores, tell=lambda: None, failpoints=Failpoints(failpoint, strike))
         drive.run(operation.id)
         return self.operation(operation)
 

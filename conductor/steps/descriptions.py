@@ -111,8 +111,19 @@ def describe_rolling_back(context: Context) -> None:
 
 
 def describe_rolled_back(context: Context) -> None:
-    """One revision after the one that this operation noted."""
+    """One revision after the one that this operation noted. None begins from then on; an attempt that slept may be at it yet."""
     _compare_and_set(context, revision=_target(context) + 1, to={"rolling_back_to": ""})
+    with context.effect("end"):
+        context.stores.images.end_roll_back(image_of(context.disk_id))
+
+
+def rolling_back(context: Context) -> tuple[str, str]:
+    """The key and the text that say on the image that it is rolled back to this operation's snapshot; `Conflict` when none do."""
+    image, snapshot = image_of(context.disk_id), context.operation.params[SNAPSHOT]
+    found = read(context.stores.images, image)
+    if found is None or found[1].rolling_back_to != snapshot:
+        raise Conflict(f"the description on {image} does not say that it is rolled back to {snapshot}", image=image)
+    return METADATA_KEY, found[0]
 
 
 def undescribe_started(context: Context) -> None:
@@ -178,4 +189,4 @@ DESCRIBE_STARTED = Action(describe_started, undo=undescribe_started, effects=("n
 DESCRIBE_STOPPED = Action(describe_stopped, effects=("note", "write"))
 DESCRIBE_CHANGED = Action(describe_changed, undo=undescribe_changed, effects=("note", "write"), undo_effects=("write", "publish"))
 DESCRIBE_ROLLING_BACK = Action(describe_rolling_back, effects=("note", "write"))
-DESCRIBE_ROLLED_BACK = Action(describe_rolled_back, effects=("write",))
+DESCRIBE_ROLLED_BACK = Action(describe_rolled_back, effects=("write", "end"))

@@ -3,7 +3,7 @@
 from typing import Final
 
 from conductor.steps.base import Action, Context
-from conductor.steps.descriptions import SNAPSHOT, described
+from conductor.steps.descriptions import SNAPSHOT, described, rolling_back
 from conductor.steps.images import fence_ended
 from sanderling import clones
 from sanderling.errors import Conflict, NotFound
@@ -47,7 +47,7 @@ def roll_back(context: Context) -> None:
         with context.effect("fence"):
             images.fence(client)
     with context.effect("roll_back"):
-        images.roll_back(image, _name(context), timeout_s=context.left_s)
+        images.roll_back(image, _name(context), only_if=rolling_back(context), timeout_s=context.left_s)
     _tell(context, "snapshot.rolled_back")
 
 

@@ -83,11 +83,16 @@ class Images(Protocol):
         """Oldest first."""
         ...
 
-    def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
+    def roll_back(self, name: str, snapshot: str, *, only_if: tuple[str, str], timeout_s: float) -> None:
         """Make the image hold what the snapshot does, its size included; nobody may have it open. Repeating it goes on.
 
+        It begins only while that key of the image's metadata holds that value, however late it comes to that: `Conflict` else.
         After a failure some of it may have been done; but nothing of it is done any more.
         """
+        ...
+
+    def end_roll_back(self, name: str) -> None:
+        """Once this has returned no roll-back of the image goes on. Change what they begin by before."""
         ...
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:

@@ -98,10 +98,19 @@ class FileImages:
         made = [Snapshot(stem, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)) for stem, stat in found]
         return tuple(sorted(made, key=lambda one: (one.taken_at, one.name)))
 
-    def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:  # noqa: ARG002 - bounded as every copy is
+    def roll_back(self, name: str, snapshot: str, *, only_if: tuple[str, str], timeout_s: float) -> None:  # noqa: ARG002
+        """Bounded as every copy is."""
+        key, value = only_if
         with self._translated(f"roll image {name} back to {snapshot}"), self._locked():
+            if _read(self._metadata(name)).get(key) != value:
+                raise Conflict(f"{key} of image {name} has changed; it is not rolled back")
             self._refuse_open(name)
             self._copy(self._snapshots(name) / f"{snapshot}.img", self._image(name))
+
+    def end_roll_back(self, name: str) -> None:
+        """Whoever rolls it back holds the lock until they have."""
+        with self._translated(f"wait for a roll-back of image {name}"), self._locked():
+            pass
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         with self._translated(f"remove snapshot {snapshot} of image {name}"), self._locked():

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC
 from typing import Any, Final, TypeVar
@@ -60,7 +60,7 @@ class RbdImages:
             with rbd.Image(pool, name, read_only=True) as image:
                 header = _header(image)
             for key, value in metadata.items():
-                self._compare_and_set(pool, header, key, value, expected=None)
+                self._written(pool, header, key, value, expected={key: None})
 
         self._ask(f"create image {name}", work)
 
@@ -143,8 +143,9 @@ class RbdImages:
 
         return self._ask(f"list snapshots of image {name}", work)
 
-    def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
+    def roll_back(self, name: str, snapshot: str, *, only_if: tuple[str, str], timeout_s: float) -> None:
         """By a client of its own, which the image names until it has ended in good order: whoever comes next fences it first."""
+        key, value = only_if
         before = self._ask(f"look for a roll-back of image {name}", lambda _, pool: _roller(pool, name, snapshot))
         if before and not before.endswith(_ENDED):
             self.fence(before)
@@ -159,7 +160,9 @@ class RbdImages:
                 connection.released()
 
         try:
-            if not self.set_metadata(name, _ROLLER, client, expected=before):
+            if not self._compare_and_set(name, _ROLLER, client, expected={_ROLLER: before, key: value}):
+                if self.get_metadata(name).get(key) != value:
+                    raise Conflict(f"{key} of image {name} has changed; it is not rolled back")
                 raise Unavailable(f"another rolls image {name} back at this moment; it is tried again", dependency="ceph")
         except BaseException:
             connection.released()
@@ -171,6 +174,16 @@ class RbdImages:
             self.fence(client)
             raise
         self.set_metadata(name, _ROLLER, f"{client}{_ENDED}", expected=client)  # unless whoever came next has fenced it
+
+    def end_roll_back(self, name: str) -> None:
+        def work(_: Any, pool: Any) -> str | None:
+            with rbd.Image(pool, name, read_only=True) as image:
+                return dict(image.metadata_list()).get(_ROLLER)
+
+        client = self._ask(f"look for a roll-back of image {name}", work)
+        if client and not client.endswith(_ENDED):
+            self.fence(client)
+            self.set_metadata(name, _ROLLER, f"{client}{_ENDED}", expected=client)
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         def work(_: Any, pool: Any) -> None:
@@ -218,12 +231,7 @@ class RbdImages:
         return self._ask(f"read metadata of image {name}", work)
 
     def set_metadata(self, name: str, key: str, value: str, *, expected: str | None) -> bool:
-        def work(_: Any, pool: Any) -> bool:
-            with rbd.Image(pool, name, read_only=True) as image:
-                header = _header(image)
-            return self._compare_and_set(pool, header, key, value, expected=expected)
-
-        return self._ask(f"write metadata of image {name}", work)
+        return self._compare_and_set(name, key, value, expected={key: expected})
 
     def backing_store(self, name: str) -> BackingStore:
         settings = self._settings
@@ -349,16 +357,27 @@ class RbdImages:
                 self.close()
             raise problem from error
 
-    def _compare_and_set(self, pool: Any, header: str, key: str, value: str, *, expected: str | None) -> bool:
+    def _compare_and_set(self, name: str, key: str, value: str, *, expected: Mapping[str, str | None]) -> bool:
+        """Write one key of the image's metadata where these keys hold these values, which are compared and written as one."""
+
+        def work(_: Any, pool: Any) -> bool:
+            with rbd.Image(pool, name, read_only=True) as image:
+                header = _header(image)
+            return self._written(pool, header, key, value, expected=expected)
+
+        return self._ask(f"write metadata of image {name}", work)
+
+    def _written(self, pool: Any, header: str, key: str, value: str, *, expected: Mapping[str, str | None]) -> bool:
         """Write one key of the header object at the version that was read with it; again when another write came between."""
         field = f"metadata_{key}"
-        wanted = None if expected is None else expected.encode()
+        wanted = {f"metadata_{each}": text.encode() for each, text in expected.items() if text is not None}
+        fields = tuple(f"metadata_{each}" for each in expected)
         deadline = self._clock.monotonic() + self._settings.operation_timeout_s
         while self._clock.monotonic() < deadline:
             with rados.ReadOpCtx() as read:
-                found, _ = pool.get_omap_vals_by_keys(read, (field,))
+                found, _ = pool.get_omap_vals_by_keys(read, fields)
                 pool.operate_read_op(read, header)
-                held = {name: text or b"" for name, text in found}.get(field)
+                held = {name: text or b"" for name, text in found}
             if held != wanted:
                 return False
             with rados.WriteOpCtx() as write:

@@ -26,6 +26,7 @@ from tests.simulation.ceph import Ceph, MemoryImages
 SIZE = 8 << 20
 KEY = "sanderling.disk"
 FRESH = {KEY: "v1"}
+AS_MADE = (KEY, "v1")
 
 between_processes = pytest.mark.parametrize("backend", ["files", "rbd"], indirect=True)  # what is in memory has but one
 
@@ -400,11 +401,21 @@ def test_rolling_back_brings_back_what_the_snapshot_holds(backend: Backend, imag
         backend.images.snapshot(image, "before")
     put(backend, image, "b")
     for _ in range(2):
-        backend.images.roll_back(image, "before", timeout_s=30)
+        backend.images.roll_back(image, "before", only_if=AS_MADE, timeout_s=30)
         assert backend.block(image) == b"a" * 512
     assert backend.images.get_metadata(image) == FRESH
     with pytest.raises(NotFound):
-        backend.images.roll_back(image, "none", timeout_s=30)
+        backend.images.roll_back(image, "none", only_if=AS_MADE, timeout_s=30)
+
+
+def test_who_comes_too_late_to_roll_an_image_back_changes_nothing(backend: Backend, image: str) -> None:
+    backend.images.snapshot(image, "before")
+    put(backend, image, "b")
+    backend.images.end_roll_back(image)
+    for late in ((KEY, "what it was once"), ("another", "key")):
+        with pytest.raises(Conflict, match="has changed"):
+            backend.images.roll_back(image, "before", only_if=late, timeout_s=30)
+    assert backend.block(image) == b"b" * 512
 
 
 def test_taking_a_snapshot_again_keeps_what_the_first_did(backend: Backend, image: str) -> None:
@@ -412,7 +423,7 @@ def test_taking_a_snapshot_again_keeps_what_the_first_did(backend: Backend, imag
     backend.images.snapshot(image, "before")
     put(backend, image, "b")
     backend.images.snapshot(image, "before")
-    backend.images.roll_back(image, "before", timeout_s=30)
+    backend.images.roll_back(image, "before", only_if=AS_MADE, timeout_s=30)
     assert backend.block(image) == b"a" * 512
 
 

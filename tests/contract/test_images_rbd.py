@@ -29,6 +29,8 @@ from tests.parts.usage import used
 
 SIZE = 8 << 20
 NOBODY = "127.0.0.1:0/4294967295"
+FRESH = {"sanderling.disk": "v1"}
+AS_MADE = ("sanderling.disk", "v1")
 WITHIN_S = 30.0  # far beyond the bounds set below, far below librados' own 300 s
 
 
@@ -324,20 +326,24 @@ def test_who_writes_is_told_again_of_a_snapshot_whose_maker_may_have_died(
     images.remove(unique)
 
 
-def test_who_was_rolling_an_image_back_and_may_be_still_is_fenced_first(
-    own_ceph: CephCluster, images: Images, unique: str
+@pytest.mark.parametrize("by", ["the next", "who ends it"])
+def test_who_was_rolling_an_image_back_and_may_be_still_is_fenced(
+    own_ceph: CephCluster, images: Images, unique: str, by: str
 ) -> None:
-    images.create(unique, SIZE, metadata={})
+    images.create(unique, SIZE, metadata=FRESH)
     images.snapshot(unique, "kept")
     earlier = ImageClient(images.backing_store(unique))
     try:
         own_ceph.rbd("image-meta", "set", f"{own_ceph.pool}/{unique}", "sanderling.roller", earlier.client)
-        images.roll_back(unique, "kept", timeout_s=20)
+        if by == "the next":
+            images.roll_back(unique, "kept", only_if=AS_MADE, timeout_s=20)
+        else:
+            images.end_roll_back(unique)
         assert images.is_fenced(earlier.client)
         assert not earlier.write()
         told = own_ceph.rbd("image-meta", "get", f"{own_ceph.pool}/{unique}", "sanderling.roller").strip()
         assert told.endswith(" ended"), "and nobody rolls it back now"
-        assert images.get_metadata(unique) == {}, "that is the store's own"
+        assert images.get_metadata(unique) == FRESH, "that is the store's own"
     finally:
         earlier.stop()
 
@@ -366,11 +372,11 @@ def test_of_two_that_roll_an_image_back_at_once_one_leaves_it_to_the_other(bound
 
     late = Late(replace(bounds, operation_timeout_s=20), clock=SystemClock())
     try:
-        late.create(unique, SIZE, metadata={})
+        late.create(unique, SIZE, metadata=FRESH)
         late.snapshot(unique, "kept")
         late.set_metadata(unique, "sanderling.roller", NOBODY, expected=None)
         with pytest.raises(Unavailable, match="another rolls"):
-            late.roll_back(unique, "kept", timeout_s=20)
+            late.roll_back(unique, "kept", only_if=AS_MADE, timeout_s=20)
     finally:
         late.close()
 

@@ -124,12 +124,18 @@ class MemoryImages:
         found = [replace(taken, clones=tuple(self._clones(name, taken.name))) for taken, _ in self._get(name).snapshots.values()]
         return tuple(sorted(found, key=lambda one: (one.taken_at, one.name)))
 
-    def roll_back(self, name: str, snapshot: str, *, timeout_s: float) -> None:
+    def roll_back(self, name: str, snapshot: str, *, only_if: tuple[str, str], timeout_s: float) -> None:
+        key, value = only_if
+        if self._get(name).metadata.get(key) != value:
+            raise Conflict(f"{key} of image {name} has changed; it is not rolled back")
         taken, blocks = self._snapshot(name, snapshot)
         if clients := self._ceph.clients(name):
             raise InUse(f"image {name} is open at {', '.join(clients)}", clients=list(clients))
         self._get(name).size_bytes = taken.size_bytes
         self._ceph.replace(name, blocks)
+
+    def end_roll_back(self, name: str) -> None:
+        self._get(name)
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         if clones := self._clones(name, snapshot):

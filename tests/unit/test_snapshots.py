@@ -112,6 +112,46 @@ def test_a_disk_that_cannot_go_back_to_what_was_asked_for_stays_as_it_is(
     house.done(START, disk)
 
 
+@pytest.mark.parametrize("read", [False, True], ids=["before it read the description", "after that"])
+def test_an_attempt_that_slept_until_the_disk_was_rolled_back_by_another_changes_nothing(
+    house: House, disk: Disk, read: bool
+) -> None:
+    """It had looked whether it still counts; the other came to the end meanwhile, and the disk was written to again."""
+    house.done(TAKE, disk, snapshot="before")
+    operation, slept = house.ask(ROLL_BACK, disk, snapshot="before"), Troubled(house.images)
+    whole = house.stores
+
+    def sleep() -> None:
+        slept.before.clear()
+        house.stores = whole
+        house.drive(operation, conductor="c2", later=True)
+        written(house, disk, b"new!")
+
+    if read:
+        slept.before["roll_back"] = sleep
+        house.stores = replace(whole, images=slept)
+        ended = house.drive(operation)
+    else:
+        ended = house.drive(operation, failpoint="snapshot.rollback.roll_back_image.roll_back:before", strike=sleep)
+    assert ended.state is OperationState.SUCCEEDED, ended.problem
+    assert written(house, disk) == b"new!"
+
+
+def test_a_roll_back_that_goes_on_elsewhere_is_ended_before_the_disk_is_free(house: House, disk: Disk) -> None:
+    house.done(TAKE, disk, snapshot="before")
+    troubled, told = Troubled(house.images), list[str]()
+
+    def end() -> None:
+        described = house.described(disk)
+        assert described is not None
+        told.append(f"{described.rolling_back_to!r} {house.state(disk)}")
+
+    troubled.before["end_roll_back"] = end
+    house.stores = replace(house.stores, images=troubled)
+    house.done(ROLL_BACK, disk, snapshot="before")
+    assert told == ["'' rolling_back"]
+
+
 def test_whoever_still_has_the_image_open_is_fenced_before_it_is_rolled_back(house: House, disk: Disk) -> None:
     house.done(TAKE, disk, snapshot="before")
     troubled = Troubled(house.images)
