@@ -51,10 +51,14 @@ class Ceph:
     data: MemoryStore = field(default_factory=MemoryStore)
     images: dict[str, _Image] = field(default_factory=dict)
     opened: defaultdict[str, dict[str, _Opener]] = field(default_factory=lambda: defaultdict(dict))
+    ever: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # the clients that have had an image open
+    on_rolled_back: Callable[[str], None] = lambda _image: None
+    on_cloned: Callable[[str], None] = lambda _clone: None
     lock: AbstractContextManager[object] = field(default_factory=lambda: threading.Lock())  # noqa: PLW0108  of whom it is then
 
     def open(self, image: str, client: str, lives: Callable[[], bool]) -> None:
         self.opened[image][client] = _Opener(lives)
+        self.ever[image].add(client)
 
     def clients(self, image: str) -> tuple[str, ...]:
         now = self.clock.monotonic()
@@ -68,8 +72,12 @@ class Ceph:
 
     def is_started(self, image: str) -> bool:
         """Whether the disk's description on the image says so."""
+        described = self.described(image)
+        return described is not None and described.started
+
+    def described(self, image: str) -> Disk | None:
         described = self.images[image].metadata.get(METADATA_KEY) if image in self.images else None
-        return described is not None and Disk.model_validate_json(described).started
+        return None if described is None else Disk.model_validate_json(described)
 
     def blocks(self, image: str) -> Blocks:
         return {lba: block for (name, lba), block in self.data.blocks.items() if name == image}
@@ -133,6 +141,7 @@ class MemoryImages:
             raise InUse(f"image {name} is open at {', '.join(clients)}", clients=list(clients))
         self._get(name).size_bytes = taken.size_bytes
         self._ceph.replace(name, blocks)
+        self._ceph.on_rolled_back(name)
 
     def end_roll_back(self, name: str) -> None:
         self._get(name)
@@ -148,6 +157,7 @@ class MemoryImages:
         if clone not in self._ceph.images:
             self._ceph.images[clone] = _Image(taken.size_bytes, {}, clone_of=origin)
             self._ceph.replace(clone, blocks)
+            self._ceph.on_cloned(clone)
         elif self._ceph.images[clone].clone_of != origin:
             raise Conflict(f"image {clone} is there, and no clone of {origin}")
 

@@ -7,7 +7,7 @@ nobody asked for. Beside these: one leader, and no failure that the code does no
 
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,7 @@ from sqlalchemy import select
 from iscsi_worker.targets.memory import MemoryProcess
 from sanderling.model.disks import Disk, DiskState, image_of
 from sanderling.model.exports import Export, ExportId, ExportPhase
-from sanderling.model.operations import OperationKind
+from sanderling.model.operations import OperationKind, OperationState, StepState
 from sanderling.records import disks
 from sanderling.records.tables import DiskRow, EventRow, OperationRow
 from tests.simulation.threads import Task
@@ -32,6 +32,8 @@ ALLOWED: Final[dict[str, Kinds]] = {
     "grow": frozenset({OperationKind.CREATE_DISK, OperationKind.CHANGE_DISK}),
     "snapshot": frozenset({OperationKind.CREATE_SNAPSHOT}),
     "roll_back": frozenset({OperationKind.ROLL_BACK_DISK}),
+    "remove_snapshot": frozenset({OperationKind.CREATE_SNAPSHOT, OperationKind.DELETE_SNAPSHOT}),
+    "clone": frozenset({OperationKind.CREATE_DISK}),
 }
 
 
@@ -41,10 +43,14 @@ class Violated(Exception):
 
 @dataclass(slots=True)
 class Register:
-    """One block, which one initiator writes: the newest number it has sent, and the newest that was acknowledged to it."""
+    """One block, which one initiator writes: the newest number it has sent, and the newest that was acknowledged to it.
+
+    Numbers up to `undone` were taken back when the disk was rolled back, whenever the initiator hears of their writes.
+    """
 
     sent: int = 0
     acknowledged: int = 0
+    undone: int = 0
 
 
 @dataclass(slots=True)
@@ -55,6 +61,7 @@ class Watch:
     registers: defaultdict[tuple[str, int], Register] = field(default_factory=lambda: defaultdict(Register))
     epochs: defaultdict[str, list[tuple[float, tuple[int, int]]]] = field(default_factory=lambda: defaultdict(list))
     found: list[str] = field(default_factory=list)
+    past: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     gates_changed: bool = False
 
     def violated(self, what: str) -> None:
@@ -96,17 +103,37 @@ class Watch:
 
     def landed(self, client: str, image: str, lba: int, number: int) -> None:
         known = self.registers[image, lba]
+        if client in self.past[image]:
+            self.violated(f"I2 {image}/{lba}: write {number} of {client} landed after the disk was rolled back")
+        known.undone = min(known.undone, number - 1)
         if number < known.acknowledged:
             self.violated(f"I2 {image}/{lba}: write {number} of {client} landed after {known.acknowledged} was acknowledged")
 
     def acknowledged(self, image: str, lba: int, number: int) -> None:
         known = self.registers[image, lba]
+        if number <= known.undone:
+            return
         known.acknowledged = max(known.acknowledged, number)
         self._stored(image, lba, known)
 
     def read(self, image: str, lba: int, number: int, at_least: int) -> None:
-        if number < at_least:
+        if number < min(at_least, self.registers[image, lba].acknowledged):
             self.violated(f"I2 {image}/{lba}: read {number} after {at_least} was acknowledged")
+
+    def rolled_back(self, image: str) -> None:
+        """It holds what a snapshot did; whoever had it open before writes to it no more."""
+        if self.world.ceph.is_started(image):
+            self.violated(f"I2 {image} was rolled back while it is started")
+        self.past[image] = set(self.world.ceph.ever[image])
+        for (name, lba), known in self.registers.items():
+            if name == image:
+                known.acknowledged, known.undone = number_of(self.world.ceph.data.blocks.get((image, lba), b"")), known.sent
+
+    def cloned(self, clone: str) -> None:
+        """It begins with what the snapshot holds, and its initiator goes on from there."""
+        for lba, block in self.world.ceph.blocks(clone).items():
+            known = self.registers[clone, lba]
+            known.sent = known.acknowledged = number_of(block)
 
     def _stored(self, image: str, lba: int, known: Register) -> None:
         stored = number_of(self.world.ceph.data.blocks.get((image, lba), b""))
@@ -168,6 +195,9 @@ class Watch:
         for operation in rows.values():
             if len(ends[operation.id]) != 1:
                 yield f"I3 {operation.kind} {operation.id} ended {len(ends[operation.id])} times: {ends[operation.id]}"
+            has_clones = "clones" in (operation.problem or {}).get("context", {})
+            if has_clones and (operation.kind, operation.state) == (OperationKind.DELETE_DISK, OperationState.FAILED):
+                yield f"I3 {operation.kind} {operation.id} failed half-way for clones that it could have looked for"
 
     def _leftovers(self) -> Iterable[str]:
         with self.world.looking() as session:
@@ -189,6 +219,7 @@ class Watch:
         for image in sorted(set(self.world.ceph.images) - {disk.image for disk, _ in known}):
             yield f"I5 image {image} is left over"
         yield from self._lost_writes()
+        yield from self._lost_snapshots({disk.image for disk, _ in known})
         yield from self._addresses()
 
     def _running(self) -> dict[ExportId, list[tuple[str, MemoryProcess]]]:
@@ -197,6 +228,28 @@ class Watch:
             for running in node.targets.actual():
                 found[running.export].append((node.name, node.memory.processes[running.export]))
         return found
+
+    def _lost_snapshots(self, images: Set[str]) -> Iterable[str]:
+        """Each image has what the operations on its snapshots left, and the one that it is half rolled back to."""
+        by_end = select(OperationRow).join(EventRow, EventRow.operation_id == OperationRow.id).order_by(EventRow.id)
+        kinds = OperationKind.CREATE_SNAPSHOT, OperationKind.DELETE_SNAPSHOT
+        left = defaultdict[str, dict[str, bool]](dict)
+        with self.world.looking() as session:
+            for row in session.scalars(by_end.where(EventRow.kind.in_(TERMINAL), OperationRow.kind.in_(kinds))):
+                if all(step.state == StepState.PENDING for step in row.steps):
+                    continue
+                of_image, snapshot, made = left[image_of(row.resource_id)], row.params["snapshot"], row.kind == kinds[0]
+                of_image.pop(snapshot, None)
+                if row.state != OperationState.FAILED:  # else it may be there
+                    of_image[snapshot] = made and row.state == OperationState.SUCCEEDED
+        for image in images & self.world.ceph.images.keys():
+            there = self.world.ceph.images[image].snapshots
+            for snapshot, stays in left[image].items():
+                if (snapshot in there) != stays:
+                    yield f"I5 snapshot {snapshot} of {image} is {'lost' if stays else 'left over'}"
+            described = self.world.ceph.described(image)
+            if described is not None and described.rolling_back_to and described.rolling_back_to not in there:
+                yield f"I5 {image} is half rolled back to {described.rolling_back_to}, which is not there"
 
     def _addresses(self) -> Iterable[str]:
         for node in self.world.nodes.values():

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from api.disks import DiskChange
-from api.routes import assignments, disks, gateways, marks, operations
+from api.disks import DiskChange, Source
+from api.routes import assignments, disks, gateways, marks, operations, snapshots
 from api.routes.assignments import NewAssignment
 from api.routes.disks import NewDisk
 from api.routes.gateways import Drain
 from api.routes.marks import NewMarks
+from api.routes.snapshots import NewSnapshot
 from iscsi_worker.targets.memory import MemoryOperation, MemorySession
 from sanderling.errors import TargetFailed
 from sanderling.model.disks import Access, Disk
@@ -26,7 +27,10 @@ DISKS_MAX: Final = 4
 KINDS: Final = (
     *("move", "move", "move", "average", "drain", "undrain", "mark"),
     *("stop", "start", "start", "delete", "rename", "grow", "admit", "cancel"),
+    *("snapshot", "unsnapshot", "roll_back", "clone"),
 )
+ABOUT_SNAPSHOTS: Final = ("snapshot", "snapshot", "unsnapshot", "roll_back", "clone", "start", "delete", "cancel")
+KEEPERS: Final = 0.25  # of the operators ask for no other kinds, so that one snapshot meets several requests
 REPEATS_MAX: Final = 8
 
 
@@ -36,7 +40,8 @@ class Operator:
     def __init__(self, world: "World") -> None:
         self.world, self.rng = world, world.rng
         self._made = 0
-        self._kinds = [kind for kind in KINDS if self.rng.random() < 0.5] or ["move"]
+        kinds = ABOUT_SNAPSHOTS if self.rng.random() < KEEPERS else KINDS
+        self._kinds = [kind for kind in kinds if self.rng.random() < 0.5] or ["move"]
         self.stopped = False
 
     def work(self) -> None:
@@ -92,7 +97,40 @@ class Operator:
                     marked.model_dump_json(),
                     lambda context, caller, change: marks.put(name, marked, context, caller, change),
                 )
-        return self._change(kind, chosen)
+        return self._snapshots(kind, chosen) or self._change(kind, chosen)
+
+    def _snapshots(self, kind: str, disk: Disk) -> tuple[str, str, Callable[..., Any]] | None:
+        """Of snapshots that the image has, mostly, so that something comes of it."""
+        name = f"s{self.rng.randint(0, 2)}"
+        there = sorted(self.world.ceph.images[disk.image].snapshots) if disk.image in self.world.ceph.images else []
+        old = self.rng.choice([*there, name])
+        match kind:
+            case "snapshot":
+                new = NewSnapshot(name=name)
+                return (
+                    kind,
+                    f"{disk.name} {name}",
+                    lambda context, caller, change: snapshots.create(disk.name, new, context, caller, change),
+                )
+            case "unsnapshot":
+                return (
+                    kind,
+                    f"{disk.name} {old}",
+                    lambda context, caller, change: snapshots.delete(disk.name, old, context, caller, change),
+                )
+            case "roll_back" if disk.started:
+                return "stop", disk.name, lambda context, caller, change: disks.stop(disk.name, context, caller, change)
+            case "roll_back":
+                return (
+                    kind,
+                    f"{disk.name} {old}",
+                    lambda context, caller, change: snapshots.roll_back(
+                        disk.name, old, context, caller, change, confirm=disk.name
+                    ),
+                )
+            case "clone":
+                return self._create(source=Source(disk=disk.name, snapshot=old))
+        return None
 
     def _elsewhere(self, kind: str) -> tuple[str, str, Callable[..., Any]] | None:
         gateway = self._gateway()
@@ -131,11 +169,12 @@ class Operator:
             lambda context, caller, change: disks.change(disk.name, body, context, caller, change),
         )
 
-    def _create(self) -> tuple[str, str, Callable[..., Any]]:
+    def _create(self, source: Source | None = None) -> tuple[str, str, Callable[..., Any]]:
         self._made += 1
         body = NewDisk(
             name=f"disk-{self._made}",
-            size_bytes=1 << 20,
+            size_bytes=None if source else 1 << 20,
+            source=source,
             access="shared" if self.rng.random() < 0.25 else "exclusive",
             paths=self.rng.randint(1, 3),
             allow_any=True,
@@ -159,6 +198,8 @@ class Initiators:
         """Begin to write to disks as they appear."""
         while True:
             for disk in self.world.disks():
+                if disk.image not in self.world.ceph.images:
+                    continue  # what it holds at first is not known yet
                 for lba, addresses in _registers(disk):
                     if (disk.id, lba) not in self._known:
                         self._known.add((disk.id, lba))

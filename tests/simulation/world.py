@@ -54,7 +54,7 @@ WORKER: Final = WorkerSettings(targets="memory", addresses="memory", announcemen
 CONDUCTOR: Final = ConductorSettings(
     workers=3, sweep_interval_s=3.0, balance_cool_down_s=15.0, balance_interval_s=8.0, schedule_interval_s=60.0
 )
-CHANGING: Final = {"create", "remove", "grow", "snapshot", "roll_back"}
+CHANGING: Final = {"create", "remove", "grow", "snapshot", "roll_back", "remove_snapshot", "clone"}
 
 
 @dataclass(slots=True)
@@ -97,6 +97,7 @@ class World:
         self.coordination = EmbeddedCoordination(clock=self.clock)
         self.ceph = Ceph(self.clock)
         self.watch = Watch(self)
+        self.ceph.on_rolled_back, self.ceph.on_cloned = self.watch.rolled_back, self.watch.cloned
         self.scheduler.on_step, self.scheduler.on_error = self.watch.step, self.watch.died
         self.broker = Broker(self.scheduler, self.rng, self.weather, self._park)
         self.broker.delivered = self.watch.delivered
@@ -384,7 +385,7 @@ class _Authorised:
             return method
 
         def changing(image: str, *args: Any, **kwargs: Any) -> Any:
-            self._watch.authorised(name, image)
+            self._watch.authorised(name, image if name != "clone" else args[1])
             return method(image, *args, **kwargs)
 
         return changing
