@@ -88,7 +88,7 @@ def create(
         disk = disks.insert(session, disk, now=now, state=DiskState.CREATING, other_iqn=body.iqn is None)
         events.append(session, "disk.creating", at=now, actor=caller.name, resource_id=disk.id, data={"name": disk.name})
         notes = () if disk.initiators or disk.allow_any else (NOBODY,)
-        params = {"source": source} if source else {}
+        params = {disks.SOURCE: source} if source else {}
         return Intent(disk, DiskState.CREATING, plan, notes=notes, params=params)
 
     return change.carry_out(caller, prepare)

@@ -18,12 +18,9 @@ _LOOK_AGAIN_S: Final = 0.5
 _LATEST_MAX: Final = 20  # operations on the disk, and exports of it; the clients of older ones are long off the list
 
 
-SOURCE: Final = "source"  # among the operation's params: the disk and the snapshot of which the new one is a clone
-
-
 def create(context: Context) -> None:
     disk, images = context.indexed(), context.stores.images
-    source = context.operation.params.get(SOURCE)
+    source = context.operation.params.get(disks.SOURCE)
     if source is not None:
         fence_ended(context, source["disk_id"])
     with context.effect("create"):

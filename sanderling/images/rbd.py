@@ -146,7 +146,9 @@ class RbdImages:
     def roll_back(self, name: str, snapshot: str, *, only_if: tuple[str, str], timeout_s: float) -> None:
         """By a client of its own, which the image names until it has ended in good order: whoever comes next fences it first."""
         key, value = only_if
-        before = self._ask(f"look for a roll-back of image {name}", lambda _, pool: _roller(pool, name, snapshot))
+        if snapshot not in [one.name for one in self.snapshots(name)]:
+            raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
+        before = self._roller(name)
         if before and not before.endswith(_ENDED):
             self.fence(before)
         connection = self._made()
@@ -176,14 +178,19 @@ class RbdImages:
         self.set_metadata(name, _ROLLER, f"{client}{_ENDED}", expected=client)  # unless whoever came next has fenced it
 
     def end_roll_back(self, name: str) -> None:
+        client = self._roller(name)
+        if client and not client.endswith(_ENDED):
+            self.fence(client)
+            self.set_metadata(name, _ROLLER, f"{client}{_ENDED}", expected=client)
+
+    def _roller(self, name: str) -> str | None:
+        """The client that rolled the image back last, marked when it has ended."""
+
         def work(_: Any, pool: Any) -> str | None:
             with rbd.Image(pool, name, read_only=True) as image:
                 return dict(image.metadata_list()).get(_ROLLER)
 
-        client = self._ask(f"look for a roll-back of image {name}", work)
-        if client and not client.endswith(_ENDED):
-            self.fence(client)
-            self.set_metadata(name, _ROLLER, f"{client}{_ENDED}", expected=client)
+        return self._ask(f"look for a roll-back of image {name}", work)
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         def work(_: Any, pool: Any) -> None:
@@ -501,14 +508,6 @@ def _remove_inherited_metadata(pool: Any, name: str, clone: str) -> None:
         for key, value in dict(image.metadata_list()).items():
             if inherited.get(key) == value:
                 image.metadata_remove(key)
-
-
-def _roller(pool: Any, name: str, snapshot: str) -> str | None:
-    """The client that rolled the image back last, marked when it has ended; `NotFound` without the snapshot."""
-    with rbd.Image(pool, name, read_only=True) as image:
-        if snapshot not in [entry["name"] for entry in _snapshots(image)]:
-            raise NotFound(f"image {name} has no snapshot {snapshot}", snapshot=snapshot)
-        return dict(image.metadata_list()).get(_ROLLER)
 
 
 def _is_clone(pool: Any, clone: str, name: str, snapshot: str) -> bool:

@@ -24,6 +24,8 @@ CHANGE: Final = "change"
 """Likewise: what is to be, of what can be changed."""
 RESTARTS: Final = "restarts"
 """Likewise: whether the exports are to be started again for it."""
+SOURCE: Final = "source"
+"""Among the params of an operation that makes a disk as a clone: the other's `disk_id`, and its `snapshot`."""
 _CHANGEABLE: Final = ("name", "size_bytes", "initiators", "allow_any", "chap", "schedule")
 
 _INSERT: Final = sql_insert(DiskRow)

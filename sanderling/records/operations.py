@@ -156,7 +156,7 @@ def open_on(session: Session, resource_id: str) -> str | None:
 
 def cloning(session: Session, disk_id: str) -> list[Operation]:
     """Those that have not ended and make a disk as a clone of one of this disk's snapshots."""
-    source = OperationRow.params["source"]["disk_id"].as_string()
+    source = OperationRow.params[disks.SOURCE]["disk_id"].as_string()
     is_open = OperationRow.ended_at.is_(None), OperationRow.kind == OperationKind.CREATE_DISK
     return [_model(row) for row in session.scalars(select(OperationRow).where(*is_open, source == disk_id))]
 

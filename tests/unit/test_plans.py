@@ -62,8 +62,8 @@ def test_what_makes_or_starts_a_disk_can_be_undone_until_it_settles(kind: Operat
 @pytest.mark.parametrize("started", [True, False])
 def test_what_stops_or_deletes_a_disk_cannot_be_undone_once_it_has_begun(started: bool) -> None:
     for kind in (STOP, DELETE):
-        steps = [Step(name=name, deadline_s=1) for name in names(kind, started=started) if name != plans.CHECK_UNCLONED]
-        first, *rest = steps
+        begins = [name for name in names(kind, started=started) if name != plans.CHECK_UNCLONED]
+        first, *rest = (Step(name=name, deadline_s=1) for name in begins)
         assert plans.past_return([first, *rest]) is None
         begun = first.model_copy(update={"state": StepState.RUNNING})
         assert plans.past_return([begun, *rest]) == begun
